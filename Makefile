@@ -1,0 +1,77 @@
+# `make` explains; `make demo` and `make test` need nothing but python3.
+
+VENV     ?= .venv
+PYTHON   ?=
+DETECTRON2 ?=
+CONFIG   ?= configs/Shapes/igvg_tiny.yaml
+# igvg_tiny.yaml trains into output/shapes_tiny, another config into a folder of its own name.
+OUTPUT   ?= output/$(patsubst igvg_%,shapes_%,$(basename $(notdir $(CONFIG))))
+DATASETS ?= $(if $(DETECTRON2_DATASETS),$(DETECTRON2_DATASETS),datasets)
+OPTS     ?=
+TESTS    ?=
+
+PY := $(VENV)/bin/python
+SHAPES = $(DATASETS)/shapes
+
+# Detectron2 imports torch.jit.script, which new PyTorch releases announce to replace.
+export PYTHONWARNINGS ?= ignore:`torch.jit.script` is deprecated:FutureWarning
+
+.DEFAULT_GOAL := help
+.PHONY: help env data train report demo test lint clean clean-all
+# Targets of `make demo` build on one another; -j must not reorder them.
+.NOTPARALLEL:
+
+help:
+	@echo "igvg_d2: generalized visual grounding on Detectron2"
+	@echo
+	@echo "  make demo       from nothing to a trained, evaluated, visible model (about 15 minutes on 2 cores)"
+	@echo "  make test       the tests"
+	@echo "  make lint       format and style check (dev/linter.sh --fix repairs what a tool can repair)"
+	@echo
+	@echo "  make env        only create $(VENV) and install; the targets above do it themselves, once"
+	@echo "  make data       only generate the Shapes data set"
+	@echo "  make train      only train and evaluate; continues an interrupted training"
+	@echo "  make report     only write report.html of a finished training and print its metrics"
+	@echo "  make clean      remove caches and build products; runs, data and environment stay"
+	@echo "  make clean-all  remove output/, datasets/shapes/ and .venv/ too"
+	@echo
+	@echo "Variables, with their present values (make demo NAME=value):"
+	@echo "  PYTHON=$(PYTHON)  interpreter for a new environment; empty: the first python3 of 3.10 or newer"
+	@echo "  VENV=$(VENV)  folder of the environment"
+	@echo "  DETECTRON2=$(DETECTRON2)  pip spec of another Detectron2 (git URL, folder); empty: the registry's"
+	@echo "  DATASETS=$(DATASETS)  data set root, as \$$DETECTRON2_DATASETS"
+	@echo "  CONFIG=$(CONFIG)"
+	@echo "  OUTPUT=$(OUTPUT)"
+	@echo "  OPTS=$(OPTS)  config overrides, for instance OPTS=\"SEED 2 SOLVER.IMS_PER_BATCH 32\""
+	@echo "  TESTS=$(TESTS)  what make test runs, for instance TESTS=tests/data; empty: all tests"
+
+env:
+	@VENV="$(VENV)" PYTHON="$(PYTHON)" DETECTRON2="$(DETECTRON2)" dev/setup_env.sh
+
+# Does nothing when a complete set of the present generator version is there.
+data: env
+	@"$(PY)" datasets/prepare_synthetic.py --output "$(SHAPES)" --seed 0
+
+train: data
+	DETECTRON2_DATASETS="$(DATASETS)" "$(PY)" train_net.py --resume --config-file "$(CONFIG)" \
+		OUTPUT_DIR "$(OUTPUT)" $(OPTS)
+
+report: env
+	@"$(PY)" tools/make_report.py "$(OUTPUT)"
+	@"$(PY)" dev/show_results.py "$(OUTPUT)"
+
+demo: train
+	@$(MAKE) --no-print-directory report
+
+test: env
+	"$(PY)" -m pytest $(TESTS)
+
+lint: env
+	PATH="$(abspath $(VENV))/bin:$$PATH" dev/linter.sh
+
+clean:
+	rm -rf .pytest_cache .mypy_cache build
+	find . -path "./$(VENV)" -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
+
+clean-all: clean
+	rm -rf output datasets/shapes .venv

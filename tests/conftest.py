@@ -1,0 +1,15 @@
+"""Fixtures every test folder may use."""
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared_dir():
+    """Folder of reference data beside the repository; the test is skipped without it."""
+    if not SHARED.is_dir():
+        pytest.skip(f"reference data not found beside the repository: {SHARED}")
+    return SHARED

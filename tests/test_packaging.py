@@ -1,0 +1,114 @@
+"""What pip and make are told: package metadata, and the commands behind `make`."""
+
+import os
+import shutil
+import subprocess
+import sys
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+import igvg_d2
+from igvg_d2.requirements_check import REQUIREMENTS
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Arguments: the checkout, a folder for the result. Run on a copy, as it leaves egg-info behind.
+BUILD_METADATA = """
+import os, sys, setuptools.build_meta as backend
+os.chdir(sys.argv[1])
+print("dist-info:" + backend.prepare_metadata_for_build_wheel(sys.argv[2]))
+"""
+
+
+@pytest.fixture(scope="module")
+def metadata(tmp_path_factory):
+    """Parsed METADATA of the package as pip would see it."""
+    pytest.importorskip("setuptools.build_meta")
+    copy = tmp_path_factory.mktemp("checkout")
+    for name in ("setup.py", "setup.cfg", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "igvg_d2", copy / "igvg_d2", ignore=ignored)
+    (copy / "tests").mkdir()
+    (copy / "tests" / "__init__.py").touch()
+    out = tmp_path_factory.mktemp("metadata")
+    run = subprocess.run(
+        [sys.executable, "-c", BUILD_METADATA, str(copy), str(out)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    (line,) = [line for line in run.stdout.splitlines() if line.startswith("dist-info:")]
+    text = (out / line.partition(":")[2] / "METADATA").read_text(encoding="utf-8")
+    return Parser().parsestr(text), copy
+
+
+def test_metadata(metadata):
+    fields, _ = metadata
+    assert fields["Name"].replace("-", "_") == "igvg_d2"
+    assert fields["Version"] == igvg_d2.__version__
+    assert fields["Requires-Python"] == ">=3.10"
+    assert {"dev", "all"} <= set(fields.get_all("Provides-Extra"))
+
+
+def test_runtime_requirements_are_lower_bounds_only(metadata):
+    fields, _ = metadata
+    required = {line.lower() for line in fields.get_all("Requires-Dist") if "extra" not in line}
+    assert required == {f"{r.distributions[0]}>={r.minimum}" for r in REQUIREMENTS}
+    # Not on PyPI under its own name: an install would fail for everybody.
+    assert not any("detectron2" in line for line in required)
+
+
+def test_only_the_library_is_packaged(metadata):
+    """Every folder of igvg_d2 is installed, and no top-level "tests" or "tools" beside it."""
+    _, copy = metadata
+    folders = {
+        path.parent.relative_to(copy).as_posix().replace("/", ".")
+        for path in (copy / "igvg_d2").rglob("__init__.py")
+    }
+    code = (
+        "import os, sys, runpy, setuptools; os.chdir(sys.argv[1]); "
+        "setuptools.setup = lambda **options: print(*options['packages']); "
+        "runpy.run_path('setup.py')"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(copy)], capture_output=True, text=True, check=True
+    )
+    assert set(run.stdout.split()) == folders
+
+
+def make(*arguments):
+    """Output of a `make` call in the checkout, without the variables of an outer `make test`."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    inherited = ("MAKEFLAGS", "MAKELEVEL", "CONFIG", "OUTPUT", "DATASETS", "OPTS", "TESTS", "VENV")
+    environment = {k: v for k, v in os.environ.items() if k not in inherited}
+    run = subprocess.run(
+        ["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    return run.stdout
+
+
+def test_plain_make_teaches():
+    text = make()
+    for word in ("make demo", "make test", "DETECTRON2=", "CONFIG=", "OPTS="):
+        assert word in text
+
+
+def test_demo_trains_with_resume_into_a_folder_named_after_the_config():
+    text = make("-n", "demo")
+    assert "train_net.py --resume --config-file" in text
+    assert 'OUTPUT_DIR "output/shapes_tiny"' in text
+    assert "tools/make_report.py" in text
+    text = make("-n", "demo", "CONFIG=configs/Shapes/igvg_tiny_long.yaml")
+    assert 'OUTPUT_DIR "output/shapes_tiny_long"' in text
+
+
+@pytest.mark.parametrize("name", [".ci/run", "dev/setup_env.sh", "dev/linter.sh"])
+def test_scripts_are_executable_and_stop_at_the_first_failure(name):
+    path = ROOT / name
+    assert os.access(path, os.X_OK), f"git update-index --chmod=+x {name}"
+    assert "set -euo pipefail" in path.read_text(encoding="utf-8")
