@@ -1,0 +1,192 @@
+"""GroundingDatasetMapper: from a dataset dict (one expression) to what the model takes."""
+
+import logging
+from typing import Any, Callable, Dict, List, Tuple
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import detection_utils
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
+
+from .augmentation import flip, is_flippable, jitter_color, swap_direction_words
+from .datasets.instances import to_rle
+from .resize import SquashResize, build_resize
+from .tokenizer import build_tokenizer
+
+logger = logging.getLogger(__name__)
+
+_IMAGE_FORMATS = ("RGB", "BGR")
+
+
+class GroundingDatasetMapper:
+    """Reads the picture, resizes picture and targets, and tokenizes the expression.
+
+    Input: a dataset dict as the readers in :mod:`igvg_d2.data.datasets` make it; not modified.
+
+    Output: a dict with the input's keys except ``annotations``, and
+
+    * ``image``: uint8 (3, H, W), network frame, channels in ``cfg.INPUT.FORMAT``;
+    * ``height``, ``width``: int, of the original picture;
+    * ``text_ids``: int64 (L,), begin and end tokens included, L as long as this expression needs;
+    * ``text_padding_mask``: bool (L,), all False (the model pads to the longest of the batch);
+    * ``expression``: the text that was tokenized, after a flip with its direction words
+      exchanged;
+    * ``instances`` (training only): Instances((H, W)) with ``gt_boxes`` Boxes (T, 4) XYXY pixels,
+      ``gt_classes`` int64 zeros (T,), ``gt_masks`` BitMasks (T, H, W), all there also when T = 0.
+
+    Crops are refused: a crop can turn a target into a no-target.
+
+    Args:
+        is_train: augment, and return ``instances``.
+        tokenizer: maps an expression to its list of token ids.
+        image_format: "RGB" or "BGR".
+        resize: rule that brings pictures, masks and boxes to the network's input size.
+        horizontal_flip_prob, vertical_flip_prob: in training, probability of a flip with left/right
+            (top/bottom) words exchanged; see :func:`swap_direction_words` for what it cannot know.
+        color_jitter: c; in training, brightness and contrast are scaled by factors from
+            [1 - c, 1 + c].
+    """
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        tokenizer: Callable[[str], List[int]],
+        image_format: str,
+        resize: SquashResize,
+        horizontal_flip_prob: float = 0.0,
+        vertical_flip_prob: float = 0.0,
+        color_jitter: float = 0.0,
+    ):
+        if image_format not in _IMAGE_FORMATS:
+            raise ValueError(
+                f"INPUT.FORMAT: expected one of {_IMAGE_FORMATS}, got {image_format!r}"
+            )
+        for name, value in (
+            ("FLIP.HORIZONTAL_PROB", horizontal_flip_prob),
+            ("FLIP.VERTICAL_PROB", vertical_flip_prob),
+            ("COLOR_JITTER", color_jitter),
+        ):
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"INPUT.{name}: expected a number from 0 to 1, found {value}")
+        self.is_train = is_train
+        self.tokenizer = tokenizer
+        self.image_format = image_format
+        self.resize = resize
+        self.flip_probs = {"horizontal": horizontal_flip_prob, "vertical": vertical_flip_prob}
+        self.color_jitter = color_jitter
+        augmentations = (
+            f", flips {self.flip_probs}, color jitter {color_jitter}" if is_train else ""
+        )
+        mode = "training" if is_train else "inference"
+        logger.info("Augmentations used in %s: %r%s", mode, resize, augmentations)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> Dict[str, Any]:
+        """Arguments from ``cfg.INPUT``."""
+        if cfg.INPUT.CROP.ENABLED:
+            raise ValueError(
+                "INPUT.CROP.ENABLED: expected False, found True; a crop can cut a target away and "
+                "turn its expression into a no-target one"
+            )
+        return {
+            "is_train": is_train,
+            "tokenizer": build_tokenizer(cfg),
+            "image_format": cfg.INPUT.FORMAT,
+            "resize": build_resize(cfg),
+            "horizontal_flip_prob": cfg.INPUT.FLIP.HORIZONTAL_PROB,
+            "vertical_flip_prob": cfg.INPUT.FLIP.VERTICAL_PROB,
+            "color_jitter": cfg.INPUT.COLOR_JITTER,
+        }
+
+    def __call__(self, dataset_dict: Dict[str, Any]) -> Dict[str, Any]:
+        """Maps one sample; see the class for keys, shapes and frames."""
+        # A shallow copy is enough: nothing below writes into a value of the input.
+        sample = dict(dataset_dict)
+        annotations = sample.pop("annotations", [])
+        image = self.resize.resize_image(_read_image(sample, self.image_format))
+        if self.is_train:
+            boxes, masks = self._read_targets(annotations, sample)
+            image, boxes, masks = self._augment(sample, image, boxes, masks)
+            sample["instances"] = _to_instances(boxes, masks)
+        sample["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        sample["text_ids"] = torch.tensor(self.tokenizer(sample["expression"]), dtype=torch.int64)
+        sample["text_padding_mask"] = torch.zeros(len(sample["text_ids"]), dtype=torch.bool)
+        return sample
+
+    def _read_targets(
+        self, annotations: List[Dict[str, Any]], sample: Dict[str, Any]
+    ) -> Tuple[np.ndarray, np.ndarray]:
+        """Boxes float32 (T, 4) XYXY and masks bool (T, H, W), network frame."""
+        size = (sample["height"], sample["width"])
+        if not annotations:
+            return np.zeros((0, 4), np.float32), np.zeros((0, *self.resize.image_size), bool)
+        try:
+            masks = mask_util.decode([to_rle(a["segmentation"], *size) for a in annotations])
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"segmentation of {_name(sample)}: {error!r}") from error
+        modes = {a["bbox_mode"] for a in annotations}
+        if len(modes) > 1:
+            raise ValueError(f"bbox_mode of {_name(sample)}: expected one for all, found {modes}")
+        boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64)
+        if modes == {BoxMode.XYWH_ABS}:
+            # BoxMode.convert takes 0.1 ms for this line, as long as decoding a mask.
+            boxes[:, 2:] += boxes[:, :2]
+        else:
+            boxes = BoxMode.convert(boxes, modes.pop(), BoxMode.XYXY_ABS)
+        return self.resize.resize_boxes(boxes, size), self.resize.resize_masks(masks)
+
+    def _augment(
+        self, sample: Dict[str, Any], image: np.ndarray, boxes: np.ndarray, masks: np.ndarray
+    ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Random flips (which rewrite ``sample["expression"]``) and colour jitter."""
+        for axis, probability in self.flip_probs.items():
+            # Nothing is drawn for what is off, so that one option does not shift another's draws.
+            if probability == 0.0 or np.random.uniform() >= probability:
+                continue
+            if is_flippable(sample["expression"], axis):
+                image, boxes, masks = flip(image, boxes, masks, axis)
+                sample["expression"] = swap_direction_words(sample["expression"], axis)
+        if self.color_jitter > 0.0:
+            low, high = 1.0 - self.color_jitter, 1.0 + self.color_jitter
+            image = jitter_color(image, *np.random.uniform(low, high, size=2))
+        return image, boxes, masks
+
+
+def _read_image(sample: Dict[str, Any], image_format: str) -> np.ndarray:
+    """Picture uint8 (height, width, 3) after EXIF rotation, of the size the sample states."""
+    try:
+        image = detection_utils.read_image(sample["file_name"], image_format)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"no image file for {_name(sample)}; see datasets/README.md for where images belong"
+        ) from error
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more
+        raise ValueError(
+            f"cannot decode the image of {_name(sample)}: {error!r}; download or write it again"
+        ) from error
+    height, width = image.shape[:2]
+    expected = (sample.setdefault("height", height), sample.setdefault("width", width))
+    if (height, width) != expected:
+        raise detection_utils.SizeMismatchError(
+            f"image of {_name(sample)}: the annotation says height, width = {expected}, the file "
+            f"has {(height, width)}; image folder and annotation file do not belong together"
+        )
+    return image
+
+
+def _to_instances(boxes: np.ndarray, masks: np.ndarray) -> Instances:
+    """Targets as the structures Detectron2 models take; all fields are set also for no target."""
+    instances = Instances(masks.shape[1:])
+    instances.gt_boxes = Boxes(torch.from_numpy(boxes))
+    instances.gt_classes = torch.zeros(len(boxes), dtype=torch.int64)
+    instances.gt_masks = BitMasks(torch.from_numpy(np.ascontiguousarray(masks)))
+    return instances
+
+
+def _name(sample: Dict[str, Any]) -> str:
+    """Which sample and which file, for error messages."""
+    return f"sample {sample.get('sample_id', '?')} ('{sample['file_name']}')"

@@ -1,0 +1,8 @@
+"""Readers of the benchmarks' official files; importing it registers the built-in data sets."""
+
+from . import builtin
+from .common import load_referring, register_grounding
+from .files import read_refs
+from .grefcoco import load_grefcoco
+from .instances import InstanceFile, to_rle
+from .refcoco import load_refcoco

@@ -1,0 +1,167 @@
+"""Tokenizers: from an expression to the token ids of the text branch."""
+
+import functools
+import os
+import string
+import tempfile
+from typing import Any, List, Sequence
+
+from detectron2.config import CfgNode, configurable
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.registry import Registry
+
+TOKENIZER_REGISTRY = Registry("TOKENIZER")
+TOKENIZER_REGISTRY.__doc__ = """
+Registry of tokenizers. The registered class is called as ``cls(cfg)`` and gives an object with
+
+* ``tokenizer(expression: str) -> list[int]``: ids that begin with BOS (0) and end with EOS (2), at
+  most ``cfg.INPUT.TOKENIZER.MAX_TOKENS`` of them and no padding; 1 is the padding id and 3 the
+  unknown token. Raises ValueError when the expression has no token between BOS and EOS.
+* ``vocab_size: int``: every id is below it.
+
+The object must be picklable, since data loader workers receive a copy.
+"""
+
+BOS_ID, PAD_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
+
+# BEiT-3's sentencepiece model: 64,000 pieces, and <pad> and <mask> of the XLM-RoBERTa layout.
+_BEIT3_VOCAB_SIZE = 64002
+_PROBE_TEXT = "the second person from the left in a white shirt"
+_VOCAB_FILE_NAME = "sentencepiece.bpe.model"  # the name that XLMRobertaTokenizer looks for
+
+# Text cleaning of the release: these characters are deleted, "-" and "/" become spaces.
+_CLEANING = str.maketrans({**{c: None for c in ".,'!?\"()*#:;"}, "-": " ", "/": " "})
+_PUNCTUATION_TO_SPACE = str.maketrans({character: " " for character in string.punctuation})
+
+
+def build_tokenizer(cfg: CfgNode) -> Any:
+    """Build the tokenizer named by ``cfg.INPUT.TOKENIZER.NAME``; see `TOKENIZER_REGISTRY`."""
+    return TOKENIZER_REGISTRY.get(cfg.INPUT.TOKENIZER.NAME)(cfg)
+
+
+def _add_special_ids(ids: Sequence[int], expression: str, max_tokens: int) -> List[int]:
+    """Enclose ids in BOS and EOS and cut the tail off, never the EOS."""
+    if not ids:
+        raise ValueError(
+            f"the expression {expression!r} has no token; remove the sample or give it words"
+        )
+    return [BOS_ID, *ids[: max_tokens - 2], EOS_ID]
+
+
+def _check_max_tokens(max_tokens: int) -> int:
+    """Room for BOS, one token and EOS."""
+    if max_tokens < 3:
+        raise ValueError(f"INPUT.TOKENIZER.MAX_TOKENS: expected 3 or more, got {max_tokens}")
+    return max_tokens
+
+
+def _import_xlm_roberta_tokenizer() -> Any:
+    """Import late: transformers takes seconds and only this tokenizer needs it."""
+    from transformers import XLMRobertaTokenizer
+
+    return XLMRobertaTokenizer
+
+
+@functools.lru_cache(maxsize=2)
+def _load_xlm_roberta(path: str) -> Any:
+    """Load a sentencepiece file once per process as an XLM-RoBERTa tokenizer and check it."""
+    problem = None
+    # transformers 5 given the file itself as `vocab_file` returns a tokenizer of 5 tokens that
+    # knows no word, without a warning. It reads the model only from a folder and by this name.
+    with tempfile.TemporaryDirectory() as folder:
+        os.symlink(os.path.abspath(path), os.path.join(folder, _VOCAB_FILE_NAME))
+        try:
+            tokenizer = _import_xlm_roberta_tokenizer().from_pretrained(folder)
+        except ImportError:
+            raise
+        # Depending on the version, a damaged file ends in any of OSError, RuntimeError, TypeError,
+        # ValueError and protobuf's DecodeError, none of which names the file.
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
+    if problem is None:
+        size, probe = len(tokenizer), tokenizer(_PROBE_TEXT)["input_ids"]
+        if size == _BEIT3_VOCAB_SIZE and UNK_ID not in probe and len(probe) > 2:
+            return tokenizer
+        problem = f"{size} tokens, {probe.count(UNK_ID)} unknown in {_PROBE_TEXT!r}"
+    raise ValueError(
+        f"INPUT.TOKENIZER.FILE: {path} ({os.path.getsize(path):,} bytes) is not BEiT-3's "
+        f"sentencepiece model. Expected {_BEIT3_VOCAB_SIZE} tokens and no unknown one in a plain "
+        f"text, found {problem}. Download beit3.spm again (1,356,293 bytes)."
+    )
+
+
+@TOKENIZER_REGISTRY.register()
+class BEiT3Tokenizer:
+    """BEiT-3's sentencepiece tokenizer in the id layout of XLM-RoBERTa.
+
+    The loaded model is shared by all instances of a process and is not pickled.
+    """
+
+    @configurable
+    def __init__(self, *, file: str, max_tokens: int = 50, clean_text: bool = False) -> None:
+        """
+        Args:
+            file: path of ``beit3.spm``.
+            max_tokens: largest number of ids, BOS and EOS included.
+            clean_text: clean as the published model does: lower-case, delete punctuation, turn
+                hyphens and slashes into spaces.
+        """
+        path = PathManager.get_local_path(file) if file else ""
+        if not os.path.isfile(path):
+            raise FileNotFoundError(
+                f"INPUT.TOKENIZER.FILE: expected BEiT-3's sentencepiece model beit3.spm, found no "
+                f"file at {file!r}. Get it from the BEiT-3 release page (github.com/microsoft/"
+                f"unilm, folder beit3, 'Text Tokenizer') and set INPUT.TOKENIZER.FILE to its path."
+            )
+        self.path = path
+        self.max_tokens = _check_max_tokens(max_tokens)
+        self.clean_text = clean_text
+        self.vocab_size = len(_load_xlm_roberta(path))
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        """Read ``INPUT.TOKENIZER``."""
+        return {
+            "file": cfg.INPUT.TOKENIZER.FILE,
+            "max_tokens": cfg.INPUT.TOKENIZER.MAX_TOKENS,
+            "clean_text": cfg.INPUT.TOKENIZER.CLEAN_TEXT,
+        }
+
+    def __call__(self, expression: str) -> List[int]:
+        """Token ids of an expression, length 3 to ``max_tokens``, BOS first and EOS last."""
+        text = expression.lower().translate(_CLEANING) if self.clean_text else expression
+        ids = _load_xlm_roberta(self.path)(text, add_special_tokens=False)["input_ids"]
+        return _add_special_ids(ids, expression, self.max_tokens)
+
+
+@TOKENIZER_REGISTRY.register()
+class ShapesTokenizer:
+    """Word-level tokenizer of the generated Shapes data; needs no file.
+
+    Words of the Shapes grammar have the ids 4 and up in alphabetical order, any other word is
+    unknown (3).
+    """
+
+    @configurable
+    def __init__(self, *, max_tokens: int = 50) -> None:
+        """
+        Args:
+            max_tokens: largest number of ids, BOS and EOS included.
+        """
+        # Late, so that a user of real data does not load the generator.
+        from .synthetic import vocabulary_words
+
+        self.max_tokens = _check_max_tokens(max_tokens)
+        self.word_ids = {word: index for index, word in enumerate(vocabulary_words(), UNK_ID + 1)}
+        self.vocab_size = UNK_ID + 1 + len(self.word_ids)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        """Read ``INPUT.TOKENIZER``."""
+        return {"max_tokens": cfg.INPUT.TOKENIZER.MAX_TOKENS}
+
+    def __call__(self, expression: str) -> List[int]:
+        """Token ids of an expression, length 3 to ``max_tokens``, BOS first and EOS last."""
+        separated = expression.lower().translate(_PUNCTUATION_TO_SPACE)
+        ids = [self.word_ids.get(word, UNK_ID) for word in separated.split()]
+        return _add_special_ids(ids, expression, self.max_tokens)

@@ -1,0 +1,85 @@
+"""Registration of the built-in data sets and of the user's own."""
+
+import json
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from igvg_d2.data.datasets import builtin, register_grounding
+
+
+def test_register_grounding_is_lazy_and_sets_defaults():
+    calls = []
+    name = "reader_test_own_data"
+    register_grounding(name, {"image_root": "x"}, lambda: calls.append(1) or [])
+    try:
+        assert not calls and DatasetCatalog.get(name) == [] and calls
+        metadata = MetadataCatalog.get(name)
+        assert (metadata.evaluator_type, metadata.thing_classes) == ("grefcoco", ["target"])
+        assert metadata.image_root == "x"
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def registered(tmp_path, monkeypatch):
+    """name -> (metadata, loader) as registered for a root that has only COCO's train2014 folder."""
+    (tmp_path / "coco/train2014").mkdir(parents=True)
+    entries = {}
+    record = lambda name, metadata, loader: entries.update({name: (metadata, loader)})
+    monkeypatch.setattr(builtin, "register_grounding", record)
+    for register in (
+        builtin.register_all_shapes,
+        builtin.register_all_grefcoco,
+        builtin.register_all_refcoco,
+    ):
+        register(str(tmp_path))
+    return entries
+
+
+def test_builtin_names_are_in_the_catalog_and_metadata_is_complete(registered, tmp_path):
+    splits = ("train", "val", "testA", "testB")
+    names = ("shapes", "grefcoco_unc", "refcoco_unc", "refcoco+_unc", "refcocop_unc")
+    expected = {f"{name}_{split}" for name in names for split in splits}
+    expected |= {f"refcocog_umd_{split}" for split in ("train", "val", "test")}
+    assert set(registered) == expected and expected <= set(DatasetCatalog.list())
+    metadata, _ = registered["shapes_testB"]
+    assert metadata == {
+        "annotation_file": str(tmp_path / "shapes/grefcoco/grefs(unc).json"),
+        "instances_file": str(tmp_path / "shapes/grefcoco/instances.json"),
+        "image_root": str(tmp_path / "shapes/images/train2014"),
+        "split": "testB",
+        "evaluator_type": "grefcoco",
+    }
+    metadata, _ = registered["refcocog_umd_test"]
+    assert metadata["evaluator_type"] == "refcoco" and metadata["split"] == "test"
+    assert metadata["image_root"] == str(tmp_path / "coco/train2014")
+    assert metadata["annotation_file"] == str(tmp_path / "refcocog/refs(umd).p")
+    assert MetadataCatalog.get("grefcoco_unc_val").thing_classes == ["target"]
+
+
+def test_builtin_says_what_is_missing_and_what_to_run(registered, tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        registered["shapes_train"][1]()
+    command = f"python datasets/prepare_synthetic.py --output {tmp_path / 'shapes'}"
+    for words in ("'shapes_train'", "grefs(unc).json", command):
+        assert words in str(error.value)
+    (tmp_path / "grefcoco").mkdir()
+    (tmp_path / "grefcoco/grefs(unc).json").write_text("[]")
+    with pytest.raises(FileNotFoundError) as error:
+        registered["grefcoco_unc_val"][1]()
+    for words in ("'grefcoco_unc_val'", "instances.json", "datasets/README.md"):
+        assert words in str(error.value)
+
+
+def test_builtin_loads_once_the_data_are_there(registered, tmp_path):
+    image = {"id": 7, "file_name": "COCO_7.jpg", "height": 10, "width": 12}
+    sentence = {"sent_id": 0, "sent": "the dog"}
+    record = {"ref_id": 0, "ann_id": [-1], "image_id": 7, "split": "testA", "sentences": [sentence]}
+    instances = {"images": [image], "annotations": []}
+    (tmp_path / "shapes/grefcoco").mkdir(parents=True)
+    (tmp_path / "shapes/grefcoco/grefs(unc).json").write_text(json.dumps([record]))
+    (tmp_path / "shapes/grefcoco/instances.json").write_text(json.dumps(instances))
+    (sample,) = registered["shapes_testA"][1]()
+    assert sample["file_name"] == str(tmp_path / "shapes/images/train2014/COCO_7.jpg")

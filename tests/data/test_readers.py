@@ -1,0 +1,264 @@
+"""Readers of the official files, with their edge cases."""
+
+import json
+import os
+import pickle
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+from detectron2.structures import BoxMode
+
+from igvg_d2.data.datasets import (
+    load_grefcoco,
+    load_refcoco,
+    read_refs,
+    to_rle,
+)
+
+SQUARE = [2.0, 3.0, 6.0, 3.0, 6.0, 8.0, 2.0, 8.0]  # 4 wide, 5 high
+
+
+def annotation(ann_id, segmentation=None, bbox=(2.0, 3.0, 4.0, 5.0), image_id=7, iscrowd=0):
+    """A COCO annotation with the square above as default mask."""
+    return {
+        "id": ann_id,
+        "image_id": image_id,
+        "category_id": 18,
+        "bbox": list(bbox),
+        "segmentation": [SQUARE] if segmentation is None else segmentation,
+        "iscrowd": iscrowd,
+    }
+
+
+def ref(ref_id=0, ann_id=(1,), sentences=("the dog",), image_id=7, split="val", **extra):
+    """A referring record whose file_name, as in the releases, is not that of a file."""
+    ann_id = list(ann_id) if isinstance(ann_id, tuple) else ann_id
+    sentences = [
+        {"sent_id": 10 * ref_id + i, "sent": s} if isinstance(s, str) else s
+        for i, s in enumerate(sentences)
+    ]
+    record = {"ref_id": ref_id, "ann_id": ann_id, "image_id": image_id, "split": split}
+    return {**record, "sentences": sentences, "file_name": "COCO_7_16.jpg", **extra}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Callable: records, annotations -> arguments of a reader."""
+
+    def _write(refs, annotations=(annotation(1),)):
+        images = [
+            {"id": i, "file_name": f"COCO_{i}.jpg", "height": 10, "width": 12} for i in (7, 9)
+        ]
+        instances = {"images": images, "annotations": list(annotations), "categories": []}
+        (tmp_path / "grefs(unc).json").write_text(json.dumps(refs))
+        (tmp_path / "instances.json").write_text(json.dumps(instances))
+        files = (tmp_path / "grefs(unc).json", tmp_path / "instances.json", tmp_path / "images")
+        return [str(path) for path in files]
+
+    return _write
+
+
+def test_one_dict_per_sentence_with_all_keys(write):
+    sentences = (
+        {"sent_id": 4, "raw": "The LEFT dog.", "sent": "the left dog", "kind": "order"},
+        {"sent_id": 5, "raw": " ", "sent": "dog"},
+    )
+    first, second = load_grefcoco(*write([ref(sentences=sentences)]), "val")
+    rle = first["annotations"][0]["segmentation"]
+    assert mask_util.decode(rle)[3:8, 2:6].all() and mask_util.area(rle) == 20
+    assert os.path.basename(first.pop("file_name")) == "COCO_7.jpg"
+    assert first.pop("annotations") == [
+        {
+            "bbox": [2.0, 3.0, 4.0, 5.0],
+            "bbox_mode": BoxMode.XYWH_ABS,
+            "category_id": 0,
+            "segmentation": {"size": [10, 12], "counts": rle["counts"]},
+            "iscrowd": 0,
+        }
+    ]
+    assert first == {
+        "height": 10,
+        "width": 12,
+        "image_id": 7,
+        "sample_id": "0_4",
+        "ref_id": 0,
+        "sent_id": 4,
+        "expression": "The LEFT dog.",
+        "kind": "order",
+    }
+    assert second["expression"] == "dog" and "kind" not in second
+
+
+@pytest.mark.parametrize(
+    "ann_id, count", [((1, 2), 2), ((1,), 1), (1, 1), ((-1,), 0), (-1, 0), ((), 0)]
+)
+def test_target_sets_are_lists_ints_or_minus_one(write, ann_id, count):
+    (sample,) = load_grefcoco(*write([ref(ann_id=ann_id)], [annotation(1), annotation(2)]), "val")
+    assert len(sample["annotations"]) == count
+
+
+def test_records_without_text_and_other_splits_are_skipped(write):
+    records = [ref(0, sentences=()), ref(1, sentences=("", "a dog")), ref(2, split="train")]
+    # A record without text is not looked at any further: its broken target does no harm.
+    records.append(ref(3, ann_id=(99,), sentences=()))
+    samples = load_grefcoco(*write(records), "val")
+    assert [sample["sample_id"] for sample in samples] == ["1_11"]
+
+
+def test_an_object_is_converted_once_and_shared(write):
+    first, second = load_grefcoco(*write([ref(0), ref(1, sentences=("it",))]), "val")
+    assert first["annotations"][0] is second["annotations"][0]
+
+
+@pytest.mark.parametrize(
+    "record, words",
+    [
+        (ref(ann_id=(5,)), ["record 0", "ref_id 0", "'ann_id'", "annotation 5", "instances.json"]),
+        (ref(image_id=8), ["'image_id'", "image 8"]),
+        (ref(ann_id=(1, -1)), ["'ann_id'", "[1, -1]"]),
+        (ref(ann_id="1"), ["'ann_id'", "list of ints"]),
+        (ref(ann_id=(3,)), ["'ann_id'", "annotation 3 belongs to image 9"]),
+        (ref(sentences=("a", {"sent_id": 0, "sent": "b"})), ["'sent_id'", "0_0 occurs twice"]),
+        (ref(split="train"), ["no expression in split 'val'", "['train']"]),
+    ],
+)
+def test_errors_name_file_record_and_field(write, record, words):
+    files = write([record], [annotation(1), annotation(3, image_id=9)])
+    with pytest.raises(ValueError) as error:
+        load_grefcoco(*files, "val")
+    for word in ["grefs(unc).json", *words]:
+        assert word in str(error.value)
+
+
+def test_missing_field_and_wrong_files_are_named(write, tmp_path):
+    record = ref()
+    del record["ann_id"]
+    with pytest.raises(ValueError, match="field 'ann_id': missing"):
+        load_grefcoco(*write([record]), "val")
+    annotations, instances, images = write([ref()])
+    with pytest.raises(ValueError, match="expected a COCO detection file.*found list"):
+        load_grefcoco(annotations, annotations, images, "val")
+    with pytest.raises(ValueError, match="expected a list of records.*found dict"):
+        load_grefcoco(instances, instances, images, "val")
+    (tmp_path / "cut.json").write_text('[{"ref_id": ')
+    with pytest.raises(ValueError, match="cut.json: not valid JSON"):
+        read_refs(str(tmp_path / "cut.json"))
+
+
+def test_degenerate_box_is_replaced_by_the_box_of_the_mask(write):
+    files = write([ref()], [annotation(1, bbox=(0.0, 0.0, 0.0, 0.0))])
+    assert load_grefcoco(*files, "val")[0]["annotations"][0]["bbox"] == [2.0, 3.0, 4.0, 5.0]
+
+
+def test_to_rle_accepts_every_coco_form_and_joins_parts():
+    rle = mask_util.frPyObjects([SQUARE], 10, 12)[0]
+    mask = np.zeros((10, 12), np.uint8)
+    mask[3:8, 2:6] = 1
+    runs = {"size": [10, 12], "counts": [23, 5, 5, 5, 5, 5, 5, 5, 62]}
+    text = {**rle, "counts": rle["counts"].decode()}
+    shifted = [x + 2 for x in SQUARE]
+    for segmentation in ([SQUARE], rle, text, runs, [rle], [rle, runs], [SQUARE, SQUARE, [1, 1]]):
+        assert (mask_util.decode(to_rle(segmentation, 10, 12)) == mask).all()
+    union = mask_util.decode(to_rle([SQUARE, shifted], 10, 12))
+    assert union.max() == 1 and union.sum() == 20 + 20 - 2 * 3
+    for wrong in (None, [], [[1.0, 2.0, 3.0, 4.0]], {"size": [12, 10], "counts": b""}, {}):
+        with pytest.raises(ValueError, match="expected"):
+            to_rle(wrong, 10, 12)
+
+
+def test_crowd_and_rle_targets_of_the_fixture_are_kept(shared_dir):
+    """The official loaders crash on refs 1 to 3 or drop the crowd of ref 0; areas are by hand."""
+    folder = shared_dir / "reference/metric_fixtures/grefcoco_crowd/data/grefcoco"
+    samples = load_grefcoco(
+        str(folder / "grefs(unc).json"), str(folder / "instances.json"), "none", "val"
+    )
+    areas = [
+        [int(mask_util.area(a["segmentation"])) for a in sample["annotations"]]
+        for sample in samples
+    ]
+    assert areas == [[1900, 144], [144], [427], [427], [1900, 427, 635], []]
+    assert all(a["iscrowd"] == 0 for sample in samples for a in sample["annotations"])
+
+
+def test_grefcoco_fixture_agrees_with_the_official_masks(shared_dir):
+    """Intersection and union with the fixture's predictions are those of the official evaluator."""
+    fixture = shared_dir / "reference/metric_fixtures/grefcoco"
+    folder = fixture / "data/grefcoco"
+    files = (str(folder / "grefs(unc).json"), str(folder / "instances.json"), "none")
+    counts = {split: len(load_grefcoco(*files, split)) for split in ("val", "testA", "testB")}
+    assert counts == {"val": 55, "testA": 31, "testB": 39}
+    samples = load_grefcoco(*files, "val")
+    targets = [min(len(sample["annotations"]), 2) for sample in samples]
+    assert [targets.count(n) for n in (1, 2, 0)] == [23, 18, 14]
+    predictions = json.loads((fixture / "predictions_val.json").read_text())
+    masks = {f"{p['ref_id']}_{p['sent_id']}": p["mask"] for p in predictions}
+    expected = json.loads((fixture / "expected.json").read_text())
+    official = expected["val"]["gres"]["rela_native"]["per_sample"]
+    official = {f"{o['ref_id']}_{o['sent_id']}": o for o in official}
+    assert official.keys() == {sample["sample_id"] for sample in samples}
+    for sample in samples:
+        result = official[sample["sample_id"]]
+        if result["gt_nt"] or result["pred_nt"]:
+            assert result["gt_nt"] == (not sample["annotations"])
+            continue
+        truth = mask_util.merge([item["segmentation"] for item in sample["annotations"]])
+        both = [masks[sample["sample_id"]], truth]
+        assert mask_util.area(mask_util.merge(both, intersect=True)) == result["I"]
+        assert mask_util.area(mask_util.merge(both)) == result["U"]
+
+
+@pytest.mark.parametrize(
+    "variant", ["py2_proto0.p", "py2_proto2.p", "py3_proto4.p", "as_json.json"]
+)
+def test_pickles_of_every_python_read_the_same(shared_dir, variant):
+    fixture = shared_dir / "reference/metric_fixtures/refcoco"
+    refs = read_refs(str(fixture / "pickle_variants" / f"refs_{variant}"))
+    assert refs == json.loads((fixture / "pickle_variants/refs_as_json.json").read_text())
+    instances = str(fixture / "data/refcoco/instances.json")
+    path = str(fixture / "pickle_variants" / f"refs_{variant}")
+    samples = load_refcoco(path, instances, "none", "val")
+    assert len(samples) == 30 and all(len(s["annotations"]) == 1 for s in samples)
+
+
+def test_latin1_byte_strings_of_python_2_are_read(tmp_path):
+    # Protocol 0 as Python 2 writes [{'sent': 'caf\xe9'}].
+    (tmp_path / "refs(unc).p").write_bytes(b"(lp0\n(dp1\nS'sent'\np2\nS'caf\\xe9'\np3\nsa.")
+    assert read_refs(str(tmp_path / "refs(unc).p")) == [{"sent": "caf\u00e9"}]
+
+
+class Hostile:
+    """Unpickling this with pickle.load would run a command."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch '{self.path}'",)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_hostile_pickles_are_refused_and_not_run(tmp_path, protocol):
+    path, proof = tmp_path / "refs(unc).p", tmp_path / "was_run"
+    path.write_bytes(pickle.dumps([{"ref_id": 0, "sentences": Hostile(proof)}], protocol))
+    with pytest.raises(ValueError, match=r"refused.*system"):
+        read_refs(str(path))
+    for module in ("builtins", "__builtin__"):
+        path.write_bytes(f"c{module}\neval\n(S'1'\ntR.".encode())
+        with pytest.raises(ValueError, match=r"refused.*eval"):
+            read_refs(str(path))
+    assert not proof.exists()
+
+
+def test_damaged_pickle_is_named(tmp_path):
+    path = tmp_path / "refs(unc).p"
+    path.write_bytes(pickle.dumps([{"ref_id": 0}])[:-3])
+    with pytest.raises(ValueError, match=r"refs\(unc\).p: refused"):
+        read_refs(str(path))
+
+
+def test_refcoco_takes_one_target_only(write):
+    assert len(load_refcoco(*write([ref(ann_id=1)]), "val")) == 1
+    for ann_id in ((1,), -1):
+        with pytest.raises(ValueError, match="expected one annotation id"):
+            load_refcoco(*write([ref(ann_id=ann_id)]), "val")

@@ -1,0 +1,129 @@
+"""Token ids of both tokenizers, and what they say about wrong input."""
+
+import json
+import pickle
+
+import pytest
+from detectron2.config import CfgNode
+
+from igvg_d2.data.tokenizer import (
+    TOKENIZER_REGISTRY,
+    BEiT3Tokenizer,
+    ShapesTokenizer,
+    build_tokenizer,
+)
+
+
+def make_cfg(name, file="", max_tokens=50, clean_text=False):
+    """Only the keys a tokenizer reads."""
+    keys = {"NAME": name, "FILE": file, "MAX_TOKENS": max_tokens, "CLEAN_TEXT": clean_text}
+    return CfgNode({"INPUT": {"TOKENIZER": keys}})
+
+
+@pytest.fixture(scope="module")
+def beit3_file(shared_dir):
+    """Path of BEiT-3's sentencepiece model."""
+    path = shared_dir / "data" / "beit3_spm" / "beit3.spm"
+    if not path.is_file():
+        pytest.skip(f"not found: {path}")
+    return path
+
+
+@pytest.fixture
+def any_tokenizer(request):
+    """A tokenizer by its registered name, with at most six tokens."""
+    file = ""
+    if request.param == "BEiT3Tokenizer":
+        file = str(request.getfixturevalue("beit3_file"))
+    return build_tokenizer(make_cfg(request.param, file, max_tokens=6))
+
+
+both = pytest.mark.parametrize(
+    "any_tokenizer", ["ShapesTokenizer", "BEiT3Tokenizer"], indirect=True
+)
+
+
+def test_registry_names():
+    assert {name for name, _ in TOKENIZER_REGISTRY} == {"BEiT3Tokenizer", "ShapesTokenizer"}
+    assert isinstance(build_tokenizer(make_cfg("ShapesTokenizer")), ShapesTokenizer)
+
+
+@both
+def test_contract(any_tokenizer):
+    ids = any_tokenizer("the second red star from the left of the blue ring")
+    assert all(isinstance(index, int) and index < any_tokenizer.vocab_size for index in ids)
+    assert len(ids) == 6 and ids[0] == 0 and ids[-1] == 2
+    assert not {0, 1, 2, 3} & set(ids[1:-1])
+    short = any_tokenizer("star")
+    assert short[0] == 0 and short[-1] == 2 and 3 <= len(short) < 6
+    assert pickle.loads(pickle.dumps(any_tokenizer))("the red star") == any_tokenizer(
+        "the red star"
+    )
+    with pytest.raises(ValueError, match="'  ' has no token"):
+        any_tokenizer("  ")
+
+
+def test_shapes_words():
+    tokenizer = ShapesTokenizer()
+    ids = tokenizer("The red star, in the PICTURE!")
+    assert ids == tokenizer("the red star in the picture") and len(ids) == 8
+    assert ids[1] == ids[5] and len(set(ids)) == 7
+    assert tokenizer("the elephant") == [0, ids[1], 3, 2]
+    assert tokenizer("left-right") == [0, *tokenizer("left right")[1:]]
+    assert sorted(tokenizer.word_ids.values()) == list(range(4, tokenizer.vocab_size))
+    assert ids[2] == tokenizer.word_ids["red"] >= 4
+    with pytest.raises(ValueError, match=r"'\.\.\.' has no token"):
+        tokenizer("...")
+
+
+def test_max_tokens_leaves_room_for_a_word():
+    assert len(ShapesTokenizer(max_tokens=3)("the red star")) == 3
+    with pytest.raises(ValueError, match="MAX_TOKENS: expected 3 or more, got 2"):
+        ShapesTokenizer(max_tokens=2)
+
+
+def test_beit3_golden_ids(beit3_file):
+    tokenizer = BEiT3Tokenizer(file=str(beit3_file), max_tokens=1000)
+    golden = json.loads((beit3_file.parent / "golden_tokens.json").read_text(encoding="utf-8"))
+    assert tokenizer.vocab_size == golden["vocab_size"] == 64002
+    compared = 0
+    for case in golden["cases"]:
+        if len(case["input_ids"]) == 2:
+            with pytest.raises(ValueError, match="has no token"):
+                tokenizer(case["text"])
+        else:
+            assert tokenizer(case["text"]) == case["input_ids"], case["text"]
+            compared += 1
+    assert compared > 100
+
+
+def test_beit3_cleaning_is_that_of_the_release(beit3_file):
+    cfg = make_cfg("BEiT3Tokenizer", str(beit3_file), clean_text=True)
+    cleaned = build_tokenizer(cfg)
+    plain = BEiT3Tokenizer(file=str(beit3_file))
+    assert cleaned("Left-hand Man's hat, (red/blue)!") == plain("left hand mans hat red blue")
+    assert plain("Man") != plain("man")
+    with pytest.raises(ValueError, match="has no token"):
+        cleaned("?!")
+
+
+@pytest.mark.parametrize("file", ["", "missing/beit3.spm"])
+def test_beit3_missing_file(file):
+    with pytest.raises(FileNotFoundError) as error:
+        build_tokenizer(make_cfg("BEiT3Tokenizer", file))
+    for part in ("INPUT.TOKENIZER.FILE", "beit3.spm", repr(file), "microsoft/unilm"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
+def test_beit3_wrong_file(beit3_file, tmp_path, damage):
+    """Never a tokenizer that silently knows no word."""
+    content = {
+        "truncated": beit3_file.read_bytes()[:786432],
+        "empty": b"",
+        "text": b"version https://git-lfs.github.com/spec/v1\n",
+    }
+    path = tmp_path / "beit3.spm"
+    path.write_bytes(content[damage])
+    with pytest.raises(ValueError, match="INPUT.TOKENIZER.FILE: .*64002 tokens"):
+        BEiT3Tokenizer(file=str(path))
