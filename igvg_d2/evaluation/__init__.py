@@ -1,0 +1,7 @@
+"""Evaluators of the grounding benchmarks and the metrics they are made of."""
+
+from .build import GROUNDING_EVALUATOR_REGISTRY, build_grounding_evaluator
+from .grefcoco_evaluation import GRefCOCOEvaluator
+from .grounding_evaluation import GroundingEvaluator, GroundTruth
+from .refcoco_evaluation import RefCOCOEvaluator
+from .reporting import merge_records

@@ -1,0 +1,263 @@
+"""The grounding metrics as pure functions of integers, flags and boxes (numpy only).
+
+Conventions shared by all functions:
+
+* Results are in percent. A rate without a single case is NaN, never 0 and never an exception. The
+  official scripts raise ``ZeroDivisionError`` there or print 0 (ReLA prints 0 for N_acc *and* T_acc
+  when a split has no no-target sample).
+* Thresholds are inclusive (``>=``): an IoU of exactly 0.7 counts for Pr@0.7.
+* "gIoU" of the GRES benchmark is a mean of mask IoUs. It has nothing to do with the generalized IoU
+  of two boxes, which the GREC benchmark uses as its overlap (`generalized_iou_scores`).
+"""
+
+from typing import Dict, Sequence, Tuple
+
+import numpy as np
+
+CARDINALITIES = ("0", "1", "2", "3plus")
+
+
+def percent(numerator: float, denominator: float) -> float:
+    """Ratio in percent; NaN when the denominator is 0 (the rate is undefined)."""
+    return 100.0 * float(numerator) / float(denominator) if denominator else float("nan")
+
+
+def mean_percent(values: Sequence[float]) -> float:
+    """Mean of `values` in percent; NaN for an empty sequence."""
+    values = np.asarray(values, dtype=np.float64)
+    return percent(values.sum(), values.size)
+
+
+def intersection_union(pred_mask: np.ndarray, gt_mask: np.ndarray) -> Tuple[int, int]:
+    """Pixels common to two masks, and pixels in at least one of them.
+
+    Args:
+        pred_mask, gt_mask: bool (height, width), same frame.
+
+    Returns:
+        (intersection, union) as Python integers, so that sums over a data set are exact.
+    """
+    if pred_mask.shape != gt_mask.shape:
+        raise ValueError(
+            f"masks must have one shape: predicted {pred_mask.shape}, ground truth {gt_mask.shape}"
+        )
+    intersection = int(np.count_nonzero(pred_mask & gt_mask))
+    areas = int(np.count_nonzero(pred_mask)) + int(np.count_nonzero(gt_mask))
+    return intersection, areas - intersection
+
+
+def iou_ratio(intersections: Sequence[int], unions: Sequence[int]) -> np.ndarray:
+    """Element-wise I / U as float64 (N,); 0 where U is 0.
+
+    Both ReLA and LAVT count a target without any pixel that is answered by an empty mask as a miss;
+    "1 for two empty masks" is a different convention (LISA) and changes gIoU.
+    """
+    intersections = np.asarray(intersections, dtype=np.float64)
+    unions = np.asarray(unions, dtype=np.float64)
+    return np.divide(intersections, unions, out=np.zeros_like(unions), where=unions > 0)
+
+
+def overall_iou(intersections: Sequence[int], unions: Sequence[int]) -> float:
+    """cIoU / oIoU: sum of intersections over sum of unions; NaN when there is no pixel at all."""
+    return percent(
+        np.asarray(intersections, dtype=np.int64).sum(), np.asarray(unions, dtype=np.int64).sum()
+    )
+
+
+def gres_counts(
+    intersections: Sequence[int],
+    unions: Sequence[int],
+    is_no_target: Sequence[bool],
+    pred_no_target: Sequence[bool],
+) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Apply the no-target rules of the GRES benchmark (ReLA's evaluator) to raw pixel counts.
+
+    ============  ========  ==========  ==============  =====
+    ground truth  flagged   I           U               IoU
+    ============  ========  ==========  ==============  =====
+    no target     yes       0           0               1, whatever the mask
+    no target     no        0           pixels of P     0, even when P is empty
+    target        yes       0           ``|P or G|``    0
+    target        no        ``|P & G|`` ``|P or G|``    I / U
+    ============  ========  ==========  ==============  =====
+
+    Args:
+        intersections, unions: int (N,) of the predicted mask P (never cleared by the flag) and the
+            union G of all targets.
+        is_no_target: bool (N,), ground truth.
+        pred_no_target: bool (N,), the model's flag.
+
+    Returns:
+        I int64 (N,), U int64 (N,), IoU float64 (N,).
+    """
+    is_no_target = np.asarray(is_no_target, dtype=bool)
+    pred_no_target = np.asarray(pred_no_target, dtype=bool)
+    counted = ~is_no_target & ~pred_no_target
+    rejected = is_no_target & pred_no_target
+    intersections = np.where(counted, np.asarray(intersections, dtype=np.int64), 0)
+    unions = np.where(rejected, 0, np.asarray(unions, dtype=np.int64))
+    ious = np.where(rejected, 1.0, iou_ratio(intersections, unions))
+    return intersections, unions, ious
+
+
+def no_target_accuracy(is_no_target: Sequence[bool], pred_no_target: Sequence[bool]) -> float:
+    """N_acc: share of the no-target samples that are flagged, TP / (TP + FN)."""
+    return mean_percent(np.asarray(pred_no_target, bool)[np.asarray(is_no_target, bool)])
+
+
+def target_accuracy(is_no_target: Sequence[bool], pred_no_target: Sequence[bool]) -> float:
+    """T_acc: share of the samples with a target that are not flagged, TN / (TN + FP)."""
+    return mean_percent(~np.asarray(pred_no_target, bool)[~np.asarray(is_no_target, bool)])
+
+
+def precision_at(ious: Sequence[float], threshold: float) -> float:
+    """Pr@threshold: share of the given IoUs that reach it. Pass samples with a target only."""
+    return mean_percent(np.asarray(ious, dtype=np.float64) >= threshold)
+
+
+def by_cardinality(values: Sequence[float], num_targets: Sequence[int]) -> Dict[str, float]:
+    """Mean of per-sample values in [0, 1], in percent, for samples with 0, 1, 2 and 3+ targets.
+
+    Args:
+        values: float (N,).
+        num_targets: int (N,), number of ground-truth instances.
+
+    Returns:
+        {"0": ..., "1": ..., "2": ..., "3plus": ...}; NaN for a group without samples.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    groups = np.minimum(np.asarray(num_targets, dtype=np.int64), len(CARDINALITIES) - 1)
+    return {name: mean_percent(values[groups == i]) for i, name in enumerate(CARDINALITIES)}
+
+
+def count_by_cardinality(num_targets: Sequence[int]) -> Dict[str, int]:
+    """Number of samples with 0, 1, 2 and 3+ targets, keyed like `by_cardinality`."""
+    groups = np.minimum(np.asarray(num_targets, dtype=np.int64), len(CARDINALITIES) - 1)
+    return {name: int((groups == i).sum()) for i, name in enumerate(CARDINALITIES)}
+
+
+def generalized_iou_scores(boxes1: np.ndarray, boxes2: np.ndarray) -> np.ndarray:
+    """Generalized IoU of every pair of boxes (Rezatofighi et al., CVPR 2019).
+
+    Computed in float32 as in the official GREC script, so that pairs exactly at the threshold fall
+    on the same side. Two boxes without area have IoU 0; a hull without area has no penalty
+    (upstream both are 0 / 0).
+
+    Args:
+        boxes1: (N, 4) XYXY, any common unit, x1 <= x2 and y1 <= y2.
+        boxes2: (M, 4) XYXY.
+
+    Returns:
+        float32 (N, M) in [-1, 1].
+
+    Raises:
+        ValueError: a box is inverted or not finite.
+    """
+    boxes1 = np.asarray(boxes1, dtype=np.float32).reshape(-1, 4)
+    boxes2 = np.asarray(boxes2, dtype=np.float32).reshape(-1, 4)
+    for boxes in (boxes1, boxes2):
+        # Negated so that NaN fails as well.
+        bad = ~((boxes[:, 2:] >= boxes[:, :2]).all(1) & np.isfinite(boxes).all(1))
+        if bad.any():
+            raise ValueError(
+                f"expected finite XYXY boxes with x1 <= x2 and y1 <= y2, got {boxes[bad][0]}"
+            )
+    area1, area2 = ((b[:, 2:] - b[:, :2]).prod(1) for b in (boxes1, boxes2))
+    upper_left = np.maximum(boxes1[:, None, :2], boxes2[None, :, :2])
+    lower_right = np.minimum(boxes1[:, None, 2:], boxes2[None, :, 2:])
+    intersection = np.clip(lower_right - upper_left, 0, None).prod(2)
+    union = area1[:, None] + area2[None] - intersection
+    hull_min = np.minimum(boxes1[:, None, :2], boxes2[None, :, :2])
+    hull_max = np.maximum(boxes1[:, None, 2:], boxes2[None, :, 2:])
+    hull = (hull_max - hull_min).prod(2)
+    iou = np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+    penalty = np.divide(hull - union, hull, out=np.zeros_like(hull), where=hull > 0)
+    return iou - penalty
+
+
+def greedy_match_count(overlaps: np.ndarray, threshold: float) -> int:
+    """True positives of the GREC rule: take the best remaining pair until it is below `threshold`.
+
+    Greedy on purpose. An optimal assignment can keep one pair more, but the benchmark's numbers are
+    defined by the greedy one.
+
+    Args:
+        overlaps: float (num_pred, num_gt).
+        threshold: smallest overlap of a match, inclusive.
+    """
+    overlaps = np.array(overlaps, copy=True)
+    matches = 0
+    for _ in range(min(overlaps.shape)):
+        row, column = np.unravel_index(np.argmax(overlaps), overlaps.shape)
+        if overlaps[row, column] < threshold:
+            break
+        matches += 1
+        # Used pairs get 0, not -inf, as upstream; a threshold <= 0 would therefore never stop.
+        overlaps[row, :] = 0.0
+        overlaps[:, column] = 0.0
+    return matches
+
+
+def grec_f1(
+    boxes: np.ndarray,
+    scores: Sequence[float],
+    gt_boxes: np.ndarray,
+    *,
+    score_threshold: float = 0.7,
+    iou_threshold: float = 0.5,
+) -> Tuple[float, int, int]:
+    """F1 of one sample by the official GREC rule: keep by score, match greedily, no NMS.
+
+    Without a target F1 is 1 when nothing is kept and 0 otherwise. With targets F1 is
+    2 TP / (2 TP + FP + FN); duplicates are false positives. An empty box list is legal (upstream it
+    raises) and keeps nothing.
+
+    Args:
+        boxes: (N, 4) XYXY pixels of all candidates, any order.
+        scores: N Python floats or a float array. A float32 0.7 is 0.69999998 once it is a Python
+            float, and is dropped, as upstream.
+        gt_boxes: (T, 4) XYXY pixels of the original image, not clipped. T = 0 means no target.
+        score_threshold: smallest score of a kept box, inclusive.
+        iou_threshold: smallest *generalized* IoU of a match, inclusive.
+
+    Returns:
+        (F1, number of kept boxes, number of true positives).
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
+    gt_boxes = np.asarray(gt_boxes).reshape(-1, 4)
+    kept = np.flatnonzero(scores >= score_threshold)
+    if len(gt_boxes) == 0:
+        return float(len(kept) == 0), len(kept), 0
+    # Official order, descending (score, box): it settles which of two equal overlaps is taken.
+    kept = sorted(kept, key=lambda i: (scores[i], *boxes[i]), reverse=True)
+    overlaps = generalized_iou_scores(boxes[kept], gt_boxes)
+    matches = greedy_match_count(overlaps, iou_threshold)
+    # 2 TP + FP + FN with FP = kept - TP and FN = T - TP.
+    return 2 * matches / (len(kept) + len(gt_boxes)), len(kept), matches
+
+
+def num_covered_boxes(points: np.ndarray, boxes: np.ndarray) -> int:
+    """Number of boxes that contain at least one of the points, bounds inclusive.
+
+    Args:
+        points: float (Q, 2), (x, y).
+        boxes: float (T, 4) XYXY in the frame of the points.
+    """
+    points = np.asarray(points, dtype=np.float64).reshape(-1, 1, 2)
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(1, -1, 4)
+    inside = (points >= boxes[..., :2]) & (points <= boxes[..., 2:])
+    return int(inside.all(-1).any(0).sum())
+
+
+def cover_accuracy(num_covered: Sequence[int], num_targets: Sequence[int]) -> float:
+    """CoverAcc (paper Eq. 3): mean over samples with targets of covered / all ground-truth boxes.
+
+    TP + FN is the number of boxes of *one* sample, so every sample weighs the same, however many
+    targets it has. Samples without a target do not take part.
+    """
+    num_targets = np.asarray(num_targets, dtype=np.float64)
+    has_target = num_targets > 0
+    return mean_percent(
+        np.asarray(num_covered, dtype=np.float64)[has_target] / num_targets[has_target]
+    )
