@@ -1,0 +1,109 @@
+"""Detectron2's checkpointer, made strict and safe, plus safetensors files."""
+
+import os
+from typing import Any, Dict, Optional
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+# How many keys of each kind an error lists before it only counts them.
+_LISTED_KEYS = 12
+
+
+class GroundingCheckpointer(DetectionCheckpointer):
+    """``DetectionCheckpointer`` that fails when weights and model do not match.
+
+    Reads .pth (plain tensors and containers only, no pickled code), .pkl as Detectron2 does, and
+    .safetensors.
+    """
+
+    def load(self, path: str, *args, **kwargs) -> Dict[str, Any]:
+        """See ``DetectionCheckpointer.load``; an empty path loads nothing.
+
+        Raises:
+            FileNotFoundError: a local file that does not exist.
+            ValueError: the file is no checkpoint, or its keys or shapes differ from the model's.
+        """
+        if path and "://" not in path and not os.path.isfile(path):
+            raise FileNotFoundError(
+                f"MODEL.WEIGHTS: no file '{path}'; train a model first, or set MODEL.WEIGHTS to a "
+                "checkpoint (.pth, .pkl or .safetensors)."
+            )
+        self._loading = path
+        return super().load(path, *args, **kwargs)
+
+    def _load_file(self, filename: str) -> Dict[str, Any]:
+        """Read a checkpoint file as a dict with the key "model"."""
+        if not filename.endswith(".safetensors"):
+            return super()._load_file(filename)
+        try:
+            return {"model": load_file(filename)}
+        except SafetensorError as error:
+            raise ValueError(f"'{filename}' is not a whole safetensors file: {error}") from error
+
+    def _torch_load(self, f: str) -> Dict[str, Any]:
+        """Read a .pth file without running any code it may contain."""
+        try:
+            return torch.load(f, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(
+                f"'{f}' cannot be read as a checkpoint of plain tensors (truncated, not a PyTorch "
+                f"file, or holding pickled objects, which are refused): {error}"
+            ) from error
+
+    def _load_model(self, checkpoint: Any):
+        """Load weights; every key must match."""
+        incompatible = super()._load_model(checkpoint)
+        problems = [
+            _describe("in the model but not in the file", incompatible.missing_keys),
+            _describe("in the file but not in the model", incompatible.unexpected_keys),
+            _describe(
+                "of another shape",
+                [f"{key}: file {a}, model {b}" for key, a, b in incompatible.incorrect_shapes],
+            ),
+        ]
+        problems = [problem for problem in problems if problem]
+        if problems:
+            raise ValueError(
+                f"'{self._loading}' does not fit the configured model.\n"
+                + "\n".join(problems)
+                + "\nUse the config the checkpoint was trained with."
+            )
+        return incompatible
+
+
+def _describe(what: str, keys) -> str:
+    """One line per kind of mismatch; "" when there is none."""
+    if not keys:
+        return ""
+    shown = ", ".join(keys[:_LISTED_KEYS])
+    more = f", and {len(keys) - _LISTED_KEYS} more" if len(keys) > _LISTED_KEYS else ""
+    return f"  {len(keys)} tensors {what}: {shown}{more}"
+
+
+def export_safetensors(
+    model: nn.Module, path: str, metadata: Optional[Dict[str, str]] = None
+) -> None:
+    """Write the weights of a model as safetensors, with facts about their origin in the header.
+
+    Args:
+        model: any module; tensors that share memory are stored once per name.
+        path: file to write, ending in ".safetensors".
+        metadata: e.g. {"command": ..., "seed": ..., "gIoU": ...}; values are text.
+
+    Raises:
+        ValueError: another file ending.
+    """
+    if not path.endswith(".safetensors"):
+        raise ValueError(f"path must end in '.safetensors', got '{path}'.")
+    tensors = {name: t.detach().cpu().clone() for name, t in model.state_dict().items()}
+    save_file(tensors, path, metadata=metadata)
+
+
+def read_metadata(path: str) -> Dict[str, str]:
+    """The facts stored by :func:`export_safetensors`; {} when there are none."""
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}

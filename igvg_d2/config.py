@@ -1,0 +1,235 @@
+"""Every option of the project. Only new keys; overrides of Detectron2's own live in the YAML files.
+
+Where the paper and the released model differ the default is the paper's choice and the comment
+names the released one; ``configs/Released-IGVG.yaml`` selects all released choices together.
+"""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_igvg_config(cfg: CN) -> None:
+    """Add the keys of IGVG to a Detectron2 config, in place.
+
+    Args:
+        cfg: the result of ``detectron2.config.get_cfg()``, not frozen.
+    """
+    _add_input(cfg)
+    _add_backbone(cfg)
+    _add_dense_parts(cfg)
+    _add_query_generator(cfg)
+    _add_grounding_head(cfg)
+    _add_solver(cfg)
+
+
+def _add_input(cfg: CN) -> None:
+    # Network input as (height, width); images are squashed to it, multiples of the patch size.
+    cfg.INPUT.IMAGE_SIZE = (320, 320)
+    # "pil": antialiased resize (better masks); "cv2": OpenCV bilinear without it, released.
+    cfg.INPUT.RESIZE = "pil"
+    cfg.INPUT.FLIP = CN()
+    # Probability of a horizontal flip with left/right words swapped in the expression.
+    cfg.INPUT.FLIP.HORIZONTAL_PROB = 0.0
+    # Probability of a vertical flip with top/bottom words swapped in the expression.
+    cfg.INPUT.FLIP.VERTICAL_PROB = 0.0
+    # Brightness and contrast are scaled by 1 +- this much in training; 0 switches jitter off.
+    cfg.INPUT.COLOR_JITTER = 0.0
+    cfg.INPUT.TOKENIZER = CN()
+    # Key of TOKENIZER_REGISTRY: "BEiT3Tokenizer" or "ShapesTokenizer".
+    cfg.INPUT.TOKENIZER.NAME = "BEiT3Tokenizer"
+    # SentencePiece file of the BEiT-3 tokenizer (beit3.spm).
+    cfg.INPUT.TOKENIZER.FILE = ""
+    # Longest token sequence, the begin and end tokens included.
+    cfg.INPUT.TOKENIZER.MAX_TOKENS = 50
+    # The release's text cleaning: lower case, punctuation dropped, "-" and "/" to spaces.
+    cfg.INPUT.TOKENIZER.CLEAN_TEXT = False
+
+
+def _add_backbone(cfg: CN) -> None:
+    cfg.MODEL.BEIT3 = CN()
+    # Width C' of the encoder (base 768, large 1024).
+    cfg.MODEL.BEIT3.EMBED_DIM = 768
+    # Encoder layers (base 12, large 24).
+    cfg.MODEL.BEIT3.DEPTH = 12
+    # Attention heads (base 12, large 16).
+    cfg.MODEL.BEIT3.NUM_HEADS = 12
+    # Width of the feed-forward layers (base 3072, large 4096).
+    cfg.MODEL.BEIT3.FFN_DIM = 3072
+    # Side of a square image patch in pixels.
+    cfg.MODEL.BEIT3.PATCH_SIZE = 16
+    # (height, width) in pixels that the stored position table covers; other sizes interpolate it.
+    cfg.MODEL.BEIT3.PRETRAIN_IMAGE_SIZE = (320, 320)
+    # Rows of the token embedding; at least the size of the tokenizer's vocabulary.
+    cfg.MODEL.BEIT3.VOCAB_SIZE = 64010
+    # Rows of the text position table.
+    cfg.MODEL.BEIT3.MAX_TEXT_POSITIONS = 1022
+    # Stochastic depth at the last layer, growing linearly from 0 at the first.
+    cfg.MODEL.BEIT3.DROP_PATH = 0.1
+    # Recompute activations in the backward pass: less memory, about a third more time.
+    cfg.MODEL.BEIT3.CHECKPOINTING = False
+    # Channels of a convolutional stem, one stride-2 convolution each; empty = patches.
+    cfg.MODEL.BEIT3.STEM_CHANNELS = []
+    # Standard deviation of the truncated normal that initialises linear layers; BEiT-3 uses 0.02.
+    cfg.MODEL.BEIT3.INIT_STD = 0.02
+    # The same for the token, CLS and position tables.
+    cfg.MODEL.BEIT3.EMBED_STD = 0.02
+
+
+def _add_dense_parts(cfg: CN) -> None:
+    cfg.MODEL.IGVG = CN()
+    # C: width of the projected image and text features and of the queries.
+    cfg.MODEL.IGVG.HIDDEN_DIM = 256
+    # Bilinear mode of mask and UNet up-sampling; the release uses True.
+    cfg.MODEL.IGVG.ALIGN_CORNERS = False
+    # Masks are supervised at "image" resolution (released) or at "feature" resolution (cheaper).
+    cfg.MODEL.IGVG.MASK_LOSS_RESOLUTION = "image"
+    cfg.MODEL.IGVG.TEST = CN()
+    # A query is kept, and counts as a detected target, from this score on.
+    cfg.MODEL.IGVG.TEST.SCORE_THRESH_TEST = 0.7
+    # Pixels are foreground from this probability on.
+    cfg.MODEL.IGVG.TEST.MASK_THRESH_TEST = 0.5
+    # Union mask: "merge" (global or any kept instance), "instance" or "global".
+    cfg.MODEL.IGVG.TEST.OUTPUT_MASK = "merge"
+    # Multiply class scores by the probability that a target is present.
+    cfg.MODEL.IGVG.TEST.WEIGHT_SCORES = True
+    # Masks in the original frame: "logits" are resized, then thresholded; "binary" masks are
+    # resized by nearest neighbour (released).
+    cfg.MODEL.IGVG.TEST.MASK_RESIZE = "logits"
+
+    cfg.MODEL.NECK = CN()
+    # Key of NECK_REGISTRY.
+    cfg.MODEL.NECK.NAME = "SimFPN"
+    # Channels of p2, p3, p4, p5; the head's levels must have HIDDEN_DIM.
+    cfg.MODEL.NECK.OUT_CHANNELS = [256, 256, 256, 256]
+    # Backbone stem features that are added to p2 and p3 (see MODEL.BEIT3.STEM_CHANNELS).
+    cfg.MODEL.NECK.STEM_FEATURES = []
+
+    cfg.MODEL.PIXEL_DECODER = CN()
+    # Key of PIXEL_DECODER_REGISTRY.
+    cfg.MODEL.PIXEL_DECODER.NAME = "UNetPixelDecoder"
+    # Width of the stages at 1/16, 1/8 and 1/4; the last one is the width of the mask features.
+    cfg.MODEL.PIXEL_DECODER.CONV_DIMS = [256, 256, 256]
+    # Normalisation of the stages, any name Detectron2's get_norm knows.
+    cfg.MODEL.PIXEL_DECODER.NORM = "BN"
+
+    cfg.MODEL.GLOBAL_HEAD = CN()
+    # Global segmentation S_global; off for the rows without global supervision (Table 8).
+    cfg.MODEL.GLOBAL_HEAD.MASK_ON = True
+    # lambda_global of Eq. 5.
+    cfg.MODEL.GLOBAL_HEAD.LOSS_WEIGHT = 1.0
+    # Weight of the binary cross-entropy inside L_seg.
+    cfg.MODEL.GLOBAL_HEAD.MASK_WEIGHT = 1.0
+    # Weight of the Dice loss inside L_seg.
+    cfg.MODEL.GLOBAL_HEAD.DICE_WEIGHT = 1.0
+    # lambda_exist of Eq. 5.
+    cfg.MODEL.GLOBAL_HEAD.NO_TARGET_WEIGHT = 0.2
+    # Class weights of the no-target loss as (target, no target). The paper's BCE is (1, 1) because
+    # a two-way softmax equals a sigmoid of the difference; the release uses (0.9, 1.1).
+    cfg.MODEL.GLOBAL_HEAD.NO_TARGET_CLASS_WEIGHTS = (1.0, 1.0)
+    # Target-present probability at test: "softmax" of both logits, or "sigmoid0" of the first
+    # one alone (released).
+    cfg.MODEL.GLOBAL_HEAD.NO_TARGET_TEST = "softmax"
+    # The no-target branch reads "pixels" (paper, released) or "pixels+pooled" (also the CLS token).
+    cfg.MODEL.GLOBAL_HEAD.NO_TARGET_INPUT = "pixels"
+
+
+def _add_query_generator(cfg: CN) -> None:
+    cfg.MODEL.QUERY_GENERATOR = CN()
+    # Key of QUERY_GENERATOR_REGISTRY: PointGuidedQueryGenerator, TextGuidedQueryGenerator,
+    # LearnedQueryGenerator; empty for a model with the global branch only.
+    cfg.MODEL.QUERY_GENERATOR.NAME = "PointGuidedQueryGenerator"
+    # N_q: queries per image (10; 1 for RefCOCO).
+    cfg.MODEL.QUERY_GENERATOR.NUM_OBJECT_QUERIES = 10
+    # Score Text Selector: "topk" tokens by score, "off" = all tokens, "channel" = the release's
+    # channel-wise top-k of its switched-off branch.
+    cfg.MODEL.QUERY_GENERATOR.TEXT_SELECTION = "topk"
+    # Token score: "l2" norm (paper) or signed channel "mean" (released).
+    cfg.MODEL.QUERY_GENERATOR.TEXT_SCORE = "l2"
+    # Text-to-image attention: plain "cross" attention (Eq. 1) or a "decoder_layer" (released).
+    cfg.MODEL.QUERY_GENERATOR.ATTENTION = "cross"
+    # The score map pools softmax "weights" (Eq. 1, released) or the scaled dot-product "logits".
+    cfg.MODEL.QUERY_GENERATOR.MAP = "weights"
+    # Pooling of the maps over the text queries: "mean" (Eq. 2) or "max" (released).
+    cfg.MODEL.QUERY_GENERATOR.POOL = "mean"
+    # Point selection: "dsps" (Algorithm 1) or "topk".
+    cfg.MODEL.QUERY_GENERATOR.SELECTOR = "dsps"
+    # W_dist of Algorithm 1.
+    cfg.MODEL.QUERY_GENERATOR.DIST_WEIGHT = 0.003
+    # Unit of the distance: grid "cells" (Algorithm 1) or the grid "diagonal" (released).
+    cfg.MODEL.QUERY_GENERATOR.DIST_UNIT = "cells"
+    # Inject text queries (ITQ): concatenate F_q to the filtered image features (Eq. 2).
+    cfg.MODEL.QUERY_GENERATOR.INJECT_TEXT = True
+    # Weight of the minimap supervision of the score map; 0 switches it off.
+    cfg.MODEL.QUERY_GENERATOR.MINIMAP_WEIGHT = 0.1
+    # Target of the minimap: "area" share of a cell or "nearest" pixel (released).
+    cfg.MODEL.QUERY_GENERATOR.MINIMAP_TARGET = "area"
+    # Heads, feed-forward width and dropout of the text-to-image attention.
+    cfg.MODEL.QUERY_GENERATOR.NHEADS = 8
+    cfg.MODEL.QUERY_GENERATOR.DIM_FEEDFORWARD = 512
+    cfg.MODEL.QUERY_GENERATOR.DROPOUT = 0.1
+
+
+def _add_grounding_head(cfg: CN) -> None:
+    cfg.MODEL.GROUNDING_HEAD = CN()
+    # Key of GROUNDING_HEAD_REGISTRY; empty together with an empty QUERY_GENERATOR.NAME.
+    cfg.MODEL.GROUNDING_HEAD.NAME = "PointGuidedGroundingHead"
+    # Key of TRANSFORMER_DECODER_REGISTRY: DeformableDecoder or DETRDecoder (Table 7).
+    cfg.MODEL.GROUNDING_HEAD.DECODER = "DeformableDecoder"
+    # Neck levels the decoder reads; ["p4"] is single-scale deformable attention.
+    cfg.MODEL.GROUNDING_HEAD.IN_FEATURES = ["p2", "p3", "p4", "p5"]
+    # Decoder layers, heads, feed-forward width, dropout, sampling points per head and level.
+    cfg.MODEL.GROUNDING_HEAD.DEC_LAYERS = 3
+    cfg.MODEL.GROUNDING_HEAD.NHEADS = 8
+    cfg.MODEL.GROUNDING_HEAD.DIM_FEEDFORWARD = 1024
+    cfg.MODEL.GROUNDING_HEAD.DROPOUT = 0.1
+    cfg.MODEL.GROUNDING_HEAD.NUM_POINTS = 4
+    # Reference of a query: its selected "point" (paper), the point plus a learned shift "shifted"
+    # (released), or "learned" from the query position alone (Deformable DETR).
+    cfg.MODEL.GROUNDING_HEAD.REFERENCE = "point"
+    # Losses on every decoder layer, not only the last.
+    cfg.MODEL.GROUNDING_HEAD.DEEP_SUPERVISION = True
+    # Weights of the auxiliary layers: the "same" as the last layer's, or "ones" (released).
+    cfg.MODEL.GROUNDING_HEAD.AUX_WEIGHTS = "same"
+    # lambda_rec of Eq. 5.
+    cfg.MODEL.GROUNDING_HEAD.LOSS_WEIGHT = 0.1
+    # Weights of cross-entropy, L1 and GIoU inside L_detr.
+    cfg.MODEL.GROUNDING_HEAD.CLASS_WEIGHT = 1.0
+    cfg.MODEL.GROUNDING_HEAD.L1_WEIGHT = 5.0
+    cfg.MODEL.GROUNDING_HEAD.GIOU_WEIGHT = 2.0
+    # Class weight of "no object" in the cross-entropy.
+    cfg.MODEL.GROUNDING_HEAD.NO_OBJECT_WEIGHT = 0.1
+    # Instance masks (Q_d x S_global); off for the rows without instance supervision (Table 8).
+    cfg.MODEL.GROUNDING_HEAD.MASK_ON = True
+    # lambda_instance of Eq. 5.
+    cfg.MODEL.GROUNDING_HEAD.INSTANCE_WEIGHT = 1.0
+    # lambda_neg of Eq. 6: masks of unmatched queries against nothing; 0 switches it off.
+    cfg.MODEL.GROUNDING_HEAD.NEGATIVE_WEIGHT = 0.2
+    # Weights of binary cross-entropy and Dice inside L_seg of the instances.
+    cfg.MODEL.GROUNDING_HEAD.MASK_WEIGHT = 1.0
+    cfg.MODEL.GROUNDING_HEAD.DICE_WEIGHT = 1.0
+
+    cfg.MODEL.GROUNDING_HEAD.MATCHER = CN()
+    # lambda_cls, lambda_box, lambda_giou and lambda_point of Eq. 4.
+    cfg.MODEL.GROUNDING_HEAD.MATCHER.CLASS_WEIGHT = 1.0
+    cfg.MODEL.GROUNDING_HEAD.MATCHER.L1_WEIGHT = 5.0
+    cfg.MODEL.GROUNDING_HEAD.MATCHER.GIOU_WEIGHT = 2.0
+    cfg.MODEL.GROUNDING_HEAD.MATCHER.POINT_WEIGHT = 2.0
+    # Class cost: cross-entropy "ce" (Eq. 4) or negative probability "prob" (released).
+    cfg.MODEL.GROUNDING_HEAD.MATCHER.CLASS_COST = "ce"
+
+
+def _add_solver(cfg: CN) -> None:
+    # "SGD" is Detectron2's own; "AdamW" and "Adam" (with amsgrad) are ours.
+    cfg.SOLVER.OPTIMIZER = "AdamW"
+    cfg.SOLVER.BETAS = (0.9, 0.999)
+    cfg.SOLVER.EPS = 1e-8
+    cfg.SOLVER.AMSGRAD = False
+    # Factor on the learning rate of the encoder.
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # Total norm over all parameters that gradients are clipped to; 0 switches clipping off.
+    cfg.SOLVER.CLIP_TOTAL_NORM = 0.0
+    # CPU threads of the training process; 0 keeps PyTorch's choice.
+    cfg.SOLVER.NUM_THREADS = 0
+    # Pictures rendered by the final evaluation, per dataset; 0 renders none.
+    cfg.TEST.VIS_SAMPLES = 0
+    # Images per batch at inference.
+    cfg.TEST.BATCH_SIZE = 32

@@ -1,0 +1,148 @@
+"""Multiway transformer of BEiT-3: attention over image and text together, weights per modality.
+
+The two modalities stay in two tensors; they meet only inside the attention. So nothing is split or
+concatenated per layer but the attention's own inputs.
+"""
+
+from typing import Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+# BEiT-3 uses PyTorch's default epsilon everywhere.
+LAYER_NORM_EPS = 1e-5
+
+
+class ModalityExpert(nn.Module):
+    """All weights that one modality owns in one layer (pre-norm, with sub-LN)."""
+
+    def __init__(self, dim: int, ffn_dim: int):
+        """
+        Args:
+            dim: C.
+            ffn_dim: width of the feed-forward layer.
+        """
+        super().__init__()
+        self.attn_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.inner_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.out_proj = nn.Linear(dim, dim)
+        self.ffn_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.fc1 = nn.Linear(dim, ffn_dim)
+        self.ffn_inner_norm = nn.LayerNorm(ffn_dim, eps=LAYER_NORM_EPS)
+        self.fc2 = nn.Linear(ffn_dim, dim)
+
+    def project_in(self, x: torch.Tensor) -> torch.Tensor:
+        """float (N, S, C) -> packed queries, keys, values (N, S, 3C)."""
+        return self.qkv(self.attn_norm(x))
+
+    def project_out(self, heads: torch.Tensor) -> torch.Tensor:
+        """Concatenated heads (N, S, C) -> residual branch of the attention (N, S, C)."""
+        return self.out_proj(self.inner_norm(heads))
+
+    def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
+        """float (N, S, C) -> residual branch of the feed-forward layer (N, S, C)."""
+        return self.fc2(self.ffn_inner_norm(F.gelu(self.fc1(self.ffn_norm(x)))))
+
+
+class MultiwayBlock(nn.Module):
+    """One encoder layer (Wang et al., BEiT-3, CVPR 2023, Fig. 2)."""
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, drop_path: float):
+        """
+        Args:
+            dim: C.
+            num_heads: heads of dimension C / num_heads.
+            ffn_dim: width of the feed-forward layer.
+            drop_path: probability that a sample skips a residual branch in training.
+        """
+        super().__init__()
+        self.num_heads = num_heads
+        self.drop_path = drop_path
+        self.vision = ModalityExpert(dim, ffn_dim)
+        self.text = ModalityExpert(dim, ffn_dim)
+
+    def forward(
+        self, image: torch.Tensor, text: torch.Tensor, attn_mask: Optional[torch.Tensor]
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            image: float (N, 1 + Hi * Wi, C), CLS first.
+            text: float (N, L, C).
+            attn_mask: bool (N, 1, 1, 1 + Hi * Wi + L), True = may be attended to; None = all.
+
+        Returns:
+            the two inputs after this layer, same shapes.
+        """
+        split = [image.shape[1], text.shape[1]]
+        qkv = torch.cat([self.vision.project_in(image), self.text.project_in(text)], dim=1)
+        n, s, _ = qkv.shape
+        q, k, v = qkv.view(n, s, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        heads = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+        heads_image, heads_text = heads.transpose(1, 2).reshape(n, s, -1).split(split, dim=1)
+        keep = self._keep_factor(image)
+        image = image + keep * self.vision.project_out(heads_image)
+        text = text + keep * self.text.project_out(heads_text)
+        keep = self._keep_factor(image)
+        image = image + keep * self.vision.feed_forward(image)
+        text = text + keep * self.text.feed_forward(text)
+        return image, text
+
+    def _keep_factor(self, x: torch.Tensor):
+        """Stochastic depth: 0 or 1 / keep per sample, shared by both modalities of a sample."""
+        if not self.training or self.drop_path == 0.0:
+            return 1.0
+        keep = 1.0 - self.drop_path
+        return x.new_empty(len(x), 1, 1).bernoulli_(keep) / keep
+
+
+class MultiwayEncoder(nn.Module):
+    """Stack of :class:`MultiwayBlock` with a final LayerNorm per modality."""
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        ffn_dim: int,
+        drop_path: float,
+        checkpointing: bool,
+        init_std: float,
+    ):
+        """
+        Args:
+            dim, depth, num_heads, ffn_dim: size of the encoder.
+            drop_path: stochastic depth of the last layer, linear from 0 at the first.
+            checkpointing: recompute activations in the backward pass.
+            init_std: standard deviation of the linear layers' initial weights.
+
+        Raises:
+            ValueError: dim is not divisible by num_heads.
+        """
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(
+                f"MODEL.BEIT3.EMBED_DIM = {dim} is not divisible by NUM_HEADS = {num_heads}."
+            )
+        self.checkpointing = checkpointing
+        rates = torch.linspace(0, drop_path, depth).tolist()
+        self.layers = nn.ModuleList(MultiwayBlock(dim, num_heads, ffn_dim, rate) for rate in rates)
+        self.vision_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.text_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=init_std)
+                nn.init.zeros_(module.bias)
+
+    def forward(
+        self, image: torch.Tensor, text: torch.Tensor, attn_mask: Optional[torch.Tensor]
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and outputs as :meth:`MultiwayBlock.forward`."""
+        for layer in self.layers:
+            if self.checkpointing and self.training:
+                image, text = checkpoint(layer, image, text, attn_mask, use_reentrant=False)
+            else:
+                image, text = layer(image, text, attn_mask)
+        return self.vision_norm(image), self.text_norm(text)

@@ -1,0 +1,102 @@
+"""Loss terms as pure functions. All compute in float32, also under autocast.
+
+Shapes: N samples, M masks, H x W pixels (legend in ``igvg_d2/modeling/__init__.py``).
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def dice_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Dice loss of each mask, with add-one smoothing.
+
+    ``1 - (2 * sum(p * g) + 1) / (sum(p) + sum(g) + 1)`` with p = sigmoid(logits), so an empty
+    target that is predicted empty costs nothing.
+
+    Args:
+        logits: float (..., H, W).
+        targets: float (..., H, W) in [0, 1].
+
+    Returns:
+        float (...), in [0, 1).
+    """
+    p = logits.float().sigmoid().flatten(-2)
+    g = targets.float().flatten(-2)
+    return 1 - (2 * (p * g).sum(-1) + 1) / (p.sum(-1) + g.sum(-1) + 1)
+
+
+def mask_bce_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy of each mask, averaged over its pixels.
+
+    Args:
+        logits: float (..., H, W).
+        targets: float (..., H, W) in [0, 1].
+
+    Returns:
+        float (...).
+    """
+    loss = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
+    return loss.flatten(-2).mean(-1)
+
+
+def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean of ``values`` where ``mask`` is True; 0 (with gradient) where it is nowhere.
+
+    Args:
+        values: float (...).
+        mask: bool, same shape.
+
+    Returns:
+        float scalar.
+    """
+    weight = mask.to(values.dtype)
+    return (values * weight).sum() / weight.sum().clamp(min=1.0)
+
+
+def weighted_cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, class_weights: torch.Tensor
+) -> torch.Tensor:
+    """Cross-entropy averaged with the weight of each entry's class: sum(w * ce) / sum(w).
+
+    Args:
+        logits: float (..., K).
+        labels: int64 (...) in [0, K).
+        class_weights: float (K,).
+
+    Returns:
+        float scalar.
+    """
+    return F.cross_entropy(
+        logits.float().flatten(0, -2), labels.flatten(), weight=class_weights.float()
+    )
+
+
+def cxcywh_to_xyxy(boxes: torch.Tensor) -> torch.Tensor:
+    """Boxes float (..., 4) from (cx, cy, w, h) to (x1, y1, x2, y2), same units."""
+    centre, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat([centre - half, centre + half], dim=-1)
+
+
+def generalized_iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:
+    """GIoU of boxes under broadcasting (Rezatofighi et al., CVPR 2019).
+
+    fvcore's and torchvision's paired versions index by boolean masks, a device synchronisation, and
+    torchvision's all-pairs version knows no batch dimension; hence this one.
+
+    Args:
+        boxes1, boxes2: float (..., 4) as (x1, y1, x2, y2), broadcastable.
+
+    Returns:
+        float (...), in [-1, 1]. 1e-6 is added to both denominators.
+    """
+    overlap = torch.minimum(boxes1[..., 2:], boxes2[..., 2:]) - torch.maximum(
+        boxes1[..., :2], boxes2[..., :2]
+    )
+    hull = torch.maximum(boxes1[..., 2:], boxes2[..., 2:]) - torch.minimum(
+        boxes1[..., :2], boxes2[..., :2]
+    )
+    intersection = overlap.clamp(min=0).prod(-1)
+    areas = [(b[..., 2:] - b[..., :2]).prod(-1) for b in (boxes1, boxes2)]
+    union = areas[0] + areas[1] - intersection
+    hull_area = hull.prod(-1)
+    return intersection / (union + 1e-6) - (hull_area - union) / (hull_area + 1e-6)

@@ -1,0 +1,5 @@
+"""Meta-architectures."""
+
+from .igvg import IGVG
+
+__all__ = ["IGVG"]

@@ -1,0 +1,60 @@
+"""Score Text Selector (Section 3.1.1): the text tokens that query the image."""
+
+from typing import Tuple
+
+import torch
+import torch.nn.functional as F
+
+
+def select_text(
+    text: torch.Tensor, text_padding_mask: torch.Tensor, num_tokens: int, score: str
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Keep the highest-scoring valid tokens.
+
+    A text with at least Q valid tokens gives its top Q by descending score; a shorter one gives all
+    of them in reading order, filled up with zero vectors.
+
+    Args:
+        text: float (N, L, D).
+        text_padding_mask: bool (N, L), True = padding; padding is a suffix.
+        num_tokens: Q.
+        score: "l2" norm of a token (the paper) or "mean" of its channels (the release).
+
+    Returns:
+        float (N, Q, D), zero where invalid, and bool (N, Q), True = valid.
+
+    Raises:
+        ValueError: unknown score.
+    """
+    if score not in ("l2", "mean"):
+        raise ValueError(f"TEXT_SCORE must be 'l2' or 'mean', got {score!r}.")
+    missing = num_tokens - text.shape[1]
+    if missing > 0:
+        text = F.pad(text, (0, 0, 0, missing))
+        text_padding_mask = F.pad(text_padding_mask, (0, missing), value=True)
+    valid = ~text_padding_mask
+    scores = text.norm(dim=-1) if score == "l2" else text.mean(dim=-1)
+    scores = scores.detach().float().masked_fill(text_padding_mask, float("-inf"))
+    # Descending "-position" is reading order, so one top-k serves both cases.
+    reading_order = -torch.arange(text.shape[1], device=text.device, dtype=scores.dtype)
+    enough = valid.sum(dim=1, keepdim=True) >= num_tokens
+    order = torch.where(enough, scores, reading_order).topk(num_tokens, dim=1).indices
+    kept = valid.gather(1, order)
+    selected = text.gather(1, order[..., None].expand(-1, -1, text.shape[-1]))
+    return selected * kept[..., None], kept
+
+
+def select_channels(text: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    """The release with its selector switched off: every channel picks its own top tokens.
+
+    Args:
+        text: float (N, L, D), padding included.
+        num_tokens: Q.
+
+    Returns:
+        float (N, Q, D).
+    """
+    missing = num_tokens - text.shape[1]
+    if missing > 0:
+        text = F.pad(text, (0, 0, 0, missing))
+    return text.topk(num_tokens, dim=1).values

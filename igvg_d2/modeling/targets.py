@@ -1,0 +1,79 @@
+"""Ground truth of a batch as padded tensors, so that no component loops over samples."""
+
+from dataclasses import dataclass
+from typing import List
+
+import torch
+import torch.nn.functional as F
+from detectron2.structures import Instances
+from detectron2.utils import comm
+
+
+@dataclass
+class GroundingTargets:
+    """Targets of N samples, padded to the largest number of targets T (at least 1).
+
+    Attributes:
+        boxes: float (N, T, 4), (cx, cy, w, h) divided by the network input's (W, H, W, H).
+        masks: float (N, T, H, W) in {0, 1}, network frame.
+        valid: bool (N, T), False = padding.
+        num_targets: list of N ints; 0 for a no-target sample.
+    """
+
+    boxes: torch.Tensor
+    masks: torch.Tensor
+    valid: torch.Tensor
+    num_targets: List[int]
+
+    @classmethod
+    def from_instances(cls, instances: List[Instances], device: torch.device) -> "GroundingTargets":
+        """Pad and move ground truth in one transfer per field.
+
+        Args:
+            instances: N ``Instances`` of one image size with ``gt_boxes`` (XYXY pixels, network
+                frame) and ``gt_masks`` (BitMasks); either may be empty.
+            device: where the tensors are wanted.
+        """
+        counts = [len(x) for x in instances]
+        n, t = len(instances), max([1, *counts])
+        height, width = instances[0].image_size
+        boxes = torch.zeros(n, t, 4)
+        masks = torch.zeros(n, t, height, width)
+        valid = torch.zeros(n, t, dtype=torch.bool)
+        scale = torch.tensor([width, height, width, height], dtype=torch.float32)
+        for i, (count, x) in enumerate(zip(counts, instances)):
+            if count:
+                corners = x.gt_boxes.tensor / scale
+                boxes[i, :count, :2] = (corners[:, :2] + corners[:, 2:]) / 2
+                boxes[i, :count, 2:] = corners[:, 2:] - corners[:, :2]
+                masks[i, :count] = x.gt_masks.tensor
+                valid[i, :count] = True
+        return cls(
+            boxes.to(device, non_blocking=True),
+            masks.to(device, non_blocking=True),
+            valid.to(device, non_blocking=True),
+            counts,
+        )
+
+    @property
+    def no_target(self) -> torch.Tensor:
+        """bool (N,): True where the expression refers to nothing."""
+        return ~self.valid.any(dim=1)
+
+    @property
+    def union_masks(self) -> torch.Tensor:
+        """float (N, 1, H, W) in {0, 1}: union of a sample's masks, zero for no target."""
+        return self.masks.amax(dim=1, keepdim=True)
+
+    def resize_masks(self, size) -> "GroundingTargets":
+        """The same targets with masks averaged over areas to (height, width) ``size``."""
+        masks = F.interpolate(self.masks, size=tuple(size), mode="area")
+        return GroundingTargets(self.boxes, masks, self.valid, self.num_targets)
+
+    def num_boxes(self) -> torch.Tensor:
+        """float scalar: targets per process, averaged over processes, at least 1."""
+        total = self.valid.sum().float()
+        world_size = comm.get_world_size()
+        if world_size > 1:
+            torch.distributed.all_reduce(total)
+        return (total / world_size).clamp(min=1.0)
