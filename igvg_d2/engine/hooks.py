@@ -1,0 +1,74 @@
+"""Hooks of the trainer."""
+
+import json
+import os
+import resource
+import shlex
+import sys
+import time
+
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+
+
+class RunSummaryHook(HookBase):
+    """Writes ``run_summary.json`` after training: samples seen, wall time and CPU time.
+
+    A resumed run adds to the numbers it finds, so they describe the whole training.
+    """
+
+    def __init__(self, output_dir: str, samples_per_iter: int, seed: int):
+        """
+        Args:
+            output_dir: folder of the run.
+            samples_per_iter: batch size over all processes.
+            seed: ``SEED`` of the run, for the record.
+        """
+        self.path = os.path.join(output_dir, "run_summary.json")
+        self.samples_per_iter = samples_per_iter
+        self.seed = seed
+
+    def before_train(self):
+        """Start the clocks."""
+        self.start_iter = self.trainer.start_iter
+        self.wall = time.perf_counter()
+        self.cpu = _cpu_seconds()
+
+    def after_train(self):
+        """Add this process's share and write the file (main process only)."""
+        # Detectron2 has already advanced the counter; nothing ran if the training was complete.
+        if not comm.is_main_process() or self.start_iter >= self.trainer.max_iter:
+            return
+        previous = {"train_wall_seconds": 0.0, "train_cpu_seconds": 0.0}
+        if self.start_iter > 0 and os.path.isfile(self.path):
+            with open(self.path) as file:
+                previous = json.load(file)
+        summary = {
+            "command": shlex.join(sys.argv),
+            "seed": self.seed,
+            "processes": comm.get_world_size(),
+            "threads": torch.get_num_threads(),
+            "iterations": self.trainer.iter,
+            "samples_seen": self.trainer.iter * self.samples_per_iter,
+            "train_wall_seconds": round(
+                previous["train_wall_seconds"] + time.perf_counter() - self.wall, 1
+            ),
+            "train_cpu_seconds": round(
+                previous["train_cpu_seconds"] + _cpu_seconds() - self.cpu, 1
+            ),
+            "peak_memory_mib": _peak_memory_mib(),
+        }
+        with open(self.path, "w") as file:
+            json.dump(summary, file, indent=2)
+
+
+def _cpu_seconds() -> float:
+    """User and system time of this process and its ended children."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def _peak_memory_mib() -> int:
+    """Largest resident size of this process, MiB (Linux reports KiB)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

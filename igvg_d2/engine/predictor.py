@@ -1,0 +1,123 @@
+"""One image and one expression in, one answer out."""
+
+import logging
+import os
+from typing import Any, Dict, Union
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import detection_utils
+from detectron2.modeling import build_model
+
+from igvg_d2.checkpoint import GroundingCheckpointer
+from igvg_d2.data import GroundingDatasetMapper
+from igvg_d2.data.tokenizer import UNK_ID
+
+logger = logging.getLogger(__name__)
+
+
+class GroundingPredictor:
+    """End-to-end predictor for single images, like Detectron2's ``DefaultPredictor``.
+
+    It builds the model of a config, loads ``MODEL.WEIGHTS``, and applies the same resize and
+    tokenizer as the evaluation. For benchmarks use a data loader and an evaluator instead: this
+    class neither batches nor prefetches.
+
+    Attributes:
+        model: the model in evaluation mode.
+        image_format: channel order of arrays passed in, ``cfg.INPUT.FORMAT``.
+
+    Example:
+        predictor = GroundingPredictor(cfg)
+        output = predictor("street.jpg", "the two men on the left")
+    """
+
+    def __init__(self, cfg: CfgNode):
+        """
+        Args:
+            cfg: complete config; it is cloned. With empty ``MODEL.WEIGHTS`` the model answers at
+                random, which is logged as a warning.
+        """
+        cfg = cfg.clone()
+        mapper = GroundingDatasetMapper(cfg, is_train=False)
+        self.image_format = mapper.image_format
+        self._resize = mapper.resize
+        self._tokenizer = mapper.tokenizer
+        self.model = build_model(cfg)
+        self.model.eval()
+        if cfg.MODEL.WEIGHTS:
+            GroundingCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        else:
+            logger.warning("MODEL.WEIGHTS is empty: the model is untrained and answers at random")
+
+    def __call__(
+        self, image: Union[str, os.PathLike, np.ndarray], expression: str
+    ) -> Dict[str, Any]:
+        """Ground one expression in one image.
+
+        Args:
+            image: path of an image file, or uint8 (height, width, 3) in ``image_format``.
+            expression: what to look for, in words.
+
+        Returns:
+            the model's output dict in the original frame: "instances" (kept, may be empty),
+            "candidates" (all queries), "mask" bool (height, width), "no_target" bool,
+            "no_target_score" in [0, 1], and "sem_seg" and "attention_map" if the model has them.
+
+        Raises:
+            FileNotFoundError: the path does not exist.
+            ValueError: the file is not an image, the array has another shape or type, or the
+                expression is empty.
+        """
+        array = self.read_image(image)
+        inputs = self._prepare(array, expression)
+        with torch.no_grad():
+            return self.model([inputs])[0]
+
+    def read_image(self, image: Union[str, os.PathLike, np.ndarray]) -> np.ndarray:
+        """A path or array as a checked uint8 (height, width, 3) array in ``image_format``."""
+        if isinstance(image, np.ndarray):
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+                raise ValueError(
+                    f"image must be uint8 of shape (height, width, 3), got {image.dtype} of shape "
+                    f"{image.shape}."
+                )
+            return image
+        path = os.fspath(image)
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"image file '{path}' does not exist.")
+        try:
+            return detection_utils.read_image(path, format=self.image_format)
+        except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and others
+            raise ValueError(
+                f"'{path}' cannot be read as an image ({error!r}); check that it opens elsewhere."
+            ) from error
+
+    def _prepare(self, image: np.ndarray, expression: str) -> Dict[str, Any]:
+        """Model input dict of one sample."""
+        if not isinstance(expression, str) or not expression.strip():
+            raise ValueError(
+                f"expression must be a text with at least one word, got {expression!r}."
+            )
+        text_ids = self._tokenizer(expression)
+        unknown = text_ids.count(UNK_ID)
+        if unknown:
+            logger.warning(
+                "%d of the %d words of %r are unknown to the tokenizer",
+                unknown,
+                len(text_ids) - 2,
+                expression,
+            )
+        resized = self._resize.resize_image(image)
+        return {
+            "image": torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1))),
+            "height": image.shape[0],
+            "width": image.shape[1],
+            "text_ids": torch.tensor(text_ids, dtype=torch.int64),
+            "text_padding_mask": torch.zeros(len(text_ids), dtype=torch.bool),
+            "expression": expression,
+            "sample_id": "",
+            "file_name": "",
+            "image_id": 0,
+        }

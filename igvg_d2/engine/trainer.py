@@ -1,0 +1,121 @@
+"""The trainer: Detectron2's ``DefaultTrainer`` with this project's builders and guards."""
+
+import logging
+import os
+import weakref
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import (
+    AMPTrainer,
+    DefaultTrainer,
+    SimpleTrainer,
+    TrainerBase,
+    create_ddp_model,
+)
+from detectron2.utils import comm
+
+from igvg_d2.checkpoint import GroundingCheckpointer
+from igvg_d2.data import (
+    build_grounding_test_loader,
+    build_grounding_train_loader,
+    build_tokenizer,
+)
+from igvg_d2.evaluation import build_grounding_evaluator
+from igvg_d2.solver import build_optimizer
+
+from .hooks import RunSummaryHook
+
+
+class GroundingTrainer(DefaultTrainer):
+    """Trains and evaluates grounding models; configs that would silently hurt are refused."""
+
+    def __init__(self, cfg: CfgNode):
+        """
+        Args:
+            cfg: a frozen config.
+
+        Raises:
+            ValueError: see :func:`check_config`.
+        """
+        # As DefaultTrainer.__init__, which hands GPU ids to DDP also on the CPU.
+        TrainerBase.__init__(self)
+        check_config(cfg)
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        ddp_options = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
+        model = create_ddp_model(model, broadcast_buffers=False, **ddp_options)
+        trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = trainer_class(model, data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = GroundingCheckpointer(
+            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    def build_hooks(self):
+        """Detectron2's hooks, and the run summary before the final evaluation."""
+        hooks = super().build_hooks()
+        hooks.insert(
+            0, RunSummaryHook(self.cfg.OUTPUT_DIR, self.cfg.SOLVER.IMS_PER_BATCH, self.cfg.SEED)
+        )
+        return hooks
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model) -> torch.optim.Optimizer:
+        """See :func:`igvg_d2.solver.build_optimizer`."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode):
+        """See :func:`build_grounding_train_loader`; no-target samples are kept."""
+        check_config(cfg)
+        return build_grounding_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+        """Batched by ``TEST.BATCH_SIZE``: all inputs have one size."""
+        return build_grounding_test_loader(cfg, dataset_name, batch_size=cfg.TEST.BATCH_SIZE)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder=None):
+        """The evaluator of the dataset's kind, writing to ``OUTPUT_DIR/inference/<dataset>``."""
+        if output_folder is None:
+            output_folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+        return build_grounding_evaluator(cfg, dataset_name, output_folder)
+
+
+def check_config(cfg: CfgNode) -> None:
+    """Refuse Detectron2 defaults that silently hurt referring data (README, "Traps").
+
+    Raises:
+        ValueError: names the key, what it does here, and the value to set.
+    """
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        raise ValueError(
+            "DATALOADER.FILTER_EMPTY_ANNOTATIONS=True would drop every no-target sample; set it to "
+            "False (configs/Base-IGVG.yaml does)."
+        )
+    if cfg.INPUT.RANDOM_FLIP != "none":
+        raise ValueError(
+            f"INPUT.RANDOM_FLIP={cfg.INPUT.RANDOM_FLIP!r} would flip images under 'the left man'; "
+            "set it to 'none' and use INPUT.FLIP, which swaps the words too."
+        )
+    tokenizer = build_tokenizer(cfg)
+    if tokenizer.vocab_size > cfg.MODEL.BEIT3.VOCAB_SIZE:
+        raise ValueError(
+            f"The tokenizer {cfg.INPUT.TOKENIZER.NAME} has {tokenizer.vocab_size} ids, "
+            f"MODEL.BEIT3.VOCAB_SIZE is {cfg.MODEL.BEIT3.VOCAB_SIZE}; raise it."
+        )
+
+
+def set_num_threads(cfg: CfgNode) -> None:
+    """Apply ``SOLVER.NUM_THREADS``; 0 keeps PyTorch's choice."""
+    if cfg.SOLVER.NUM_THREADS > 0:
+        torch.set_num_threads(cfg.SOLVER.NUM_THREADS)
+    logging.getLogger(__name__).info("CPU threads: %d", torch.get_num_threads())

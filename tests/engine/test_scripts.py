@@ -1,0 +1,108 @@
+"""The command line scripts around pictures: demo and tools."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load_script(path):
+    """A script of the repository as a module."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return load_script("demo/demo.py")
+
+
+def test_demo_says_what_to_do_without_a_model(demo, tmp_path, monkeypatch):
+    config = tmp_path / "config.yaml"
+    config.write_text("VERSION: 2\n")
+    monkeypatch.setattr(demo, "DEFAULT_CONFIG", str(config))
+    monkeypatch.setattr(demo, "DEFAULT_WEIGHTS", str(tmp_path / "absent.safetensors"))
+    with pytest.raises(SystemExit, match="absent.safetensors.*make demo"):
+        demo.main(["--input", "a.png", "--expression", "x"])
+    monkeypatch.setattr(demo, "DEFAULT_CONFIG", str(tmp_path / "absent.yaml"))
+    with pytest.raises(SystemExit, match="absent.yaml"):
+        demo.main(["--input", "a.png", "--expression", "x"])
+
+
+def test_demo_output_paths(demo, tmp_path):
+    folder = str(tmp_path / "out")
+    paths = demo.output_paths(["a/x.jpg", "b/x.jpg", "y.png"], folder)
+    assert [Path(p).name for p in paths] == ["x.png", "x_2.png", "y.png"]
+    single = str(tmp_path / "new" / "answer.PNG")
+    assert demo.output_paths(["a.jpg"], single) == [single]
+    assert (tmp_path / "new").is_dir()
+    with pytest.raises(ValueError, match="one file, but there are 2 images"):
+        demo.output_paths(["a", "b"], single)
+
+
+def test_demo_tells_the_answer_in_words(demo):
+    instances = Instances((10, 10))
+    instances.pred_boxes = Boxes(torch.tensor([[1.0, 2, 3, 4]]))
+    instances.scores = torch.tensor([0.914])
+    output = {"instances": instances, "no_target": False, "no_target_score": torch.tensor(0.1)}
+    assert demo.describe(output) == "1 target; box (1, 2, 3, 4) score 0.91"
+    output.update(no_target=True, no_target_score=torch.tensor(0.876))
+    assert demo.describe(output) == "no target (score 0.88)"
+
+
+def test_make_report(tmp_path):
+    module = load_script("tools/make_report.py")
+    path = module.main([str(tmp_path), "--title", "a run"])
+    assert "a run" in Path(path).read_text(encoding="utf-8")
+
+
+def test_visualize_data_spreads_over_the_data(tmp_path):
+    image = tmp_path / "image.png"
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(image)
+    samples = [
+        {
+            "file_name": str(image),
+            "height": 20,
+            "width": 30,
+            "image_id": i,
+            "sample_id": f"{i}_0",
+            "expression": "the circle",
+            "annotations": [],
+        }
+        for i in range(10)
+    ]
+    config = tmp_path / "config.yaml"
+    config.write_text("VERSION: 2\n")
+    output = tmp_path / "pictures"
+    name = "test_scripts_dataset"
+    DatasetCatalog.register(name, lambda: samples)
+    try:
+        load_script("tools/visualize_data.py").main(
+            ["--source", "annotation", "--config-file", str(config), "--num", "5"]
+            + ["--dataset", name, "--output-dir", str(output)]
+        )
+    finally:
+        DatasetCatalog.remove(name)
+    names = sorted(path.name for path in output.iterdir())
+    assert names == [f"{i:04d}_{2 * i}_0.png" for i in range(5)]
+
+
+def test_visualize_results_finds_the_records(tmp_path):
+    module = load_script("tools/visualize_results.py")
+    cfg = module.setup_config(opts=["OUTPUT_DIR", str(tmp_path)])
+    args = module.parse_args(["--config-file", "x"])
+    assert module.find_records(args, cfg, "toy") is None
+    folder = tmp_path / "inference" / "toy"
+    folder.mkdir(parents=True)
+    (folder / "toy_records.json").write_text(json.dumps([{"sample_id": "1"}]))
+    assert module.find_records(args, cfg, "toy") == [{"sample_id": "1"}]

@@ -1,0 +1,94 @@
+#!/usr/bin/env python
+"""Pictures of a data set, as annotated or as the data loader hands it to the model.
+
+    python tools/visualize_data.py --source annotation --config-file configs/Shapes/igvg_tiny.yaml \
+        --output-dir output/data_pictures --num 20
+"""
+
+import argparse
+import logging
+import os
+import re
+from itertools import chain, islice
+
+import igvg_d2  # noqa: F401  (first: it names a missing requirement in one line)
+
+# isort: split
+from detectron2.data import DatasetCatalog, build_detection_train_loader
+from detectron2.utils.logger import setup_logger
+from PIL import Image
+
+from igvg_d2.data import GroundingDatasetMapper
+from igvg_d2.engine import setup_config
+from igvg_d2.utils import GroundingVisualizer
+
+logger = logging.getLogger("igvg_d2.visualize_data")
+
+
+def parse_args(args=None):
+    """Command line; Detectron2's tool of the same name has the same flags."""
+    parser = argparse.ArgumentParser(description="Draw ground truth of grounding data sets.")
+    parser.add_argument(
+        "--source",
+        choices=["annotation", "dataloader"],
+        required=True,
+        help="draw the annotations, or the output of the training loader after its augmentation",
+    )
+    parser.add_argument("--config-file", metavar="FILE", required=True, help="path to config file")
+    parser.add_argument("--output-dir", default="output/data_pictures", help="folder to write to")
+    parser.add_argument("--num", type=int, default=20, help="number of pictures")
+    parser.add_argument(
+        "--dataset", help="registered data set instead of DATASETS.TRAIN, e.g. shapes_val"
+    )
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the config")
+    return parser.parse_args(args)
+
+
+def setup(args):
+    """Config with the loader in this process."""
+    cfg = setup_config(args.config_file, args.opts)
+    cfg.DATALOADER.NUM_WORKERS = 0
+    if args.dataset:
+        cfg.DATASETS.TRAIN = (args.dataset,)
+    cfg.freeze()
+    return cfg
+
+
+def draw_annotations(cfg, visualizer, num):
+    """Yield (sample id, picture) of ``num`` dataset dicts, evenly spread over the data sets.
+
+    The first ones would be several expressions of a few images.
+    """
+    samples = list(chain.from_iterable(DatasetCatalog.get(name) for name in cfg.DATASETS.TRAIN))
+    for sample in samples[:: max(1, len(samples) // num)]:
+        yield sample["sample_id"], visualizer.draw_annotation(sample)
+
+
+def draw_loader(cfg, visualizer):
+    """Yield (sample id, picture) of what the training loader gives, in its random order."""
+    loader = build_detection_train_loader(cfg, mapper=GroundingDatasetMapper(cfg, is_train=True))
+    for sample in chain.from_iterable(loader):
+        yield sample["sample_id"], visualizer.draw_model_input(sample, cfg.INPUT.FORMAT)
+
+
+def main(args=None) -> None:
+    """Draw ``--num`` pictures."""
+    args = parse_args(args)
+    setup_logger(name="igvg_d2")
+    cfg = setup(args)
+    os.makedirs(args.output_dir, exist_ok=True)
+    visualizer = GroundingVisualizer()
+    if args.source == "annotation":
+        pictures = draw_annotations(cfg, visualizer, args.num)
+    else:
+        pictures = draw_loader(cfg, visualizer)
+    count = 0
+    for sample_id, picture in islice(pictures, args.num):
+        name = re.sub(r"[^\w.-]", "_", sample_id)
+        Image.fromarray(picture).save(os.path.join(args.output_dir, f"{count:04d}_{name}.png"))
+        count += 1
+    logger.info("Wrote %d pictures to %s", count, args.output_dir)
+
+
+if __name__ == "__main__":
+    main()

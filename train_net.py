@@ -1,0 +1,77 @@
+#!/usr/bin/env python3
+"""Train and evaluate IGVG.
+
+    python train_net.py --config-file configs/Shapes/igvg_tiny.yaml
+    python train_net.py --config-file X --eval-only MODEL.WEIGHTS Y
+    python train_net.py --config-file X --resume --num-gpus 8 SOLVER.IMS_PER_BATCH 128
+
+The arguments are those of every Detectron2 project; KEY VALUE pairs at the end override the config.
+On a machine without a GPU the same commands run on the CPU.
+"""
+
+import logging
+import os
+
+from igvg_d2.requirements_check import check_requirements
+
+check_requirements()
+
+from detectron2.engine import default_argument_parser, default_setup, launch  # noqa: E402
+from detectron2.evaluation import verify_results  # noqa: E402
+from detectron2.utils import comm  # noqa: E402
+from detectron2.utils.logger import setup_logger  # noqa: E402
+
+# Heavy imports come after the check, so that a missing piece is named in one line.
+import igvg_d2.modeling  # noqa: F401,E402  registers the models
+from igvg_d2.checkpoint import GroundingCheckpointer  # noqa: E402
+from igvg_d2.engine import GroundingTrainer, setup_config  # noqa: E402
+from igvg_d2.engine.report import write_report  # noqa: E402
+from igvg_d2.engine.trainer import set_num_threads  # noqa: E402
+
+
+def setup(args):
+    """Create the config and perform Detectron2's basic set-up."""
+    cfg = setup_config(args.config_file, args.opts)
+    cfg.freeze()
+    default_setup(cfg, args)
+    setup_logger(output=cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="igvg_d2")
+    set_num_threads(cfg)
+    return cfg
+
+
+def main(args):
+    """Train, or evaluate with --eval-only; returns the metrics."""
+    cfg = setup(args)
+    if args.eval_only:
+        model = GroundingTrainer.build_model(cfg)
+        GroundingCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+            cfg.MODEL.WEIGHTS, resume=args.resume
+        )
+        results = GroundingTrainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+    trainer = GroundingTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    results = trainer.train()
+    if comm.is_main_process() and cfg.TEST.VIS_SAMPLES > 0:
+        report = write_report(cfg, trainer.model)
+        logging.getLogger("igvg_d2").info("Report: %s", os.path.abspath(report))
+    return results
+
+
+def invoke_main():
+    """Parse the command line and launch one process per GPU."""
+    args = default_argument_parser(epilog=__doc__).parse_args()
+    launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
+
+
+if __name__ == "__main__":
+    invoke_main()
