@@ -100,8 +100,10 @@ class BEiT3(VisionLanguageBackbone):
         has_padding: bool = True,
     ) -> VLFeatures:
         """See :meth:`VisionLanguageBackbone.forward`."""
-        image, grid, stem_features = self.vision_embed(images)
         text = self.text_embed(text_ids, text_padding_mask)
+        # Padded positions are zero, so they do not count.
+        mean_text = text.sum(dim=1) / (~text_padding_mask).sum(dim=1, keepdim=True)
+        image, grid, stem_features = self.vision_embed(images, mean_text)
         attn_mask = None
         if has_padding:
             visible = text_padding_mask.new_ones(image.shape[:2])

@@ -178,6 +178,9 @@ class IGVG(nn.Module):
             )
             outputs = {**outputs, **head_outputs, "attention_map": queries.attention_map}
             losses = {**losses, **query_losses, **head_losses}
+        if targets is not None:
+            # Not every query generator reads the text; DDP wants all parameters in the graph.
+            losses["loss_no_target"] = losses["loss_no_target"] + 0.0 * projected.text.sum()
         return outputs, losses
 
     def inference(self, batched_inputs, outputs, network_size) -> List[Dict]:

@@ -94,6 +94,7 @@ class PointGuidedQueryGenerator(nn.Module):
                 node.DIM_FEEDFORWARD,
                 node.DROPOUT,
                 decoder_layer=node.ATTENTION == "decoder_layer",
+                with_output=node.INJECT_TEXT,
             ),
             "score_map": node.MAP,
             "pool": node.POOL,
