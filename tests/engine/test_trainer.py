@@ -1,0 +1,144 @@
+"""The trainer refuses what would hurt, checkpoints are strict, and a run can be repeated."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+import igvg_d2.modeling  # noqa: F401
+from igvg_d2.checkpoint import GroundingCheckpointer, export_safetensors, read_metadata
+from igvg_d2.data.synthetic import write_shapes
+from igvg_d2.engine import check_config, setup_config
+from igvg_d2.solver import build_optimizer
+from igvg_d2.utils.testing import tiny_cfg
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = str(ROOT / "configs" / "Shapes" / "igvg_tiny.yaml")
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("DATALOADER.FILTER_EMPTY_ANNOTATIONS", True),
+        ("INPUT.RANDOM_FLIP", "horizontal"),
+        ("MODEL.BEIT3.VOCAB_SIZE", 10),
+    ],
+)
+def test_configs_that_silently_hurt_are_refused(key, value):
+    check_config(setup_config(CONFIG))
+    with pytest.raises(ValueError, match=key.replace(".", r"\.")):
+        check_config(setup_config(CONFIG, [key, value]))
+
+
+def test_clipping_by_detectron2_and_unknown_optimizers_are_refused():
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="CLIP_TOTAL_NORM"):
+        build_optimizer(tiny_cfg(["SOLVER.CLIP_GRADIENTS.ENABLED", True]), model)
+    with pytest.raises(ValueError, match="SOLVER.OPTIMIZER"):
+        build_optimizer(tiny_cfg(["SOLVER.OPTIMIZER", "LBFGS"]), model)
+
+
+def test_total_norm_is_clipped_before_the_step():
+    model = torch.nn.Linear(2, 1, bias=False)
+    optimizer = build_optimizer(tiny_cfg(["SOLVER.CLIP_TOTAL_NORM", 0.5]), model)
+    model.weight.grad = torch.tensor([[3.0, 4.0]])
+    optimizer.step()
+    torch.testing.assert_close(model.weight.grad, torch.tensor([[0.3, 0.4]]), atol=1e-4, rtol=0)
+
+
+@pytest.fixture
+def model():
+    return build_model(tiny_cfg())
+
+
+def test_safetensors_round_trip(model, tmp_path):
+    path = str(tmp_path / "model.safetensors")
+    export_safetensors(model, path, {"seed": "0"})
+    other = build_model(tiny_cfg())
+    GroundingCheckpointer(other).load(path)
+    assert read_metadata(path) == {"seed": "0"}
+    for a, b in zip(model.state_dict().values(), other.state_dict().values()):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
+def test_any_mismatch_is_an_error_that_names_the_tensor(model, tmp_path, change):
+    state = model.state_dict()
+    key = "query_generator.mlp.layers.0.weight"
+    if change == "missing":
+        state.pop(key)
+    elif change == "unexpected":
+        key = "something.else"
+        state[key] = torch.zeros(1)
+    else:
+        state[key] = torch.zeros(3, 3)
+    path = str(tmp_path / "model.pth")
+    torch.save({"model": state}, path)
+    with pytest.raises(ValueError, match=key):
+        GroundingCheckpointer(model).load(path)
+
+
+def test_bad_files_are_refused(model, tmp_path):
+    whole, cut = tmp_path / "whole.pth", tmp_path / "cut.pth"
+    torch.save({"model": model.state_dict()}, whole)
+    cut.write_bytes(whole.read_bytes()[:1000])
+    torch.save({"model": model}, tmp_path / "object.pth")
+    (tmp_path / "cut.safetensors").write_bytes(b"no header")
+    for name in ("cut.pth", "object.pth", "cut.safetensors"):
+        with pytest.raises(ValueError, match=name):
+            GroundingCheckpointer(model).load(str(tmp_path / name))
+    with pytest.raises(FileNotFoundError, match="absent.pth"):
+        GroundingCheckpointer(model).load(str(tmp_path / "absent.pth"))
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    root = tmp_path_factory.mktemp("datasets")
+    write_shapes(str(root / "shapes"), seed=1, scale=0.01, num_workers=1)
+    return root
+
+
+def run_train_net(datasets, output, *arguments):
+    """Run train_net.py with a minute model in its own process; returns its metrics.json records."""
+    command = [
+        sys.executable, str(ROOT / "train_net.py"), "--config-file", CONFIG,
+        *arguments,
+        "OUTPUT_DIR", str(output), "DATASETS.TEST", "('shapes_val',)", "TEST.VIS_SAMPLES", "0",
+        "SOLVER.IMS_PER_BATCH", "4", "SOLVER.WARMUP_ITERS", "2", "SOLVER.CHECKPOINT_PERIOD", "3",
+        "DATALOADER.NUM_WORKERS", "0", "MODEL.BEIT3.DEPTH", "1", "MODEL.DEVICE", "cpu",
+        "SOLVER.MAX_ITER", "6",
+    ]  # fmt: skip
+    env = dict(os.environ, DETECTRON2_DATASETS=str(datasets), OMP_NUM_THREADS="1")
+    env["PYTHONPATH"] = str(ROOT)
+    result = subprocess.run(command, env=env, capture_output=True, text=True, cwd=str(ROOT))
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+
+
+def last(records, key):
+    return [record[key] for record in records if key in record][-1]
+
+
+def test_training_repeats_resumes_and_evaluates_exactly(datasets, tmp_path):
+    first = run_train_net(datasets, tmp_path / "a")
+    again = run_train_net(datasets, tmp_path / "b")
+    assert last(first, "total_loss") == pytest.approx(last(again, "total_loss"), abs=1e-4)
+    report = tmp_path / "a" / "inference" / "shapes_val" / "shapes_val_metrics.json"
+    results = json.loads(report.read_text())["results"]
+    summary = json.loads((tmp_path / "a" / "run_summary.json").read_text())
+    assert summary["iterations"] == 6 and summary["samples_seen"] == 24
+    # A finished run is only evaluated again, and gives the same numbers.
+    run_train_net(datasets, tmp_path / "a", "--resume")
+    assert json.loads(report.read_text())["results"] == results
+    assert json.loads((tmp_path / "a" / "run_summary.json").read_text()) == summary
+
+
+def test_two_processes_train_on_the_cpu(datasets, tmp_path):
+    records = run_train_net(datasets, tmp_path / "c", "--num-gpus", "2")
+    assert last(records, "total_loss") > 0
+    assert last(records, "gres/gIoU") >= 0
