@@ -38,14 +38,17 @@ def format_table(metrics: Dict[str, float]) -> List[str]:
 
     Args:
         metrics: "<data set>/<task>/<metric>" to percent; a metric that was not measured shows "-".
+            Detectron2 leaves the data set out when there is only one; its row is called "test".
 
     Returns:
         header and rows, columns aligned; only the header when no data set was evaluated.
     """
+    known_metrics = {metric for _, metric in COLUMNS}
+    metrics = {f"test/{k}" if k in known_metrics else k: v for k, v in metrics.items()}
     datasets = []
     for key in metrics:
         name, _, metric = key.partition("/")
-        if any(metric == known for _, known in COLUMNS) and name not in datasets:
+        if metric in known_metrics and name not in datasets:
             datasets.append(name)
     datasets.sort(key=lambda name: not name.endswith("_val"))  # the rest as in the file
     width = max((len(name) for name in datasets), default=0)

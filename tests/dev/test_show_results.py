@@ -43,3 +43,10 @@ def test_a_run_without_results_says_what_to_do(tmp_path):
     result = run(tmp_path)
     assert result.returncode == 1
     assert "Run: make train OUTPUT=" in result.stderr
+
+
+def test_a_single_data_set_comes_without_its_name(tmp_path):
+    (tmp_path / "metrics.json").write_text('{"gres/gIoU": 33.3}', encoding="utf-8")
+    result = run(tmp_path)
+    assert result.returncode == 0
+    assert any(line.split()[:2] == ["test", "33.3"] for line in result.stdout.splitlines())
