@@ -263,9 +263,7 @@ def assert_query_generator_contract(generator: nn.Module, dim: int, num_queries:
         alone = generator(_first_sample(features))[0]
     assert_losses_contract(mixed, empty, without_targets)
     _assert_close(together.features[:1], alone.features, "features depend on padding")
-    _assert_close(
-        together.reference_points[:1], alone.reference_points, "points depend on padding"
-    )
+    _assert_close(together.reference_points[:1], alone.reference_points, "points depend on padding")
 
 
 def assert_grounding_head_contract(

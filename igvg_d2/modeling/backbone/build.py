@@ -2,9 +2,10 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Dict, Optional
+from typing import Dict
 
 import torch
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import nn
 
@@ -62,7 +63,8 @@ def build_vl_backbone(cfg) -> VisionLanguageBackbone:
     Raises:
         TypeError: the registered object builds something else.
     """
-    backbone: Optional[nn.Module] = BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME)(cfg, None)
+    input_shape = ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN))
+    backbone: nn.Module = BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME)(cfg, input_shape)
     if not isinstance(backbone, VisionLanguageBackbone):
         raise TypeError(
             f"MODEL.BACKBONE.NAME={cfg.MODEL.BACKBONE.NAME!r} builds a {type(backbone).__name__}; "

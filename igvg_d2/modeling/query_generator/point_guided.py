@@ -55,7 +55,7 @@ class PointGuidedQueryGenerator(nn.Module):
             minimap_target: "area" or "nearest".
 
         Raises:
-            ValueError: an option has a value it does not know.
+            ValueError: an unknown value of an option, or nothing would train the attention.
         """
         super().__init__()
         _check_choice("TEXT_SELECTION", text_selection, ("topk", "off", "channel"))
@@ -63,6 +63,11 @@ class PointGuidedQueryGenerator(nn.Module):
         _check_choice("POOL", pool, ("mean", "max"))
         _check_choice("SELECTOR", selector, ("dsps", "topk"))
         _check_choice("MINIMAP_TARGET", minimap_target, ("area", "nearest"))
+        if not inject_text and minimap_weight <= 0:
+            raise ValueError(
+                "Nothing would train the text-to-image attention: set "
+                "MODEL.QUERY_GENERATOR.INJECT_TEXT to True or MINIMAP_WEIGHT above 0."
+            )
         self.num_queries = num_queries
         self.text_selection = text_selection
         self.text_score = text_score

@@ -33,8 +33,13 @@ class TextToImageAttention(nn.Module):
             dropout: of the attention weights and residual branches.
             decoder_layer: the release's layer instead of plain cross-attention.
             with_output: compute F_q; False keeps only what the attention map needs.
+
+        Raises:
+            ValueError: dim is not divisible by num_heads.
         """
         super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"HIDDEN_DIM = {dim} is not divisible by NHEADS = {num_heads}.")
         self.num_heads = num_heads
         self.query_proj = nn.Linear(dim, dim)
         self.key_proj = nn.Linear(dim, dim)

@@ -42,8 +42,13 @@ class SelfAttention(nn.Module):
             dim: D.
             num_heads: M.
             dropout: of the attention weights and of the residual branch.
+
+        Raises:
+            ValueError: dim is not divisible by num_heads.
         """
         super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"HIDDEN_DIM = {dim} is not divisible by NHEADS = {num_heads}.")
         self.attn = nn.MultiheadAttention(dim, num_heads, dropout=dropout, batch_first=True)
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(dim)

@@ -1,0 +1,135 @@
+"""The key table covers every released tensor, and any damaged file is noticed."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from igvg_d2.checkpoint import GroundingCheckpointer, convert_instancevg, is_instancevg
+from igvg_d2.checkpoint.instancevg_conversion import _measure
+from igvg_d2.checkpoint.instancevg_keys import (
+    DEAD_KEYS,
+    DEAD_PARTS,
+    dead_shapes,
+    released_aliases,
+    released_rules,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+KEY_FILES = ("grefcoco_rrefcoco_refzom", "B-refcoco", "L-refcoco")
+
+
+def load_tool():
+    path = ROOT / "tools" / "convert-instancevg-to-d2.py"
+    spec = importlib.util.spec_from_file_location("convert_instancevg_to_d2", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module", params=KEY_FILES)
+def released_shapes(request, fixtures_dir):
+    """Keys and shapes of a released model."""
+    keys = json.loads((fixtures_dir / f"state_dict_{request.param}.json").read_text())
+    return {key: tuple(shape) for key, (shape, _) in keys.items()}
+
+
+@pytest.fixture(scope="module")
+def cheap_state(fixtures_dir):
+    """A released state dict of zeros that takes no memory."""
+    keys = json.loads((fixtures_dir / f"state_dict_{KEY_FILES[0]}.json").read_text())
+    return {key: torch.zeros(()).expand(tuple(shape)) for key, (shape, _) in keys.items()}
+
+
+def test_table_names_every_released_key_once(released_shapes):
+    size = _measure({key: torch.empty(s, device="meta") for key, s in released_shapes.items()})
+    rules = released_rules(size)
+    shapes = {key: shape for rule in rules for key, shape in rule.sources.items()}
+    live = set(shapes)
+    assert not live & set(DEAD_KEYS) and not live & set(released_aliases())
+    shapes.update(dead_shapes(size))
+    shapes.update({alias: shapes[key] for alias, key in released_aliases().items()})
+    assert shapes == released_shapes
+    targets = [rule.target for rule in rules]
+    assert len(targets) == len(set(targets))
+
+
+def test_every_element_is_carried_over_or_named_as_dead(released_shapes):
+    state = {key: torch.empty(s, device="meta") for key, s in released_shapes.items()}
+    size = _measure(state)
+    made = sum(r.make(*(state[k] for k in r.sources)).numel() for r in released_rules(size))
+    total = sum(t.numel() for k, t in state.items() if k not in released_aliases())
+    dead = sum(state[key].numel() for key in DEAD_KEYS)
+    # Two position rows of both modalities; all but the value bias of the constant self-attention.
+    parts = 4 * size.embed_dim + 3 * 256 * 256 + 2 * 256
+    assert made == total - dead - parts
+    assert set(DEAD_PARTS) < set(state)
+
+
+def test_conversion_is_strict_about_every_key(cheap_state):
+    """Each key missing, misspelt or of another shape: always an error that names it."""
+    for key, tensor in cheap_state.items():
+        rest = {k: v for k, v in cheap_state.items() if k != key}
+        wider = (*tensor.shape[:-1], tensor.shape[-1] + 1) if tensor.dim() else (1,)
+        for damaged in (
+            rest,
+            {**rest, f"{key}_": tensor},
+            {**rest, key: torch.zeros(()).expand(wider)},
+        ):
+            with pytest.raises(ValueError) as error:
+                convert_instancevg(damaged)
+            # The first tensor's width decides between base and large; the rest is then wrong.
+            assert key in str(error.value)
+
+
+def test_aliases_must_be_equal(cheap_state):
+    for alias, key in released_aliases().items():
+        with pytest.raises(ValueError, match=f"{alias} differs from {key}"):
+            convert_instancevg({**cheap_state, alias: torch.ones_like(cheap_state[alias])})
+
+
+def test_prefix_and_container_do_not_matter(cheap_state):
+    prefixed = {f"module.{key}": tensor for key, tensor in cheap_state.items()}
+    assert is_instancevg(prefixed) and is_instancevg(cheap_state)
+    report = convert_instancevg({"state_dict": prefixed, "epoch": 10})[1]
+    assert report.size.config_options() == [
+        "MODEL.BEIT3.EMBED_DIM", 768, "MODEL.BEIT3.DEPTH", 12, "MODEL.BEIT3.FFN_DIM", 3072,
+        "MODEL.BEIT3.NUM_HEADS", 12, "MODEL.BEIT3.PRETRAIN_IMAGE_SIZE", (320, 320),
+        "MODEL.QUERY_GENERATOR.NUM_OBJECT_QUERIES", 10,
+    ]  # fmt: skip
+    assert set(report.dropped) == {*DEAD_KEYS, *DEAD_PARTS}
+
+
+def test_other_files_are_refused():
+    for other in ({"model": {}}, {"state_dict": {"conv.weight": torch.zeros(1)}}, [1, 2]):
+        with pytest.raises(ValueError, match="no released InstanceVG checkpoint"):
+            convert_instancevg(other)
+    with pytest.raises(ValueError, match="Expected tensors only"):
+        convert_instancevg({"vis_enc.beit3.text_embed.weight": "text"})
+
+
+def test_tool_writes_what_the_checkpointer_reads(released_base, released_model, tmp_path):
+    source, output = tmp_path / "released.pth", tmp_path / "ours.safetensors"
+    torch.save({"state_dict": {f"module.{k}": v for k, v in released_base.items()}}, source)
+    load_tool().main([str(source), str(output)])
+    before = released_model.state_dict()
+    with torch.no_grad():
+        for name in ("text_projection.weight", "backbone.encoder.layers.3.text.qkv.weight"):
+            kept = before[name].clone()
+            before[name].zero_()
+            GroundingCheckpointer(released_model).load(str(output))
+            assert torch.equal(released_model.state_dict()[name], kept)
+
+
+def test_tool_says_what_is_wrong(tmp_path):
+    tool = load_tool()
+    damaged = tmp_path / "damaged.pth"
+    damaged.write_bytes(b"PK\x03\x04 not a checkpoint")
+    with pytest.raises(SystemExit, match="damaged.pth.*cannot be read"):
+        tool.main([str(damaged), str(tmp_path / "out.pth")])
+    with pytest.raises(SystemExit, match="must end in"):
+        tool.main([str(damaged), str(tmp_path / "out.bin")])
+    with pytest.raises(SystemExit, match="No file"):
+        tool.main([str(tmp_path / "absent.pth"), str(tmp_path / "out.pth")])
