@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Convert a released InstanceVG checkpoint (base or large, 10 queries or 1) to this project's names.
+"""Convert a released InstanceVG checkpoint to this project's weights.
 
     python tools/convert-instancevg-to-d2.py released.pth instancevg_base.safetensors
 

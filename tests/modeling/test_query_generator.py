@@ -82,9 +82,10 @@ def test_position_embedding_of_one_row_and_two_columns():
 
 
 def test_ties_go_to_the_first_cell_and_distances_to_the_farthest():
-    # Equal scores everywhere: first cell, opposite corner, then the two other corners in order.
+    # Equal scores everywhere: first cell, opposite corner, then twice a distance of sqrt 5, where
+    # the earlier of two equally good cells wins: 3 before 11.
     flat = torch.zeros(1, 3, 5)
-    assert select_points(flat, 4, 0.1).tolist() == [[0, 14, 2, 10]]
+    assert select_points(flat, 4, 0.1).tolist() == [[0, 14, 3, 11]]
     assert select_points(flat, 3, 0.0).tolist() == [[0, 1, 2]]
     with pytest.raises(ValueError, match="dist_unit"):
         select_points(flat, 2, 0.1, "miles")
