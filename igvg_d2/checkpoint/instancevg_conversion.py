@@ -48,6 +48,7 @@ def convert_instancevg(checkpoint: Dict[str, Any]) -> Tuple[Tensors, ConversionR
 
     Returns:
         state dict for ``IGVG.load_state_dict(strict=True)``, and what was found and dropped.
+        Tensors that are only renamed share memory with the input.
 
     Raises:
         ValueError: no released checkpoint, or a key is missing, unknown, of another shape, or a
@@ -72,9 +73,8 @@ def convert_instancevg(checkpoint: Dict[str, Any]) -> Tuple[Tensors, ConversionR
             f"This is no released InstanceVG checkpoint, {len(problems)} problem(s):\n  "
             + "\n  ".join(problems)
         )
-    converted = {
-        rule.target: rule.make(*(state[key] for key in rule.sources)).clone() for rule in rules
-    }
+    converted = {rule.target: rule.make(*(state[k] for k in rule.sources)) for rule in rules}
+    converted = {name: _own_storage(tensor) for name, tensor in converted.items()}
     return converted, ConversionReport(size, {**DEAD_KEYS, **DEAD_PARTS}, aliases)
 
 
@@ -126,3 +126,10 @@ def _compare(state: Tensors, shapes: Dict[str, Shape]) -> List[str]:
         if key in state and tuple(state[key].shape) != tuple(shape):
             problems.append(f"{key} has shape {tuple(state[key].shape)}, expected {tuple(shape)}")
     return problems
+
+
+def _own_storage(tensor: torch.Tensor) -> torch.Tensor:
+    """Copy a part of a larger tensor; saved as it is, it would take the larger one along."""
+    if tensor.untyped_storage().nbytes() == tensor.nbytes:
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)

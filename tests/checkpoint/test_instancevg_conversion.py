@@ -80,7 +80,6 @@ def test_conversion_is_strict_about_every_key(cheap_state):
         ):
             with pytest.raises(ValueError) as error:
                 convert_instancevg(damaged)
-            # The first tensor's width decides between base and large; the rest is then wrong.
             assert key in str(error.value)
 
 
@@ -121,6 +120,9 @@ def test_tool_writes_what_the_checkpointer_reads(released_base, released_model, 
             before[name].zero_()
             GroundingCheckpointer(released_model).load(str(output))
             assert torch.equal(released_model.state_dict()[name], kept)
+    # A gigabyte each, and pytest keeps its temporary folders.
+    source.unlink()
+    output.unlink()
 
 
 def test_tool_says_what_is_wrong(tmp_path):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from igvg_d2.modeling import GroundingTargets, VLFeatures
+from igvg_d2.modeling.backbone.embedding import interpolate_positions
 from igvg_d2.modeling.postprocessing import grounding_postprocess
 
 SIZE = (320, 320)
@@ -257,3 +258,12 @@ def test_masks_after_post_processing(end_to_end, results, mode, sample):
     different = int((results[mode][sample]["mask"].numpy() != bits).sum())
     assert 0 < bits.sum() < bits.size
     assert different <= 5, f"{different} of {bits.size} pixels differ"
+
+
+def test_position_table_is_resized_to_the_bit(fixtures_dir, rule_input):
+    """14 x 14 to 20 x 20, as the release does when it starts from BEiT-3's 224 pixel weights."""
+    table = rule_input(301, (199, 768))
+    resized = interpolate_positions(table[None, 3:], (14, 14), (20, 20))[0]
+    with np.load(fixtures_dir / "posembed_fixture.npz") as expected:
+        ours = torch.cat([table[:3], resized])[:, ::16]
+        assert torch.equal(ours, torch.from_numpy(expected["pos_c16"]))
