@@ -13,6 +13,8 @@ from igvg_d2.engine import setup_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml")) + sorted((ROOT / "projects").rglob("*.yaml"))
+# The example of an outside project has keys of its own; tests/projects covers it.
+CONFIGS = [path for path in CONFIGS if "example_extension" not in path.parts]
 SMALL = [path for path in CONFIGS if "Shapes" in str(path) or "ablations" in str(path)]
 
 
@@ -36,6 +38,14 @@ def test_config_merges_and_keeps_no_target_samples(path):
 def test_small_config_builds(path):
     model = build_model(setup_config(str(path), ["MODEL.DEVICE", "cpu"]))
     assert sum(p.numel() for p in model.parameters()) < 2.6e6
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if p not in SMALL], ids=name_of)
+def test_large_config_builds_with_one_encoder_layer(path):
+    opts = ["MODEL.DEVICE", "cpu", "MODEL.BEIT3.DEPTH", 1, "MODEL.BEIT3.VOCAB_SIZE", 100]
+    cfg = setup_config(str(path), opts)
+    model = build_model(cfg)
+    assert model.backbone.embed_dim == cfg.MODEL.BEIT3.EMBED_DIM >= 768
 
 
 def flatten(node, prefix=""):

@@ -17,8 +17,6 @@ from igvg_d2.modeling.losses import (
     weighted_cross_entropy,
 )
 from igvg_d2.modeling.query_generator import cell_centres, select_points, select_top_points
-from igvg_d2.modeling.query_generator.text_selection import select_text
-from igvg_d2.modeling.query_generator.text_to_image import TextToImageAttention
 from igvg_d2.modeling.transformer import MSDeformAttn, ms_deform_attn_core
 
 
@@ -62,31 +60,6 @@ def test_top_points_and_cell_centres():
     assert indices.tolist() == [[1, 2, 3]]
     centres = cell_centres(indices, 2, 2)
     assert centres.tolist() == [[[0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]]
-
-
-def test_select_text_long_and_short():
-    # L2 norms per token: 3, 1, 2, 5; the second text has two valid tokens.
-    text = torch.tensor([3.0, 1.0, 2.0, 5.0])[None, :, None].repeat(2, 1, 1)
-    padding = torch.tensor([[False] * 4, [False, False, True, True]])
-    selected, valid = select_text(text, padding, 3, "l2")
-    assert selected[..., 0].tolist() == [[5.0, 3.0, 2.0], [3.0, 1.0, 0.0]]
-    assert valid.tolist() == [[True] * 3, [True, True, False]]
-
-
-def test_select_text_mean_is_signed_and_pads_short_batches():
-    text = torch.tensor([[[-4.0], [1.0]]])
-    selected, valid = select_text(text, torch.zeros(1, 2, dtype=torch.bool), 1, "mean")
-    assert selected.tolist() == [[[1.0]]]
-    selected, valid = select_text(text, torch.zeros(1, 2, dtype=torch.bool), 3, "mean")
-    assert selected[..., 0].tolist() == [[-4.0, 1.0, 0.0]]
-    assert valid.tolist() == [[True, True, False]]
-
-
-def test_attention_weights_sum_to_one():
-    attention = TextToImageAttention(8, 2, 16, 0.0, decoder_layer=False)
-    out, weights, logits = attention(torch.randn(2, 3, 8), torch.randn(2, 6, 8), torch.zeros(6, 8))
-    assert out.shape == (2, 3, 8) and logits.shape == (2, 3, 6)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3))
 
 
 def bilinear(feature, x, y):
@@ -153,7 +126,7 @@ def test_masked_mean_of_nothing_is_zero_with_gradient():
     values = torch.ones(3, requires_grad=True)
     mean = masked_mean(values, torch.zeros(3, dtype=torch.bool))
     mean.backward()
-    assert float(mean) == 0.0 and values.grad.tolist() == [0.0, 0.0, 0.0]
+    assert mean.item() == 0.0 and values.grad.tolist() == [0.0, 0.0, 0.0]
 
 
 def test_generalized_iou_agrees_with_fvcore():

@@ -1,0 +1,168 @@
+"""A short training in this process: losses fall, runs repeat, resume and evaluate exactly."""
+
+import json
+import math
+import os
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.env import seed_all_rng
+
+from igvg_d2.checkpoint import GroundingCheckpointer
+from igvg_d2.data.datasets import load_grefcoco, register_grounding
+from igvg_d2.data.synthetic import write_shapes
+from igvg_d2.engine import GroundingTrainer
+from igvg_d2.utils.testing import tiny_cfg
+
+ITERATIONS = 36
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    """Names of a small training and a small validation set."""
+    root = tmp_path_factory.mktemp("learning") / "shapes"
+    write_shapes(str(root), seed=2, scale=0.004, num_workers=1)
+    names = []
+    for split in ("train", "val"):
+        files = {
+            "annotation_file": str(root / "grefcoco" / "grefs(unc).json"),
+            "instances_file": str(root / "grefcoco" / "instances.json"),
+            "image_root": str(root / "images" / "train2014"),
+            "split": split,
+        }
+        names.append(f"test_learning_{split}")
+        loader = lambda files=files: load_grefcoco(**files)  # noqa: E731
+        register_grounding(names[-1], {**files, "evaluator_type": "grefcoco"}, loader)
+    yield names
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def make_cfg(shapes, output, *opts):
+    cfg = tiny_cfg(
+        [
+            "MODEL.BEIT3.VOCAB_SIZE", 256,
+            "MODEL.BEIT3.MAX_TEXT_POSITIONS", 48,
+            "INPUT.TOKENIZER.NAME", "ShapesTokenizer",
+            "INPUT.TOKENIZER.MAX_TOKENS", 40,
+            "INPUT.RANDOM_FLIP", "none",
+            "INPUT.FLIP.HORIZONTAL_PROB", 0.5,
+            "INPUT.COLOR_JITTER", 0.1,
+            "DATALOADER.FILTER_EMPTY_ANNOTATIONS", False,
+            "DATALOADER.NUM_WORKERS", 0,
+            "DATASETS.TRAIN", (shapes[0],),
+            "DATASETS.TEST", (shapes[1],),
+            "SOLVER.IMS_PER_BATCH", 8,
+            "SOLVER.BASE_LR", 0.003,
+            "SOLVER.CLIP_TOTAL_NORM", 1.0,
+            "SOLVER.MAX_ITER", ITERATIONS,
+            "SOLVER.WARMUP_ITERS", 4,
+            "SOLVER.STEPS", (),
+            "SOLVER.CHECKPOINT_PERIOD", ITERATIONS // 2,
+            "SEED", 7,
+            "OUTPUT_DIR", str(output),
+        ]
+    )  # fmt: skip
+    cfg.merge_from_list(list(opts))
+    cfg.freeze()
+    return cfg
+
+
+class RecordingTrainer(GroundingTrainer):
+    """Keeps the total loss of every iteration; can be interrupted after one of them."""
+
+    def __init__(self, cfg, stop_after=None):
+        super().__init__(cfg)
+        self.losses = []
+        self.stop_after = stop_after
+
+    def run_step(self):
+        super().run_step()
+        self.losses.append(self.storage.latest()["total_loss"][0])
+
+    def after_step(self):
+        super().after_step()
+        if self.iter + 1 == self.stop_after:
+            raise KeyboardInterrupt
+
+
+def train(cfg, resume=False, stop_after=None):
+    """A trainer after its run, interrupted or not; with the metrics of its evaluation."""
+    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    seed_all_rng(cfg.SEED)
+    trainer = RecordingTrainer(cfg, stop_after)
+    trainer.resume_or_load(resume=resume)
+    try:
+        trainer.train()
+    except KeyboardInterrupt:
+        return trainer, None
+    return trainer, trainer._last_eval_results
+
+
+@pytest.fixture(scope="module")
+def finished(shapes, tmp_path_factory):
+    """Config, trainer and metrics of a whole run."""
+    cfg = make_cfg(shapes, tmp_path_factory.mktemp("run"))
+    return cfg, *train(cfg)
+
+
+def test_losses_fall(finished):
+    _, trainer, metrics = finished
+    assert len(trainer.losses) == ITERATIONS and all(math.isfinite(x) for x in trainer.losses)
+    first, last = sum(trainer.losses[:6]) / 6, sum(trainer.losses[-6:]) / 6
+    assert last < 0.9 * first
+    assert set(metrics) >= {"gres", "grec"} and 0 <= metrics["gres"]["gIoU"] <= 100
+
+
+def test_loss_keys_are_logged_for_every_iteration_alike(finished):
+    path = os.path.join(finished[0].OUTPUT_DIR, "metrics.json")
+    with open(path) as file:
+        records = [json.loads(line) for line in file]
+    keys = [{k for k in r if k.startswith("loss_")} for r in records if "total_loss" in r]
+    assert keys and all(k == keys[0] for k in keys)
+    assert {"loss_ce", "loss_mask", "loss_sem_seg", "loss_no_target"} <= keys[0]
+
+
+def test_same_seed_gives_the_same_losses(finished, shapes, tmp_path):
+    cfg = make_cfg(shapes, tmp_path)
+    trainer, _ = train(cfg, stop_after=10)
+    assert trainer.losses == pytest.approx(finished[1].losses[:10], abs=1e-4)
+
+
+def test_another_seed_gives_other_losses(finished, shapes, tmp_path):
+    trainer, _ = train(make_cfg(shapes, tmp_path, "SEED", 8), stop_after=2)
+    assert trainer.losses != pytest.approx(finished[1].losses[:2], abs=1e-4)
+
+
+def test_evaluation_of_the_saved_weights_reproduces_the_numbers(finished, tmp_path):
+    cfg, trainer, metrics = finished
+    model = GroundingTrainer.build_model(cfg)
+    GroundingCheckpointer(model).load(os.path.join(cfg.OUTPUT_DIR, "model_final.pth"))
+    results = GroundingTrainer.test(cfg, model)
+    for task in metrics:
+        assert results[task] == pytest.approx(metrics[task], abs=0, nan_ok=True), task
+
+
+def test_interrupted_run_continues_where_it_stopped(shapes, tmp_path):
+    cfg = make_cfg(shapes, tmp_path)
+    half = ITERATIONS // 2
+    interrupted, _ = train(cfg, stop_after=half + 3)
+    assert len(interrupted.losses) == half + 3
+    resumed, metrics = train(cfg, resume=True)
+    # From the checkpoint of iteration 18, not from where it was stopped, and not from the start.
+    assert resumed.start_iter == half and len(resumed.losses) == ITERATIONS - half
+    assert resumed.losses[0] < interrupted.losses[0] and metrics is not None
+    assert resumed.optimizer.state_dict()["state"][0]["step"] == ITERATIONS
+    with open(tmp_path / "run_summary.json") as file:
+        assert json.load(file)["iterations"] == ITERATIONS
+    again, _ = train(cfg, resume=True)
+    assert again.losses == []
+
+
+def test_mixed_precision_trains(shapes, tmp_path):
+    if not torch.cuda.is_available():
+        pytest.skip("Detectron2's AMPTrainer needs a GPU")
+    trainer, _ = train(make_cfg(shapes, tmp_path, "SOLVER.AMP.ENABLED", True), stop_after=2)
+    assert all(math.isfinite(x) for x in trainer.losses)

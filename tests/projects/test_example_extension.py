@@ -1,0 +1,106 @@
+"""The example of an outside project: it registers itself, trains, and touches nothing here."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+from igvg_d2 import add_igvg_config
+from igvg_d2.data.synthetic import write_shapes
+from igvg_d2.modeling import QUERY_GENERATOR_REGISTRY
+from igvg_d2.utils.testing import (
+    assert_all_parameters_used,
+    assert_losses_contract,
+    assert_query_generator_contract,
+    random_batch,
+    random_targets,
+    tiny_cfg,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = ROOT / "projects" / "IGVG" / "example_extension"
+CONFIG = EXAMPLE / "configs" / "igvg_center_queries.yaml"
+NAME = ["MODEL.QUERY_GENERATOR.NAME", "CenterQueryGenerator"]
+
+
+@pytest.fixture(scope="module")
+def center_queries():
+    """The package, imported as its train_net.py does; unregistered afterwards."""
+    sys.path.insert(0, str(EXAMPLE))
+    import center_queries
+
+    yield center_queries
+    sys.path.remove(str(EXAMPLE))
+    for name in [n for n in sys.modules if n.split(".")[0] == "center_queries"]:
+        del sys.modules[name]
+    QUERY_GENERATOR_REGISTRY._obj_map.pop("CenterQueryGenerator")
+
+
+def make_cfg(center_queries):
+    cfg = tiny_cfg(NAME)
+    center_queries.add_center_queries_config(cfg)
+    return cfg
+
+
+def test_config_merges_on_top_of_the_library(center_queries):
+    cfg = get_cfg()
+    add_igvg_config(cfg)
+    with pytest.raises(KeyError, match="CENTER_QUERIES"):
+        cfg.clone().merge_from_file(str(CONFIG))
+    center_queries.add_center_queries_config(cfg)
+    cfg.merge_from_file(str(CONFIG))
+    assert cfg.MODEL.QUERY_GENERATOR.NAME == "CenterQueryGenerator"
+
+
+def test_generator_keeps_the_contract(center_queries):
+    torch.manual_seed(0)
+    generator = center_queries.CenterQueryGenerator(dim=32, num_queries=4, loss_weight=1.0)
+    assert_query_generator_contract(generator, dim=32, num_queries=4)
+
+
+def test_model_trains_and_answers_with_it(center_queries):
+    torch.manual_seed(0)
+    model = build_model(make_cfg(center_queries))
+    with EventStorage():
+        mixed, empty = model(random_batch([2, 0, 1])), model(random_batch([0, 0]))
+    assert "loss_center" in mixed and "loss_point_heatmap" not in mixed
+    assert_losses_contract(mixed, empty, {})
+    assert_all_parameters_used(model, sum(mixed.values()))
+    with torch.no_grad():
+        (output,) = model.eval()(random_batch([1]))
+    assert len(output["candidates"]) == 4 and output["mask"].shape == (64, 64)
+
+
+def test_loss_by_hand(center_queries):
+    targets = random_targets([1], (8, 8))
+    targets.boxes[0, 0] = torch.tensor([0.75, 0.25, 0.5, 0.5])  # upper right cell of 2 x 2
+    logits = torch.zeros(1, 2, 2, requires_grad=True)
+    loss = center_queries.query_generator.center_loss(logits, targets)
+    # (1/2)^2 log 2, weighted 0.25 for the cell with the centre and 0.75 for the three others.
+    assert loss.item() == pytest.approx(0.25 * 0.6931472 * (0.25 + 3 * 0.75))
+    loss.backward()
+    assert torch.sign(logits.grad[0]).tolist() == [[1.0, -1.0], [1.0, 1.0]]
+
+
+def test_train_net_runs_in_a_fresh_process(tmp_path):
+    write_shapes(str(tmp_path / "shapes"), seed=1, scale=0.003, num_workers=1)
+    command = [
+        sys.executable, str(EXAMPLE / "train_net.py"), "--config-file", str(CONFIG),
+        "OUTPUT_DIR", str(tmp_path / "out"), "DATASETS.TEST", "('shapes_val',)",
+        "SOLVER.MAX_ITER", "2", "SOLVER.WARMUP_ITERS", "1", "SOLVER.IMS_PER_BATCH", "2",
+        "DATALOADER.NUM_WORKERS", "0", "MODEL.BEIT3.DEPTH", "1",
+    ]  # fmt: skip
+    env = dict(os.environ, DETECTRON2_DATASETS=str(tmp_path), OMP_NUM_THREADS="1")
+    env["PYTHONPATH"] = str(ROOT)
+    result = subprocess.run(command, env=env, capture_output=True, text=True, cwd=str(tmp_path))
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    records = (tmp_path / "out" / "metrics.json").read_text().splitlines()
+    keys = set().union(*(json.loads(line) for line in records))
+    assert {"loss_center", "gres/gIoU", "grec/F1score"} <= keys
