@@ -146,6 +146,35 @@ def test_instance_masks_follow_equation_6():
     assert float(losses["loss_dice_neg"]) == pytest.approx(0.25 * 2 * 8 / 9)
 
 
+def test_matched_and_unmatched_masks_are_averaged_on_their_own():
+    targets = targets_of([RIGHT], size=2)
+    targets.masks[0, 0] = 1.0
+    # Three queries of which the second is matched; probabilities 0.5, 0.9, 0.2 everywhere.
+    boxes = torch.tensor([LEFT, RIGHT, LEFT])[None]
+    masks = torch.logit(torch.tensor([0.5, 0.9, 0.2]))[None, :, None, None].expand(1, 3, 2, 2)
+    criterion = build_criterion(tiny_cfg([HEAD + "NEGATIVE_WEIGHT", 1.0]))
+    losses = criterion(torch.zeros(1, 1, 3, 2), boxes[None], boxes[..., :2], masks, targets)
+    assert float(losses["loss_mask"]) == pytest.approx(-math.log(0.9), abs=1e-5)
+    expected = -(math.log(0.5) + math.log(0.8)) / 2
+    assert float(losses["loss_mask_neg"]) == pytest.approx(expected, abs=1e-5)
+    assert float(losses["loss_dice"]) == pytest.approx(1 - 8.2 / 8.6, abs=1e-5)
+    # Four pixels: 1 - 1 / (4 p + 1).
+    expected = ((1 - 1 / 3.0) + (1 - 1 / 1.8)) / 2
+    assert float(losses["loss_dice_neg"]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_matched_queries_are_of_class_target_and_the_rest_of_no_object():
+    boxes = torch.tensor([RIGHT, LEFT])[None, None]
+    logits = torch.tensor([[[[0.0, 0.0], [math.log(3), 0.0]]]])
+    opts = [HEAD + "NO_OBJECT_WEIGHT", 0.2, HEAD + "LOSS_WEIGHT", 1.0, HEAD + "MASK_ON", False]
+    losses = build_criterion(tiny_cfg(opts))(
+        logits, boxes, boxes[0, ..., :2], None, targets_of([LEFT])
+    )
+    # Query 1 is matched: -log 3/4, weight 1; query 0 is not: -log 1/2, weight 0.2.
+    expected = (math.log(4 / 3) + 0.2 * math.log(2)) / 1.2
+    assert float(losses["loss_ce"]) == pytest.approx(expected, abs=1e-6)
+
+
 def test_keys_follow_the_config_only():
     detection = {"loss_ce", "loss_bbox", "loss_giou"}
     auxiliary = {key + "_0" for key in detection}
@@ -181,11 +210,12 @@ def test_global_losses_by_hand():
     head = make_global_head()
     outputs = {
         "sem_seg": torch.zeros(2, 1, 2, 2),
-        "no_target_logits": torch.tensor([[math.log(3), 0.0], [math.log(3), 0.0]]),
+        "no_target_logits": torch.tensor([[math.log(3), 0.0], [math.log(7), 0.0]]),
     }
     losses = head.losses(outputs, targets_of([LEFT, RIGHT], []))
-    # Probability 3/4 of a target: right for the first sample (weight 1), wrong for the second (3).
-    expected = (1 * math.log(4 / 3) + 3 * math.log(4)) / 4
+    # Probability 3/4 of a target is right for the first sample (weight 1), 7/8 is wrong for the
+    # second (weight 3).
+    expected = (1 * math.log(4 / 3) + 3 * math.log(8)) / 4
     assert float(losses["loss_no_target"]) == pytest.approx(0.2 * expected)
     assert float(losses["loss_sem_seg"]) == pytest.approx(math.log(2))
     # Union of two rows of 16 pixels: 1 - 9 / (8 + 8 + 1); nothing: 1 - 1 / 9.
