@@ -40,7 +40,7 @@ def setup(args):
 
 
 def main(args):
-    """Train, or evaluate with --eval-only; returns the metrics."""
+    """Train, or evaluate with --eval-only; returns the metrics of an evaluation."""
     cfg = setup(args)
     if args.eval_only:
         model = GroundingTrainer.build_model(cfg)

@@ -47,6 +47,9 @@ def select_text(
 def select_channels(text: torch.Tensor, num_tokens: int) -> torch.Tensor:
     """The release with its selector switched off: every channel picks its own top tokens.
 
+    Padding takes part, as in the release, so the answer depends on the longest text of the batch.
+    The release pads every text to 50 tokens; here it is padded to the longest.
+
     Args:
         text: float (N, L, D), padding included.
         num_tokens: Q.
