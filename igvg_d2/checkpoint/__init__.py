@@ -1,13 +1,26 @@
-"""Checkpoints: strict loading, safetensors in and out, conversion of the released model."""
+"""Checkpoints: strict loading, safetensors in and out, conversion of BEiT-3 and the release."""
 
+from .beit3_conversion import convert_beit3, is_beit3
 from .checkpointer import GroundingCheckpointer, export_safetensors, read_metadata
-from .instancevg_conversion import ConversionReport, convert_instancevg, is_instancevg
+from .files import check_output, read_checkpoint, write_checkpoint
+from .instancevg_conversion import (
+    ConversionReport,
+    convert_instancevg,
+    is_instancevg,
+    restore_instancevg,
+)
 
 __all__ = [
     "ConversionReport",
     "GroundingCheckpointer",
+    "check_output",
+    "convert_beit3",
     "convert_instancevg",
     "export_safetensors",
+    "is_beit3",
     "is_instancevg",
+    "read_checkpoint",
     "read_metadata",
+    "restore_instancevg",
+    "write_checkpoint",
 ]

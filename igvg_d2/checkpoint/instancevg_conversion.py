@@ -1,4 +1,4 @@
-"""Released InstanceVG checkpoints to our parameter names; nothing is left over silently."""
+"""Released InstanceVG checkpoints to our parameter names and back; nothing is left over."""
 
 from dataclasses import dataclass
 from typing import Any, Dict, List, Tuple
@@ -10,6 +10,7 @@ from .instancevg_keys import (
     DEAD_PARTS,
     ENCODERS,
     ModelSize,
+    Rule,
     Shape,
     dead_shapes,
     released_aliases,
@@ -61,7 +62,7 @@ def convert_instancevg(checkpoint: Dict[str, Any]) -> Tuple[Tensors, ConversionR
     shapes.update(dead_shapes(size))
     aliases = released_aliases()
     shapes.update({alias: shapes[key] for alias, key in aliases.items()})
-    problems = _compare(state, shapes)
+    problems = compare_shapes(state, shapes)
     if not problems:
         problems = [
             f"{alias} differs from {key}, but the released model shares one tensor"
@@ -73,9 +74,58 @@ def convert_instancevg(checkpoint: Dict[str, Any]) -> Tuple[Tensors, ConversionR
             f"This is no released InstanceVG checkpoint, {len(problems)} problem(s):\n  "
             + "\n  ".join(problems)
         )
-    converted = {rule.target: rule.make(*(state[k] for k in rule.sources)) for rule in rules}
-    converted = {name: _own_storage(tensor) for name, tensor in converted.items()}
-    return converted, ConversionReport(size, {**DEAD_KEYS, **DEAD_PARTS}, aliases)
+    return apply_rules(rules, state), ConversionReport(size, {**DEAD_KEYS, **DEAD_PARTS}, aliases)
+
+
+def restore_instancevg(
+    checkpoint: Dict[str, Any], num_queries: int = 10
+) -> Tuple[Tensors, ConversionReport]:
+    """The reverse of :func:`convert_instancevg`: weights of ours in the released format.
+
+    Parameters without effect in the release, which ours do not have, become zeros; converting the
+    result again gives the same weights to the bit.
+
+    Args:
+        checkpoint: weights of a model built from ``Released-IGVG.yaml``, under "model" or plain.
+        num_queries: N_q, which no parameter of ours shows.
+
+    Returns:
+        released state dict without the prefix "module."; and the model's size, the keys that were
+        filled with zeros, and the keys that repeat another one.
+
+    Raises:
+        ValueError: a parameter is missing, unknown or of another shape than a released model's.
+    """
+    state = checkpoint.get("model", checkpoint)
+    advice = (
+        "Only models of configs/Released-IGVG.yaml, with a base or large encoder, have a "
+        "counterpart in the released format."
+    )
+    size = _measure_ours(state, num_queries, advice)
+    rules = released_rules(size)
+    shapes = {}
+    for rule in rules:
+        sources = (torch.empty(shape, device="meta") for shape in rule.sources.values())
+        shapes[rule.target] = tuple(rule.make(*sources).shape)
+    problems = compare_shapes(state, shapes)
+    if problems:
+        raise ValueError(f"{advice} {len(problems)} problem(s):\n  " + "\n  ".join(problems))
+    released: Tensors = {}
+    for rule in rules:
+        tensor = state[rule.target]
+        for key, shape in rule.sources.items():
+            released.setdefault(key, torch.zeros(shape, dtype=tensor.dtype))
+        sources = [released[key] for key in rule.sources]
+        parts = tensor.chunk(len(sources)) if rule.packed else [tensor]
+        views = sources if rule.packed else [rule.make(*sources)]
+        for view, part in zip(views, parts):
+            view.copy_(part)
+    released.update({key: torch.zeros(shape) for key, shape in dead_shapes(size).items()})
+    # The only one of them that is a setting; the release builds it with these values.
+    released["head.detrloss.criterion.empty_weight"] = torch.tensor([1.0, 0.1])
+    aliases = released_aliases()
+    released.update({alias: released[key].clone() for alias, key in aliases.items()})
+    return released, ConversionReport(size, {**DEAD_KEYS, **DEAD_PARTS}, aliases)
 
 
 def _plain_state_dict(checkpoint: Dict[str, Any]) -> Tensors:
@@ -118,7 +168,29 @@ def _measure(state: Tensors) -> ModelSize:
     return ModelSize(width, depth, ffn_dim, num_heads, queries, (side, side))
 
 
-def _compare(state: Tensors, shapes: Dict[str, Shape]) -> List[str]:
+def _measure_ours(state: Tensors, num_queries: int, advice: str) -> ModelSize:
+    """Size of a model of ours from the tensors that show it."""
+    needed = ("image_projection.weight", "backbone.vision_embed.positions")
+    missing = [key for key in needed if key not in state]
+    if missing:
+        raise ValueError(f"{advice} {missing} are missing.")
+    width, cells = state[needed[0]].shape[1], state[needed[1]].shape[1]
+    side = round(cells**0.5)
+    if width not in ENCODERS or side * side != cells:
+        raise ValueError(
+            f"{advice} Expected encoder widths {sorted(ENCODERS)} and a square position table, "
+            f"found width {width} and {cells} positions."
+        )
+    depth, ffn_dim, num_heads = ENCODERS[width]
+    return ModelSize(width, depth, ffn_dim, num_heads, num_queries, (16 * side, 16 * side))
+
+
+def apply_rules(rules: List[Rule], state: Tensors) -> Tensors:
+    """Our tensors by name; those that are only renamed share memory with ``state``."""
+    return {r.target: _own_storage(r.make(*(state[key] for key in r.sources))) for r in rules}
+
+
+def compare_shapes(state: Tensors, shapes: Dict[str, Shape]) -> List[str]:
     """Every difference between the file and the key table, one line each."""
     problems = [f"{key} is missing" for key in shapes if key not in state]
     problems += [f"{key} is unknown" for key in state if key not in shapes]

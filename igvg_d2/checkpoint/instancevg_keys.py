@@ -77,17 +77,19 @@ class Rule:
     Attributes:
         target: our parameter name.
         sources: released key -> its shape, in the order ``make`` takes them.
-        make: released tensors -> our tensor.
+        make: released tensors -> our tensor, a view of one of them unless ``packed``.
+        packed: our tensor concatenates equal released ones.
     """
 
     target: str
     sources: Dict[str, Shape]
     make: Callable[..., torch.Tensor]
+    packed: bool = False
 
 
 def released_rules(size: ModelSize) -> List[Rule]:
     """The whole key table for one size of the released model; every target appears once."""
-    return [*_encoder_rules(size), *_dense_rules(size), *_query_rules(), *_decoder_rules()]
+    return [*encoder_rules(size), *_dense_rules(size), *_query_rules(), *_decoder_rules()]
 
 
 def _copy(target: str, source: str, *shape: int) -> Rule:
@@ -102,9 +104,14 @@ def _affine(target: str, source: str, *weight_shape: int, out: int = 0) -> List[
     ]
 
 
-def _encoder_rules(size: ModelSize) -> List[Rule]:
-    """``vis_enc.beit3``: A is vision, B language; positions carry two unused rows."""
-    c, old, new = size.embed_dim, "vis_enc.beit3", "backbone"
+def encoder_rules(size: ModelSize, old: str = "vis_enc.beit3") -> List[Rule]:
+    """Encoder: A is vision, B language; positions carry two unused rows.
+
+    Args:
+        size: of the model.
+        old: prefix of the encoder's keys; "beit3" in BEiT-3's own files.
+    """
+    c, new = size.embed_dim, "backbone"
     patch = 16
     grid = [side // patch for side in size.image_size]
     vision = {f"{old}.encoder.embed_positions.A.weight": (3 + grid[0] * grid[1], c)}
@@ -136,7 +143,7 @@ def _expert_rules(new: str, old: str, suffix: str, c: int, f: int) -> List[Rule]
 
     def packed(name: str, *shape: int) -> Rule:
         sources = {f"{old}.self_attn.{p}_proj.{suffix}.{name}": shape for p in "qkv"}
-        return Rule(f"{new}.qkv.{name}", sources, lambda *x: torch.cat(x))
+        return Rule(f"{new}.qkv.{name}", sources, lambda *x: torch.cat(x), packed=True)
 
     return [
         packed("weight", c, c),

@@ -1,5 +1,6 @@
 """Released checkpoints rebuilt by the deterministic rule, and the reference fixtures."""
 
+import importlib.util
 import json
 import zlib
 from pathlib import Path
@@ -49,6 +50,19 @@ def rule_tensor(key, shape):
 def rule_input():
     """Callable (seed, shape) -> the input tensor that a fixture was made from."""
     return normal
+
+
+@pytest.fixture(scope="session")
+def convert_tool():
+    """Callable (name of a script in tools/) -> its module."""
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,6 @@
 """The key table covers every released tensor, and any damaged file is noticed."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,16 +15,7 @@ from igvg_d2.checkpoint.instancevg_keys import (
     released_rules,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
 KEY_FILES = ("grefcoco_rrefcoco_refzom", "B-refcoco", "L-refcoco")
-
-
-def load_tool():
-    path = ROOT / "tools" / "convert-instancevg-to-d2.py"
-    spec = importlib.util.spec_from_file_location("convert_instancevg_to_d2", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module", params=KEY_FILES)
@@ -109,10 +98,12 @@ def test_other_files_are_refused():
         convert_instancevg({"vis_enc.beit3.text_embed.weight": "text"})
 
 
-def test_tool_writes_what_the_checkpointer_reads(released_base, released_model, tmp_path):
+def test_tool_writes_what_the_checkpointer_reads(
+    released_base, released_model, convert_tool, tmp_path
+):
     source, output = tmp_path / "released.pth", tmp_path / "ours.safetensors"
     torch.save({"state_dict": {f"module.{k}": v for k, v in released_base.items()}}, source)
-    load_tool().main([str(source), str(output)])
+    convert_tool("convert-instancevg-to-d2").main([str(source), str(output)])
     before = released_model.state_dict()
     with torch.no_grad():
         for name in ("text_projection.weight", "backbone.encoder.layers.3.text.qkv.weight"):
@@ -125,8 +116,8 @@ def test_tool_writes_what_the_checkpointer_reads(released_base, released_model, 
     output.unlink()
 
 
-def test_tool_says_what_is_wrong(tmp_path):
-    tool = load_tool()
+def test_tool_says_what_is_wrong(convert_tool, tmp_path):
+    tool = convert_tool("convert-instancevg-to-d2")
     damaged = tmp_path / "damaged.pth"
     damaged.write_bytes(b"PK\x03\x04 not a checkpoint")
     with pytest.raises(SystemExit, match="damaged.pth.*cannot be read"):

@@ -1,0 +1,118 @@
+"""BEiT-3's own files, as downloaded, to the parameter names of our encoder."""
+
+from typing import Any, Dict, Tuple
+
+import torch
+import torch.nn.functional as F
+
+from .instancevg_conversion import ConversionReport, Tensors, apply_rules, compare_shapes
+from .instancevg_keys import ENCODERS, ModelSize, encoder_rules
+
+# First parts of the keys that BEiT-3 files hold beside the encoder, and why they are left behind.
+IGNORED_PARTS = {
+    **dict.fromkeys(("mlm_head", "mim_head"), "head of the masked pre-training"),
+    **dict.fromkeys(("language_head", "vision_head", "logit_scale"), "contrastive head"),
+    **dict.fromkeys(("head", "pooler", "fc_norm"), "classification head"),
+}
+MASK_TOKEN = "beit3.vision_embed.mask_token"
+POSITIONS = "beit3.encoder.embed_positions.A.weight"
+# Side of a patch in BEiT-3's files, in pixels.
+PATCH = 16
+
+
+def is_beit3(checkpoint: Dict[str, Any]) -> bool:
+    """Whether a loaded file is a BEiT-3 file, with or without its container."""
+    return any(str(key).startswith("beit3.") for key in _contained(checkpoint))
+
+
+def convert_beit3(
+    checkpoint: Dict[str, Any], image_size: Tuple[int, int] = (320, 320), patch_size: int = PATCH
+) -> Tuple[Tensors, ConversionReport]:
+    """Rename and pack the encoder; resize positions and patches to the configured sizes.
+
+    The position table is resized as the release does when it starts from these files: bicubic in
+    float32, half-pixel centres, no antialiasing.
+
+    Args:
+        checkpoint: the loaded file; "model", else "module", else the dict itself is used.
+        image_size: (height, width) in pixels, ``MODEL.BEIT3.PRETRAIN_IMAGE_SIZE``.
+        patch_size: side of a patch in pixels, ``MODEL.BEIT3.PATCH_SIZE``.
+
+    Returns:
+        tensors named "backbone.*", and what was found and dropped.
+
+    Raises:
+        ValueError: no BEiT-3 file of a known size, or a key is missing, unknown or of another
+            shape; all problems are listed. Or the image is no multiple of the patch.
+    """
+    if image_size[0] % patch_size or image_size[1] % patch_size:
+        raise ValueError(f"image_size {image_size} is no multiple of patch_size {patch_size}.")
+    state = _contained(checkpoint)
+    size = _measure(state)
+    ignored = {key: IGNORED_PARTS[p] for key in state if (p := key.split(".")[0]) in IGNORED_PARTS}
+    rules = encoder_rules(size, old="beit3")
+    shapes = {key: shape for rule in rules for key, shape in rule.sources.items()}
+    shapes[MASK_TOKEN] = (1, 1, size.embed_dim)
+    problems = compare_shapes({k: v for k, v in state.items() if k not in ignored}, shapes)
+    if problems:
+        raise ValueError(
+            f"This is no BEiT-3 checkpoint of a known size, {len(problems)} problem(s):\n  "
+            + "\n  ".join(problems)
+        )
+    converted = apply_rules(rules, state)
+    grid = tuple(side // patch_size for side in image_size)
+    _resize_positions(converted, tuple(side // PATCH for side in size.image_size), grid)
+    _resize_patches(converted, patch_size)
+    ignored[MASK_TOKEN] = "only used in the masked pre-training"
+    ignored[POSITIONS] = "rows 0 and 1 are never looked up"
+    return converted, ConversionReport(size, ignored, {})
+
+
+def _contained(checkpoint: Dict[str, Any]) -> Dict[str, Any]:
+    """The state dict inside the file's containers."""
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"A BEiT-3 file holds a dict of tensors, found {type(checkpoint)}.")
+    for name in ("model", "module"):
+        if isinstance(checkpoint.get(name), dict):
+            return checkpoint[name]
+    return checkpoint
+
+
+def _measure(state: Dict[str, Any]) -> ModelSize:
+    """Size of the encoder from the tensor that shows it."""
+    if not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        others = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
+        raise ValueError(f"This is no BEiT-3 checkpoint: {others[:5]} are no tensors.")
+    if POSITIONS not in state or state[POSITIONS].dim() != 2:
+        raise ValueError(
+            f"This is no BEiT-3 checkpoint: expected the table '{POSITIONS}', found "
+            f"{list(state)[:5]}. The tokenizer's beit3.spm and other models are other files."
+        )
+    rows, width = state[POSITIONS].shape
+    if width not in ENCODERS:
+        raise ValueError(
+            f"{POSITIONS} has width {width}; known encoders have {sorted(ENCODERS)} (base, large)."
+        )
+    depth, ffn_dim, num_heads = ENCODERS[width]
+    side = PATCH * round(max(rows - 3, 0) ** 0.5)
+    return ModelSize(width, depth, ffn_dim, num_heads, 0, (side, side))
+
+
+def _resize_positions(state: Tensors, source: Tuple[int, ...], target: Tuple[int, ...]) -> None:
+    """Position table from one (rows, columns) grid to another, in place of the old one."""
+    name = "backbone.vision_embed.positions"
+    if source == target:
+        return
+    dim = state[name].shape[-1]
+    table = state[name].float().reshape(1, *source, dim).permute(0, 3, 1, 2)
+    table = F.interpolate(table, size=target, mode="bicubic", align_corners=False)
+    state[name] = table.permute(0, 2, 3, 1).reshape(1, -1, dim).contiguous()
+
+
+def _resize_patches(state: Tensors, patch_size: int) -> None:
+    """Kernel of the patch projection to another patch size, in place of the old one."""
+    name = "backbone.vision_embed.proj.weight"
+    if patch_size != PATCH:
+        size = (patch_size, patch_size)
+        kernel = state[name].float()
+        state[name] = F.interpolate(kernel, size=size, mode="bicubic", align_corners=False)
