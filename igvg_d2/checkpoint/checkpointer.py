@@ -1,5 +1,6 @@
 """Detectron2's checkpointer, made strict and safe, plus safetensors files."""
 
+import logging
 import os
 from typing import Any, Dict, Optional
 
@@ -9,6 +10,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from .beit3_conversion import is_beit3
+from .instancevg_conversion import convert_instancevg, is_instancevg
+
+logger = logging.getLogger(__name__)
+
+# Origin of files that hold the encoder alone, written by tools/convert-beit3-to-d2.py.
+ENCODER_ONLY = "BEiT-3"
 # How many keys of each kind an error lists before it only counts them.
 _LISTED_KEYS = 12
 
@@ -17,7 +25,8 @@ class GroundingCheckpointer(DetectionCheckpointer):
     """``DetectionCheckpointer`` that fails when weights and model do not match.
 
     Reads .pth (plain tensors and containers only, no pickled code), .pkl as Detectron2 does, and
-    .safetensors.
+    .safetensors. Released InstanceVG checkpoints are converted while they are read. A file of
+    tools/convert-beit3-to-d2.py initialises the encoder and leaves the other parts as they are.
     """
 
     def load(self, path: str, *args, **kwargs) -> Dict[str, Any]:
@@ -38,11 +47,13 @@ class GroundingCheckpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> Dict[str, Any]:
         """Read a checkpoint file as a dict with the key "model"."""
         if not filename.endswith(".safetensors"):
-            return super()._load_file(filename)
+            return _in_our_names(super()._load_file(filename), filename)
         try:
-            return {"model": load_file(filename)}
+            loaded = {"model": load_file(filename)}
+            loaded["__author__"] = read_metadata(filename).get("author", "")
         except SafetensorError as error:
             raise ValueError(f"'{filename}' is not a whole safetensors file: {error}") from error
+        return _in_our_names(loaded, filename)
 
     def _torch_load(self, f: str) -> Dict[str, Any]:
         """Read a .pth file without running any code it may contain."""
@@ -56,7 +67,14 @@ class GroundingCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: Any):
         """Load weights; every key must match."""
+        encoder_only = checkpoint.get("__author__") == ENCODER_ONLY
         incompatible = super()._load_model(checkpoint)
+        if encoder_only:
+            others = [key for key in incompatible.missing_keys if not key.startswith("backbone.")]
+            logger.info(
+                f"The file holds the encoder; {len(others)} other tensors keep their values."
+            )
+            incompatible.missing_keys[:] = set(incompatible.missing_keys) - set(others)
         problems = [
             _describe("in the model but not in the file", incompatible.missing_keys),
             _describe("in the file but not in the model", incompatible.unexpected_keys),
@@ -73,6 +91,25 @@ class GroundingCheckpointer(DetectionCheckpointer):
                 + "\nUse the config the checkpoint was trained with."
             )
         return incompatible
+
+
+def _in_our_names(loaded: Dict[str, Any], filename: str) -> Dict[str, Any]:
+    """Convert a released InstanceVG checkpoint; anything else passes unchanged."""
+    state = loaded["model"]
+    if is_beit3(loaded):
+        raise ValueError(
+            f"'{filename}' is a file of BEiT-3; convert it to the configured image and patch size "
+            "first: tools/convert-beit3-to-d2.py."
+        )
+    if not isinstance(state, dict) or not is_instancevg(state.get("state_dict", state)):
+        return loaded
+    converted, report = convert_instancevg(state)
+    logger.info(
+        f"'{filename}' is a released InstanceVG checkpoint with {report.size.num_queries} "
+        "queries (MODEL.QUERY_GENERATOR.NUM_OBJECT_QUERIES); "
+        f"{len(report.dropped)} tensors without effect are left out."
+    )
+    return {"model": converted, "__author__": "InstanceVG"}
 
 
 def _describe(what: str, keys) -> str:
