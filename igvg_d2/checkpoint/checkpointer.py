@@ -4,13 +4,13 @@ import logging
 import os
 from typing import Any, Dict, Optional
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from .beit3_conversion import is_beit3
+from .files import read_checkpoint
 from .instancevg_conversion import convert_instancevg, is_instancevg
 
 logger = logging.getLogger(__name__)
@@ -24,9 +24,9 @@ _LISTED_KEYS = 12
 class GroundingCheckpointer(DetectionCheckpointer):
     """``DetectionCheckpointer`` that fails when weights and model do not match.
 
-    Reads .pth (plain tensors and containers only, no pickled code), .pkl as Detectron2 does, and
-    .safetensors. Released InstanceVG checkpoints are converted while they are read. A file of
-    tools/convert-beit3-to-d2.py initialises the encoder and leaves the other parts as they are.
+    Reads .pth, .pkl and .safetensors, and runs no code that is in them. Released InstanceVG
+    checkpoints are converted while they are read. A file of tools/convert-beit3-to-d2.py
+    initialises the encoder and leaves the other parts as they are.
     """
 
     def load(self, path: str, *args, **kwargs) -> Dict[str, Any]:
@@ -46,24 +46,13 @@ class GroundingCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> Dict[str, Any]:
         """Read a checkpoint file as a dict with the key "model"."""
-        if not filename.endswith(".safetensors"):
-            return _in_our_names(super()._load_file(filename), filename)
-        try:
-            loaded = {"model": load_file(filename)}
+        # Not mapped: a training writes its checkpoints again.
+        loaded = read_checkpoint(filename, mmap=False)
+        if "model" not in loaded:
+            loaded = {"model": loaded}
+        if filename.endswith(".safetensors"):
             loaded["__author__"] = read_metadata(filename).get("author", "")
-        except SafetensorError as error:
-            raise ValueError(f"'{filename}' is not a whole safetensors file: {error}") from error
         return _in_our_names(loaded, filename)
-
-    def _torch_load(self, f: str) -> Dict[str, Any]:
-        """Read a .pth file without running any code it may contain."""
-        try:
-            return torch.load(f, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ValueError(
-                f"'{f}' cannot be read as a checkpoint of plain tensors (truncated, not a PyTorch "
-                f"file, or holding pickled objects, which are refused): {error}"
-            ) from error
 
     def _load_model(self, checkpoint: Any):
         """Load weights; every key must match."""

@@ -10,11 +10,36 @@ from safetensors.torch import load_file, save_file
 OUTPUT_ENDINGS = (".pth", ".pkl", ".safetensors")
 
 
-def read_checkpoint(path: str) -> Dict[str, Any]:
+# What pickled numpy arrays name, in numpy 1 and 2; nothing of it runs code of the file's choosing.
+_ARRAY_NAMES = {
+    *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
+    *((f"numpy.{core}.multiarray", "scalar") for core in ("core", "_core")),
+    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("collections", "OrderedDict"),
+    ("_codecs", "encode"),
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads numpy arrays in plain containers; refuses whatever else a pickle names."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Called by pickle for every name in the file."""
+        if (module, name) not in _ARRAY_NAMES:
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return super().find_class(module, name)
+
+
+def read_checkpoint(path: str, mmap: bool = True) -> Dict[str, Any]:
     """The content of a checkpoint file; no code in it is run, whatever its ending.
 
     Args:
-        path: a safetensors file by its ending, any other is read as PyTorch's.
+        path: .safetensors or .pkl (numpy arrays, as Detectron2's) by its ending, any other is read
+            as PyTorch's.
+        mmap: leave PyTorch's tensors in the file until they are used. Not for a file that may be
+            written again while its tensors live, as a training's own checkpoint is.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -25,9 +50,12 @@ def read_checkpoint(path: str) -> Dict[str, Any]:
     try:
         if path.endswith(".safetensors"):
             return load_file(path)
-        # Memory-mapped, so that optimizer states in the file cost nothing. Files from before
-        # PyTorch 1.6, as BEiT-3's may be, cannot be mapped.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        if path.endswith(".pkl"):
+            with open(path, "rb") as file:
+                return _ArrayUnpickler(file, encoding="latin1").load()
+        # Files from before PyTorch 1.6, as BEiT-3's may be, cannot be mapped.
+        mmap = mmap and _is_zip(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
         raise ValueError(
             f"'{path}' cannot be read as a checkpoint of plain tensors (truncated, not a PyTorch "

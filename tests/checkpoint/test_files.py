@@ -1,5 +1,6 @@
 """Files written by the converters hold plain tensors and read back as they were."""
 
+import os
 import pickle
 
 import pytest
@@ -7,7 +8,12 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
-from igvg_d2.checkpoint import read_checkpoint, read_metadata, write_checkpoint
+from igvg_d2.checkpoint import (
+    GroundingCheckpointer,
+    read_checkpoint,
+    read_metadata,
+    write_checkpoint,
+)
 
 STATE = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.ones(2)}
 
@@ -51,3 +57,31 @@ def test_errors_name_the_file(tmp_path):
     for path in (cut, code):
         with pytest.raises(ValueError, match=f"{path.name}' cannot be read"):
             read_checkpoint(str(path))
+
+
+class Hostile:
+    """Creates a folder when it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+@pytest.mark.parametrize("ending", [".pkl", ".pth"])
+def test_code_in_a_file_is_refused_and_not_run(tmp_path, ending):
+    path, folder = tmp_path / f"hostile{ending}", tmp_path / "made_by_the_file"
+    path.write_bytes(pickle.dumps({"model": Hostile(str(folder)), "__author__": "somebody"}))
+    with pytest.raises(ValueError, match=path.name):
+        GroundingCheckpointer(nn.Linear(3, 2)).load(str(path))
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("ending", [".pth", ".pkl", ".safetensors"])
+def test_our_checkpointer_reads_what_is_written(tmp_path, ending):
+    path = str(tmp_path / f"weights{ending}")
+    write_checkpoint(path, STATE, "somebody")
+    model = nn.Linear(3, 2)
+    GroundingCheckpointer(model).load(path)
+    assert torch.equal(model.weight, STATE["weight"]) and torch.equal(model.bias, STATE["bias"])
