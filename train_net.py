@@ -12,21 +12,18 @@ On a machine without a GPU the same commands run on the CPU.
 import logging
 import os
 
-from igvg_d2.requirements_check import check_requirements
+import igvg_d2  # noqa: F401  (first: it names a missing requirement in one line)
 
-check_requirements()
+# isort: split
+from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
-from detectron2.engine import default_argument_parser, default_setup, launch  # noqa: E402
-from detectron2.evaluation import verify_results  # noqa: E402
-from detectron2.utils import comm  # noqa: E402
-from detectron2.utils.logger import setup_logger  # noqa: E402
-
-# Heavy imports come after the check, so that a missing piece is named in one line.
-import igvg_d2.modeling  # noqa: F401,E402  registers the models
-from igvg_d2.checkpoint import GroundingCheckpointer  # noqa: E402
-from igvg_d2.engine import GroundingTrainer, setup_config  # noqa: E402
-from igvg_d2.engine.report import write_report  # noqa: E402
-from igvg_d2.engine.trainer import set_num_threads  # noqa: E402
+from igvg_d2.checkpoint import GroundingCheckpointer
+from igvg_d2.engine import GroundingTrainer, setup_config
+from igvg_d2.engine.report import write_report
+from igvg_d2.engine.trainer import set_num_threads
 
 
 def setup(args):
@@ -54,14 +51,14 @@ def main(args):
     trainer = GroundingTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     results = trainer.train()
-    if comm.is_main_process() and cfg.TEST.VIS_SAMPLES > 0:
+    if comm.is_main_process() and cfg.TEST.VIS_SAMPLES > 0 and cfg.DATASETS.TEST:
         report = write_report(cfg, trainer.model)
         logging.getLogger("igvg_d2").info("Report: %s", os.path.abspath(report))
     return results
 
 
 def invoke_main():
-    """Parse the command line and launch one process per GPU."""
+    """Parse the command line and launch --num-gpus processes (CPU processes without GPUs)."""
     args = default_argument_parser(epilog=__doc__).parse_args()
     launch(
         main,

@@ -15,7 +15,9 @@ from detectron2.utils import comm
 class RunSummaryHook(HookBase):
     """Writes ``run_summary.json`` after training: samples seen, wall time and CPU time.
 
-    A resumed run adds to the numbers it finds, so they describe the whole training.
+    A resumed run adds to the numbers it finds, so they describe the whole training. CPU time and
+    memory are sums over the training processes; data loader workers, alive until the end, are not
+    in.
     """
 
     def __init__(self, output_dir: str, samples_per_iter: int, seed: int):
@@ -36,10 +38,14 @@ class RunSummaryHook(HookBase):
         self.cpu = _cpu_seconds()
 
     def after_train(self):
-        """Add this process's share and write the file (main process only)."""
+        """Add this run's share and write the file."""
         # Detectron2 has already advanced the counter; nothing ran if the training was complete.
-        if not comm.is_main_process() or self.start_iter >= self.trainer.max_iter:
+        if self.start_iter >= self.trainer.max_iter:
             return
+        shares = comm.gather((_cpu_seconds() - self.cpu, _peak_memory_mib()))
+        if not comm.is_main_process():
+            return
+        cpu_seconds, memory = (sum(values) for values in zip(*shares))
         previous = {"train_wall_seconds": 0.0, "train_cpu_seconds": 0.0}
         if self.start_iter > 0 and os.path.isfile(self.path):
             with open(self.path) as file:
@@ -54,19 +60,17 @@ class RunSummaryHook(HookBase):
             "train_wall_seconds": round(
                 previous["train_wall_seconds"] + time.perf_counter() - self.wall, 1
             ),
-            "train_cpu_seconds": round(
-                previous["train_cpu_seconds"] + _cpu_seconds() - self.cpu, 1
-            ),
-            "peak_memory_mib": _peak_memory_mib(),
+            "train_cpu_seconds": round(previous["train_cpu_seconds"] + cpu_seconds, 1),
+            "peak_memory_mib": memory,
         }
         with open(self.path, "w") as file:
             json.dump(summary, file, indent=2)
 
 
 def _cpu_seconds() -> float:
-    """User and system time of this process and its ended children."""
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    """User and system time of this process."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _peak_memory_mib() -> int:

@@ -91,7 +91,7 @@ class GroundingTrainer(DefaultTrainer):
 
 
 def check_config(cfg: CfgNode) -> None:
-    """Refuse Detectron2 defaults that silently hurt referring data (README, "Traps").
+    """Refuse Detectron2 defaults that silently hurt referring data, and too small a word table.
 
     Raises:
         ValueError: names the key, what it does here, and the value to set.
@@ -115,7 +115,13 @@ def check_config(cfg: CfgNode) -> None:
 
 
 def set_num_threads(cfg: CfgNode) -> None:
-    """Apply ``SOLVER.NUM_THREADS``; 0 keeps PyTorch's choice."""
-    if cfg.SOLVER.NUM_THREADS > 0:
-        torch.set_num_threads(cfg.SOLVER.NUM_THREADS)
+    """Apply ``SOLVER.NUM_THREADS``.
+
+    0 keeps PyTorch's choice, which is all cores; several CPU processes share them equally.
+    """
+    threads = cfg.SOLVER.NUM_THREADS
+    if threads == 0 and cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1:
+        threads = max(1, torch.get_num_threads() // comm.get_local_size())
+    if threads > 0:
+        torch.set_num_threads(threads)
     logging.getLogger(__name__).info("CPU threads: %d", torch.get_num_threads())
