@@ -1,8 +1,9 @@
 """GroundingDatasetMapper: from a dataset dict (one expression) to what the model takes."""
 
 import logging
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
+import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
@@ -34,7 +35,9 @@ class GroundingDatasetMapper:
     * ``expression``: the text that was tokenized, after a flip with its direction words
       exchanged;
     * ``instances`` (training only): Instances((H, W)) with ``gt_boxes`` Boxes (T, 4) XYXY pixels,
-      ``gt_classes`` int64 zeros (T,), ``gt_masks`` BitMasks (T, H, W), all there also when T = 0.
+      ``gt_classes`` int64 zeros (T,), ``gt_masks`` BitMasks (T, H, W), all there also when T = 0;
+    * ``scene_categories`` (training with ``scene_categories`` only): uint8 (H, W), network frame,
+      0 = background, else 1 + category of the object of ``scene`` that is seen there.
 
     Crops are refused: a crop can turn a target into a no-target.
 
@@ -47,6 +50,7 @@ class GroundingDatasetMapper:
             (top/bottom) words exchanged; see :func:`swap_direction_words` for what it cannot know.
         color_jitter: c; in training, brightness and contrast are scaled by factors from
             [1 - c, 1 + c].
+        scene_categories: in training, also return the categories of all objects of the picture.
     """
 
     @configurable
@@ -60,6 +64,7 @@ class GroundingDatasetMapper:
         horizontal_flip_prob: float = 0.0,
         vertical_flip_prob: float = 0.0,
         color_jitter: float = 0.0,
+        scene_categories: bool = False,
     ):
         if image_format not in _IMAGE_FORMATS:
             raise ValueError(
@@ -78,6 +83,7 @@ class GroundingDatasetMapper:
         self.resize = resize
         self.flip_probs = {"horizontal": horizontal_flip_prob, "vertical": vertical_flip_prob}
         self.color_jitter = color_jitter
+        self.scene_categories = scene_categories
         augmentations = (
             f", flips {self.flip_probs}, color jitter {color_jitter}" if is_train else ""
         )
@@ -100,6 +106,7 @@ class GroundingDatasetMapper:
             "horizontal_flip_prob": cfg.INPUT.FLIP.HORIZONTAL_PROB,
             "vertical_flip_prob": cfg.INPUT.FLIP.VERTICAL_PROB,
             "color_jitter": cfg.INPUT.COLOR_JITTER,
+            "scene_categories": cfg.INPUT.SCENE_CATEGORIES,
         }
 
     def __call__(self, dataset_dict: Dict[str, Any]) -> Dict[str, Any]:
@@ -107,11 +114,15 @@ class GroundingDatasetMapper:
         # A shallow copy is enough: nothing below writes into a value of the input.
         sample = dict(dataset_dict)
         annotations = sample.pop("annotations", [])
+        scene = sample.pop("scene", None)
         image = self.resize.resize_image(_read_image(sample, self.image_format))
         if self.is_train:
             boxes, masks = self._read_targets(annotations, sample)
-            image, boxes, masks = self._augment(sample, image, boxes, masks)
+            categories = self._read_scene(scene, sample) if self.scene_categories else None
+            image, boxes, masks, categories = self._augment(sample, image, boxes, masks, categories)
             sample["instances"] = _to_instances(boxes, masks)
+            if categories is not None:
+                sample["scene_categories"] = torch.from_numpy(np.ascontiguousarray(categories))
         sample["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         sample["text_ids"] = torch.tensor(self.tokenizer(sample["expression"]), dtype=torch.int64)
         sample["text_padding_mask"] = torch.zeros(len(sample["text_ids"]), dtype=torch.bool)
@@ -139,9 +150,30 @@ class GroundingDatasetMapper:
             boxes = BoxMode.convert(boxes, modes.pop(), BoxMode.XYXY_ABS)
         return self.resize.resize_boxes(boxes, size), self.resize.resize_masks(masks)
 
+    def _read_scene(self, scene: Optional[List[Dict[str, Any]]], sample) -> np.ndarray:
+        """Categories of all objects, uint8 (H, W), network frame; later objects cover earlier."""
+        if scene is None:
+            raise ValueError(
+                f"INPUT.SCENE_CATEGORIES needs 'scene' in every sample, {_name(sample)} has none; "
+                "register the data set with_scene (Shapes is) or switch the option off"
+            )
+        size = (sample["height"], sample["width"])
+        categories = np.zeros(size, np.uint8)
+        if scene:
+            masks = mask_util.decode([to_rle(item["segmentation"], *size) for item in scene])
+            for item, mask in zip(scene, np.moveaxis(masks, 2, 0)):
+                categories[mask > 0] = 1 + item["category_id"]
+        height, width = self.resize.image_size
+        return cv2.resize(categories, (width, height), interpolation=cv2.INTER_NEAREST)
+
     def _augment(
-        self, sample: Dict[str, Any], image: np.ndarray, boxes: np.ndarray, masks: np.ndarray
-    ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+        self,
+        sample: Dict[str, Any],
+        image: np.ndarray,
+        boxes: np.ndarray,
+        masks: np.ndarray,
+        categories: Optional[np.ndarray],
+    ) -> Tuple[np.ndarray, np.ndarray, np.ndarray, Optional[np.ndarray]]:
         """Random flips (which rewrite ``sample["expression"]``) and colour jitter."""
         for axis, probability in self.flip_probs.items():
             # Nothing is drawn for what is off, so that one option does not shift another's draws.
@@ -149,11 +181,13 @@ class GroundingDatasetMapper:
                 continue
             if is_flippable(sample["expression"], axis):
                 image, boxes, masks = flip(image, boxes, masks, axis)
+                if categories is not None:
+                    categories = np.flip(categories, axis=1 if axis == "horizontal" else 0)
                 sample["expression"] = swap_direction_words(sample["expression"], axis)
         if self.color_jitter > 0.0:
             low, high = 1.0 - self.color_jitter, 1.0 + self.color_jitter
             image = jitter_color(image, *np.random.uniform(low, high, size=2))
-        return image, boxes, masks
+        return image, boxes, masks, categories
 
 
 def _read_image(sample: Dict[str, Any], image_format: str) -> np.ndarray:

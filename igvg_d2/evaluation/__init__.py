@@ -4,4 +4,6 @@ from .build import GROUNDING_EVALUATOR_REGISTRY, build_grounding_evaluator
 from .grefcoco_evaluation import GRefCOCOEvaluator
 from .grounding_evaluation import GroundingEvaluator, GroundTruth
 from .refcoco_evaluation import RefCOCOEvaluator
+from .refzom_evaluation import RefZOMEvaluator
 from .reporting import merge_records
+from .rrefcoco_evaluation import RRefCOCOEvaluator

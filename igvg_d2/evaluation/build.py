@@ -18,7 +18,12 @@ Registry of evaluators. A registered class is called as
 
 # Metadata value -> registered class. An outside project needs no entry here: it sets
 # `evaluator_type` to the name of its own class.
-_EVALUATOR_TYPES = {"grefcoco": "GRefCOCOEvaluator", "refcoco": "RefCOCOEvaluator"}
+_EVALUATOR_TYPES = {
+    "grefcoco": "GRefCOCOEvaluator",
+    "refcoco": "RefCOCOEvaluator",
+    "refzom": "RefZOMEvaluator",
+    "rrefcoco": "RRefCOCOEvaluator",
+}
 
 
 def build_grounding_evaluator(

@@ -33,6 +33,8 @@ def registered(tmp_path, monkeypatch):
         builtin.register_all_shapes,
         builtin.register_all_grefcoco,
         builtin.register_all_refcoco,
+        builtin.register_all_refzom,
+        builtin.register_all_rrefcoco,
     ):
         register(str(tmp_path))
     return entries
@@ -43,6 +45,11 @@ def test_builtin_names_are_in_the_catalog_and_metadata_is_complete(registered, t
     names = ("shapes", "grefcoco_unc", "refcoco_unc", "refcoco+_unc", "refcocop_unc")
     expected = {f"{name}_{split}" for name in names for split in splits}
     expected |= {f"refcocog_umd_{split}" for split in ("train", "val", "test")}
+    expected |= {f"refcoco_google_{split}" for split in ("train", "val", "test")}
+    expected |= {f"refcocog_google_{split}" for split in ("train", "val")}
+    expected |= {f"refzom_final_{split}" for split in ("train", "test")}
+    robust = ("rrefcoco_unc", "rrefcoco+_unc", "rrefcocop_unc", "rrefcocog_umd")
+    expected |= {f"{name}_{split}" for name in robust for split in ("train", "val")}
     assert set(registered) == expected and expected <= set(DatasetCatalog.list())
     metadata, _ = registered["shapes_testB"]
     assert metadata == {
@@ -56,6 +63,9 @@ def test_builtin_names_are_in_the_catalog_and_metadata_is_complete(registered, t
     assert metadata["evaluator_type"] == "refcoco" and metadata["split"] == "test"
     assert metadata["image_root"] == str(tmp_path / "coco/train2014")
     assert metadata["annotation_file"] == str(tmp_path / "refcocog/refs(umd).p")
+    metadata, _ = registered["refzom_final_test"]
+    assert metadata["evaluator_type"] == "refzom"
+    assert metadata["image_root"] == str(tmp_path / "images/trainval2014")
     assert MetadataCatalog.get("grefcoco_unc_val").thing_classes == ["target"]
 
 
@@ -83,3 +93,17 @@ def test_builtin_loads_once_the_data_are_there(registered, tmp_path):
     (tmp_path / "shapes/grefcoco/instances.json").write_text(json.dumps(instances))
     (sample,) = registered["shapes_testA"][1]()
     assert sample["file_name"] == str(tmp_path / "shapes/images/train2014/COCO_7.jpg")
+
+
+def test_files_are_found_under_each_of_their_names(tmp_path, monkeypatch):
+    for folder, name in (("refzom", "Ref_ZOM.p"), ("rrefcocog", "refs(unc).p")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_bytes(b"")
+    found = {}
+    record = lambda name, metadata, loader: found.update({name: metadata["annotation_file"]})
+    monkeypatch.setattr(builtin, "register_grounding", record)
+    builtin.register_all_refzom(str(tmp_path))
+    builtin.register_all_rrefcoco(str(tmp_path))
+    assert found["refzom_final_test"] == str(tmp_path / "refzom/Ref_ZOM.p")
+    assert found["rrefcocog_umd_val"] == str(tmp_path / "rrefcocog/refs(unc).p")
+    assert found["rrefcoco_unc_val"] == str(tmp_path / "rrefcoco/refs(unc).p")

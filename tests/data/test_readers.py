@@ -12,6 +12,8 @@ from detectron2.structures import BoxMode
 from igvg_d2.data.datasets import (
     load_grefcoco,
     load_refcoco,
+    load_refzom,
+    load_rrefcoco,
     read_refs,
     to_rle,
 )
@@ -262,3 +264,53 @@ def test_refcoco_takes_one_target_only(write):
     for ann_id in ((1,), -1):
         with pytest.raises(ValueError, match="expected one annotation id"):
             load_refcoco(*write([ref(ann_id=ann_id)]), "val")
+
+
+def test_scene_has_all_objects_of_the_picture(write):
+    others = [annotation(1), annotation(2, image_id=9), {**annotation(3), "category_id": 3}]
+    files = write([ref(), ref(1, [-1])], others)
+    path = files[1]
+    with open(path, encoding="utf-8") as file:
+        content = json.load(file)
+    with pytest.raises(ValueError, match="category_id 18, the file's 'categories' have \\[\\]"):
+        load_grefcoco(*files, "val", with_scene=True)
+    content["categories"] = [{"id": 18, "name": "dog"}, {"id": 3, "name": "car"}]
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(content, file)
+    assert "scene" not in load_grefcoco(*files, "val")[0]
+    for record in load_grefcoco(*files, "val", with_scene=True):
+        assert [item["category_id"] for item in record["scene"]] == [1, 0]
+        assert record["scene"][0]["segmentation"]["size"] == [10, 12]
+
+
+def test_refzom_source_decides_and_not_the_ids(write):
+    refs = [
+        ref(0, (1,), source="one"),
+        ref(1, (1,), source="zero"),
+        ref(2, [-1], source="zero"),
+        ref(3, [], source="zero"),
+        ref(4, 1, source="many"),
+    ]
+    found = [len(record["annotations"]) for record in load_refzom(*write(refs), "val")]
+    assert found == [1, 0, 0, 0, 1]
+    for record, message in (
+        (ref(0, [-1], source="one"), "'source' is 'one', found \\[-1\\]"),
+        (ref(0), "no 'source'"),
+    ):
+        with pytest.raises(ValueError, match=f"ref_id 0.*{message}"):
+            load_refzom(*write([record]), "val")
+
+
+def test_rrefcoco_false_sentences_have_no_target(write):
+    sentences = [
+        {"sent_id": 0, "sent": "the dog"},
+        {"sent_id": 1, "sent": "the cat", "exist": False},
+        {"sent_id": 2, "sent": "a dog", "exist": 1},
+    ]
+    records = load_rrefcoco(*write([ref(5, 1, sentences)]), "val")
+    assert [len(record["annotations"]) for record in records] == [1, 0, 1]
+    assert {record["ref_id"] for record in records} == {5}
+    with pytest.raises(ValueError, match="'exist' of a sentence to be true or false, found 'no'"):
+        load_rrefcoco(*write([ref(5, 1, [{"sent_id": 1, "sent": "x", "exist": "no"}])]), "val")
+    with pytest.raises(ValueError, match="expected one annotation id"):
+        load_rrefcoco(*write([ref(5, [1])]), "val")

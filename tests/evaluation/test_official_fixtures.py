@@ -7,7 +7,13 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 
-from igvg_d2.evaluation import GRefCOCOEvaluator, RefCOCOEvaluator
+from igvg_d2.data.datasets import load_refzom, load_rrefcoco
+from igvg_d2.evaluation import (
+    GRefCOCOEvaluator,
+    RefCOCOEvaluator,
+    RefZOMEvaluator,
+    RRefCOCOEvaluator,
+)
 
 
 def load(path):
@@ -106,6 +112,51 @@ def test_refcoco(fixtures_dir, read_split, register, feed, split):
         official.update({key: row[key] for key in ("mIoU", "oIoU") if key in row})
         assert_close(results["res"], official)
     assert_close(results["rec"], {"Acc@0.5": expected["rec"]["mattnet"]["acc50"]})
+
+
+def test_refzom(fixtures_dir, register, feed):
+    folder = fixtures_dir / "refzom"
+    data = folder / "data" / "ref-zom"
+    samples = load_refzom(str(data / "refs(final).p"), str(data / "instances.json"), "x", "test")
+    assert sum(not sample["annotations"] for sample in samples) == 18 and len(samples) == 60
+    evaluator = RefZOMEvaluator(dataset_name=register(samples, "refzom"))
+    results = feed(evaluator, load(folder / "predictions_test.json"))["refzom"]
+    official = load(folder / "expected.json")["test"]["dmmi_native"]["results"]
+    expected = {f"Pr@{t}": value for t, value in official["precision"].items()}
+    expected.update(mIoU=official["mIoU"], oIoU=official["oIoU"], Acc=official["acc"])
+    assert_close(results, expected)
+
+
+@pytest.mark.parametrize("name, file", [("rrefcoco", "refs(unc).p")])
+def test_rrefcoco(fixtures_dir, register, feed, name, file):
+    folder = fixtures_dir / "rrefcoco"
+    data = folder / "data" / name
+    samples = load_rrefcoco(str(data / file), str(data / "instances.json"), "x", "val")
+    evaluator = RRefCOCOEvaluator(dataset_name=register(samples, "rrefcoco"))
+    predictions = load(folder / f"predictions_{name}_val.json")
+    results = feed(evaluator, predictions)
+    official = load(folder / "expected.json")[name]["rris"]
+    for group, mode in (("rref", "masks_only"), ("rref_flag", "use_exist")):
+        row = official[f"native_{mode}_union_gt"]["results"]
+        for key in ("mIoU", "oIoU", "mRR", "rIoU"):
+            # The official code computes in float32.
+            assert results[group][key] == pytest.approx(row[key], rel=1e-6), (group, key)
+    # Unlike the official code, neither order nor sharding matters.
+    again = feed(evaluator, predictions[::-1])
+    assert again == results
+
+
+def test_robust_rates_are_undefined_without_their_sentences(make_sample, register, feed):
+    mask = np.zeros((4, 4), dtype=np.uint8, order="F")
+    mask[:2] = 1
+    full = mask_util.encode(mask)
+    samples = [make_sample("1_0", [full], [[0, 0, 4, 2]], (4, 4))]
+    samples[0]["ref_id"] = 1
+    predictions = [dict(ref_id=1, sent_id=0, mask=full, boxes=[], scores=[])]
+    evaluator = RRefCOCOEvaluator(dataset_name=register(samples, "rrefcoco"))
+    results = feed(evaluator, predictions)["rref"]
+    assert np.isnan(results["mRR"])
+    assert (results["mIoU"], results["oIoU"], results["rIoU"]) == (100.0, 100.0, 100.0)
 
 
 def test_degenerate_gres(fixtures_dir, make_sample, make_output, register, feed):

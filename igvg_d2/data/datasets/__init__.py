@@ -6,3 +6,5 @@ from .files import read_refs
 from .grefcoco import load_grefcoco
 from .instances import InstanceFile, to_rle
 from .refcoco import load_refcoco
+from .refzom import load_refzom
+from .rrefcoco import load_rrefcoco

@@ -8,6 +8,8 @@ A reader turns an annotation file into dataset dicts, one per *expression*, in t
 * ``annotations`` list of dicts ``bbox`` [x, y, w, h], ``bbox_mode``, ``category_id`` 0,
   ``segmentation`` (compressed COCO RLE of size [height, width]), ``iscrowd`` 0. The empty list
   means no target;
+* ``scene`` only if asked for: all objects of the picture, dicts ``segmentation`` (RLE) and
+  ``category_id`` (from 0);
 * ``kind`` only if the sentence has this key (Shapes stores the type of the expression there).
 
 Expressions about the same object share one annotation dict, so treat annotations as read-only.
@@ -32,7 +34,8 @@ def load_referring(
     image_root: str,
     split: str,
     *,
-    target_ids: Callable[[Any], Sequence[int]],
+    target_ids: Callable[[Dict[str, Any], Dict[str, Any]], Sequence[int]],
+    with_scene: bool = False,
 ) -> List[Dict[str, Any]]:
     """Reads one split of a refer-style data set; each sentence of a record becomes a dataset dict.
 
@@ -45,8 +48,9 @@ def load_referring(
         instances_file: the ``instances.json`` beside it.
         image_root: folder of the images named in ``instances_file``.
         split: compared exactly with the ``split`` of the records.
-        target_ids: maps the record's ``ann_id`` to the annotation ids of its targets, ``[]`` for no
-            target; raises ValueError when it makes no sense.
+        target_ids: maps a record and one of its sentences to the annotation ids of the targets,
+            ``[]`` for no target; raises ValueError when they make no sense.
+        with_scene: add ``scene``, all objects of the picture.
 
     Returns:
         Dataset dicts (see the module docstring) in the order of the file.
@@ -60,7 +64,7 @@ def load_referring(
         if ref.get("split") != split:
             continue
         try:
-            new = _expand(ref, instances, image_root, target_ids)
+            new = _expand(ref, instances, image_root, target_ids, with_scene)
             for record in new:
                 if record["sample_id"] in seen:
                     raise RecordError("sent_id", f"sample {record['sample_id']} occurs twice")
@@ -83,7 +87,8 @@ def _expand(
     ref: Dict[str, Any],
     instances: InstanceFile,
     image_root: str,
-    target_ids: Callable[[Any], Sequence[int]],
+    target_ids: Callable[[Dict[str, Any], Dict[str, Any]], Sequence[int]],
+    with_scene: bool,
 ) -> List[Dict[str, Any]]:
     """Dataset dicts of one record, one per sentence that has text."""
     for field in ("ref_id", "image_id", "ann_id", "sentences"):
@@ -93,17 +98,18 @@ def _expand(
     if not any(text for _, text in texts):
         return []
     image = instances.image(ref["image_id"])
-    try:
-        ann_ids = target_ids(ref["ann_id"])
-    except ValueError as error:
-        raise RecordError("ann_id", str(error)) from error
-    annotations = [instances.target(ann_id, ref["image_id"]) for ann_id in ann_ids]
+    scene = {"scene": instances.scene(ref["image_id"])} if with_scene else {}
     records = []
     for sentence, expression in texts:
         if expression is None:
             continue
         if "sent_id" not in sentence:
             raise RecordError("sentences", f"no 'sent_id' in {sentence}")
+        try:
+            ann_ids = target_ids(ref, sentence)
+        except ValueError as error:
+            raise RecordError("ann_id", str(error)) from error
+        annotations = [instances.target(ann_id, ref["image_id"]) for ann_id in ann_ids]
         record = {
             "file_name": os.path.join(image_root, image["file_name"]),
             "height": image["height"],
@@ -113,12 +119,25 @@ def _expand(
             "ref_id": ref["ref_id"],
             "sent_id": sentence["sent_id"],
             "expression": expression,
-            "annotations": list(annotations),
+            "annotations": annotations,
+            **scene,
         }
         if "kind" in sentence:
             record["kind"] = sentence["kind"]
         records.append(record)
     return records
+
+
+def list_ids(ann_id: Any) -> List[int]:
+    """``ann_id`` of a record as a list; official files have lists, some records a bare int.
+
+    Raises:
+        ValueError: neither.
+    """
+    ids = [ann_id] if isinstance(ann_id, int) else ann_id
+    if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
+        raise ValueError(f"expected an int or a list of ints, found {ann_id!r}")
+    return ids
 
 
 def _text(sentence: Dict[str, Any]) -> Optional[str]:

@@ -1,6 +1,6 @@
 """Objects of a COCO-style instances.json, as RLE masks in the original image frame."""
 
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
@@ -44,6 +44,9 @@ class InstanceFile:
         self._images = {image["id"]: image for image in content["images"]}
         self._objects = {item["id"]: item for item in content["annotations"]}
         self._converted: Dict[int, Dict[str, Any]] = {}
+        categories = sorted(item["id"] for item in content.get("categories", []))
+        self._categories = {category: index for index, category in enumerate(categories)}
+        self._scenes: Dict[int, List[int]] = {}
 
     def image(self, image_id: int) -> Dict[str, Any]:
         """Returns the COCO image entry (``file_name``, ``height``, ``width``) of ``image_id``."""
@@ -76,6 +79,31 @@ class InstanceFile:
                 f"{self.path}, not to image {image_id} of this record",
             )
         return self._converted[ann_id]
+
+    def scene(self, image_id: int) -> List[Dict[str, Any]]:
+        """All objects of an image, in the order of the file (shared: do not modify).
+
+        Returns:
+            dicts with ``segmentation`` (RLE) and ``category_id``, from 0 in the order of the
+            file's category ids.
+        """
+        if not self._scenes:
+            for ann_id, item in self._objects.items():
+                self._scenes.setdefault(item["image_id"], []).append(ann_id)
+        objects = []
+        for ann_id in self._scenes.get(image_id, ()):
+            category = self._objects[ann_id].get("category_id")
+            if category not in self._categories:
+                raise RecordError(
+                    "ann_id",
+                    f"annotation {ann_id} of {self.path} has category_id {category!r}, the file's "
+                    f"'categories' have {sorted(self._categories)}",
+                )
+            segmentation = self.target(ann_id, image_id)["segmentation"]
+            objects.append(
+                {"segmentation": segmentation, "category_id": self._categories[category]}
+            )
+        return objects
 
     def _convert(self, ann_id: int) -> Dict[str, Any]:
         """Annotation dict of one object, box and mask in the original image frame."""

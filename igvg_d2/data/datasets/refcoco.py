@@ -25,12 +25,13 @@ def load_refcoco(
         Dataset dicts, one per sentence; see :mod:`igvg_d2.data.datasets.common`.
     """
     return load_referring(
-        annotation_file, instances_file, image_root, split, target_ids=_target_ids
+        annotation_file, instances_file, image_root, split, target_ids=single_target
     )
 
 
-def _target_ids(ann_id: Any) -> List[int]:
+def single_target(ref: Dict[str, Any], sentence: Dict[str, Any]) -> List[int]:
     """The one annotation id of a record, as a list."""
+    ann_id = ref["ann_id"]
     if not isinstance(ann_id, int) or ann_id < 0:
         raise ValueError(
             f"expected one annotation id, found {ann_id!r}; for target sets use load_grefcoco"
