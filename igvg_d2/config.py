@@ -33,6 +33,9 @@ def _add_input(cfg: CN) -> None:
     cfg.INPUT.FLIP.VERTICAL_PROB = 0.0
     # Brightness and contrast are scaled by 1 +- this much in training; 0 switches jitter off.
     cfg.INPUT.COLOR_JITTER = 0.0
+    # In training, also hand over the categories of all objects of the picture, not only of the
+    # targets; for data sets registered with them (Shapes).
+    cfg.INPUT.SCENE_CATEGORIES = False
     cfg.INPUT.TOKENIZER = CN()
     # Key of TOKENIZER_REGISTRY: "BEiT3Tokenizer" or "ShapesTokenizer".
     cfg.INPUT.TOKENIZER.NAME = "BEiT3Tokenizer"
@@ -66,8 +69,14 @@ def _add_backbone(cfg: CN) -> None:
     cfg.MODEL.BEIT3.DROP_PATH = 0.1
     # Recompute activations in the backward pass: less memory, about a third more time.
     cfg.MODEL.BEIT3.CHECKPOINTING = False
-    # Channels of a convolutional stem, one stride-2 convolution each; empty = patches.
+    # Channels of a convolutional stem, one stride-2 stage each; empty = patches, as BEiT-3.
     cfg.MODEL.BEIT3.STEM_CHANNELS = []
+    # Residual blocks of each stage of the stem.
+    cfg.MODEL.BEIT3.STEM_BLOCKS = []
+    # Stage (from 0) where the words enter the stem, after its first block.
+    cfg.MODEL.BEIT3.STEM_TEXT_STAGE = 0
+    # Layers over the text alone before stem and encoder; BEiT-3 has none.
+    cfg.MODEL.BEIT3.TEXT_LAYERS = 0
     # Standard deviation of the truncated normal that initialises linear layers; BEiT-3 uses 0.02.
     cfg.MODEL.BEIT3.INIT_STD = 0.02
     # The same for the token, CLS and position tables.
@@ -94,6 +103,16 @@ def _add_dense_parts(cfg: CN) -> None:
     # Masks in the original frame: "logits" are resized, then thresholded; "binary" masks are
     # resized by nearest neighbour (released).
     cfg.MODEL.IGVG.TEST.MASK_RESIZE = "logits"
+
+    # Auxiliary objectives of a stem that is trained from scratch; not in the paper, whose encoder
+    # comes pretrained. They exist in training only.
+    cfg.MODEL.SCENE_HEAD = CN()
+    # Weight of predicting the categories of all objects of the picture (INPUT.SCENE_CATEGORIES).
+    cfg.MODEL.SCENE_HEAD.CATEGORY_WEIGHT = 0.0
+    # Categories of the data set's instances.json.
+    cfg.MODEL.SCENE_HEAD.NUM_CATEGORIES = 0
+    # Weight of predicting, from the targets' pixels alone, which words the expression has.
+    cfg.MODEL.SCENE_HEAD.WORD_WEIGHT = 0.0
 
     cfg.MODEL.NECK = CN()
     # Key of NECK_REGISTRY.
@@ -218,8 +237,10 @@ def _add_grounding_head(cfg: CN) -> None:
 
 
 def _add_solver(cfg: CN) -> None:
-    # "SGD" is Detectron2's own; "AdamW" and "Adam" (with amsgrad) are ours.
+    # "AdamW", "Adam", or "Muon": orthogonalised steps for weight matrices, AdamW for the rest.
     cfg.SOLVER.OPTIMIZER = "AdamW"
+    # Learning rate of the weight matrices under "Muon", in the same schedule as BASE_LR.
+    cfg.SOLVER.MUON_LR = 0.02
     cfg.SOLVER.BETAS = (0.9, 0.999)
     cfg.SOLVER.EPS = 1e-8
     cfg.SOLVER.AMSGRAD = False

@@ -1,7 +1,7 @@
 """Ground truth of a batch as padded tensors, so that no component loops over samples."""
 
-from dataclasses import dataclass
-from typing import List
+from dataclasses import dataclass, replace
+from typing import List, Optional
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +18,15 @@ class GroundingTargets:
         masks: float (N, T, H, W) in {0, 1}, network frame.
         valid: bool (N, T), False = padding.
         num_targets: list of N ints; 0 for a no-target sample.
+        scene_categories: uint8 (N, H, W), 0 = background, else 1 + category of the object that is
+            seen there, whether referred to or not; None if the data do not say.
     """
 
     boxes: torch.Tensor
     masks: torch.Tensor
     valid: torch.Tensor
     num_targets: List[int]
+    scene_categories: Optional[torch.Tensor] = None
 
     @classmethod
     def from_instances(cls, instances: List[Instances], device: torch.device) -> "GroundingTargets":
@@ -68,7 +71,7 @@ class GroundingTargets:
     def resize_masks(self, size) -> "GroundingTargets":
         """The same targets with masks averaged over areas to (height, width) ``size``."""
         masks = F.interpolate(self.masks, size=tuple(size), mode="area")
-        return GroundingTargets(self.boxes, masks, self.valid, self.num_targets)
+        return replace(self, masks=masks)
 
     def num_boxes(self) -> torch.Tensor:
         """float scalar: targets per process, averaged over processes, at least 1."""

@@ -6,6 +6,8 @@ from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import nn
 
+from .muon import Muon, split_matrices
+
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Build ``SOLVER.OPTIMIZER`` over all trainable parameters.
@@ -37,8 +39,13 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         optimizer = torch.optim.AdamW(params, amsgrad=solver.AMSGRAD, **kwargs)
     elif solver.OPTIMIZER == "Adam":
         optimizer = torch.optim.Adam(params, amsgrad=solver.AMSGRAD, **kwargs)
+    elif solver.OPTIMIZER == "Muon":
+        groups = split_matrices(params, model, solver.MUON_LR, solver.BASE_LR)
+        optimizer = Muon(groups, **kwargs)
     else:
-        raise ValueError(f"SOLVER.OPTIMIZER must be 'AdamW' or 'Adam', got {solver.OPTIMIZER!r}.")
+        raise ValueError(
+            f"SOLVER.OPTIMIZER must be 'AdamW', 'Adam' or 'Muon', got {solver.OPTIMIZER!r}."
+        )
     if solver.CLIP_TOTAL_NORM > 0:
         clip_total_norm(optimizer, solver.CLIP_TOTAL_NORM)
     return optimizer

@@ -85,6 +85,9 @@ def random_batch(
         instances.gt_boxes = Boxes(boxes)
         instances.gt_classes = torch.zeros(count, dtype=torch.int64)
         instances.gt_masks = BitMasks(masks)
+        scene = torch.zeros(size, dtype=torch.uint8)
+        for category, mask in enumerate(masks):
+            scene[mask] = 1 + category
         image = torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8)
         batch.append(
             {
@@ -98,6 +101,7 @@ def random_batch(
                 "file_name": "",
                 "image_id": i,
                 "instances": instances,
+                "scene_categories": scene,
             }
         )
     return batch

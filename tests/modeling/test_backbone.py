@@ -73,7 +73,7 @@ def test_images_larger_than_in_pretraining_use_the_resized_table():
     embed = backbone.vision_embed
     assert tuple(embed.positions.shape) == (1, 6, 32)
     images = torch.zeros(1, 3, 64, 48)
-    tokens, grid, _ = embed(images, torch.zeros(1, 32))
+    tokens, grid, _ = embed(images)
     assert grid == (4, 3) and tuple(tokens.shape) == (1, 13, 32)
     expected = embed.proj.bias + interpolate_positions(embed.positions, (2, 3), (4, 3))
     torch.testing.assert_close(tokens[:, 1:], expected)
@@ -118,7 +118,8 @@ def test_checkpointing_repeats_the_same_stochastic_depth():
 def test_padded_words_are_zero_and_long_texts_are_refused():
     embedding = TextEmbedding(10, 4, 3, 0.02)
     ids, padding = torch.tensor([[0, 5, 1]]), torch.tensor([[False, False, True]])
-    words = embedding(ids, padding)
+    alone, words = embedding(ids, padding)
+    assert torch.equal(alone, embedding.tokens(ids))
     torch.testing.assert_close(words[0, 1], embedding.tokens.weight[5] + embedding.positions[0, 1])
     assert not words[0, 2].any()
     with pytest.raises(ValueError, match="4 tokens exceeds.*= 3.*MAX_TOKENS"):
@@ -149,7 +150,10 @@ def test_every_word_reaches_the_image_and_every_pixel_the_words():
     "opts, message",
     [
         ([BEIT3 + "NUM_HEADS", 3], "not divisible by NUM_HEADS = 3"),
-        ([BEIT3 + "STEM_CHANNELS", [8, 8]], "stride of 4, but MODEL.BEIT3.PATCH_SIZE is 16"),
+        (
+            [BEIT3 + "STEM_CHANNELS", [8, 8], BEIT3 + "STEM_BLOCKS", [1, 1]],
+            "stride of 4, but MODEL.BEIT3.PATCH_SIZE is 16",
+        ),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(opts, message):

@@ -30,7 +30,12 @@ from igvg_d2.utils.testing import (
 )
 
 QUERY, HEAD = "MODEL.QUERY_GENERATOR.", "MODEL.GROUNDING_HEAD."
-STEM = ["MODEL.BEIT3.STEM_CHANNELS", [8, 8, 16, 16]]
+STEM = [
+    "MODEL.BEIT3.STEM_CHANNELS", [8, 8, 16, 16],
+    "MODEL.BEIT3.STEM_BLOCKS", [0, 1, 2, 1],
+    "MODEL.BEIT3.STEM_TEXT_STAGE", 2,
+    "MODEL.BEIT3.TEXT_LAYERS", 1,
+]  # fmt: skip
 PYRAMID = {f"p{i}": ShapeSpec(channels=32, stride=2**i) for i in (2, 3, 4, 5)}
 
 

@@ -50,6 +50,13 @@ VARIANTS = {
     "global_only": ["MODEL.QUERY_GENERATOR.NAME", "", "MODEL.GROUNDING_HEAD.NAME", ""],
     "stem": [
         "MODEL.BEIT3.STEM_CHANNELS", [8, 8, 16, 16],
+        "MODEL.BEIT3.STEM_BLOCKS", [0, 1, 2, 1],
+        "MODEL.BEIT3.STEM_TEXT_STAGE", 2,
+        "MODEL.BEIT3.TEXT_LAYERS", 1,
+        "MODEL.SCENE_HEAD.CATEGORY_WEIGHT", 1.0,
+        "MODEL.SCENE_HEAD.NUM_CATEGORIES", 6,
+        "MODEL.SCENE_HEAD.WORD_WEIGHT", 0.3,
+        "INPUT.SCENE_CATEGORIES", True,
         "MODEL.NECK.STEM_FEATURES", ["stem_4", "stem_8"],
         "MODEL.GLOBAL_HEAD.NO_TARGET_INPUT", "pixels+pooled",
         "MODEL.IGVG.MASK_LOSS_RESOLUTION", "feature",

@@ -11,6 +11,9 @@ from igvg_d2.utils.testing import random_batch, tiny_cfg
 
 STEM = [
     "MODEL.BEIT3.STEM_CHANNELS", [8, 8, 16, 16],
+    "MODEL.BEIT3.STEM_BLOCKS", [0, 1, 2, 1],
+    "MODEL.BEIT3.STEM_TEXT_STAGE", 2,
+    "MODEL.BEIT3.TEXT_LAYERS", 1,
     "MODEL.NECK.STEM_FEATURES", ["stem_4"],
     "MODEL.GLOBAL_HEAD.NO_TARGET_INPUT", "pixels+pooled",
     "MODEL.QUERY_GENERATOR.MAP", "logits",

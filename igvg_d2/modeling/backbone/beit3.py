@@ -6,10 +6,12 @@ import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
+from torch import nn
 
 from .build import VisionLanguageBackbone, VLFeatures
 from .embedding import TextEmbedding, VisionEmbedding
-from .multiway import MultiwayEncoder
+from .multiway import MultiwayEncoder, TextLayer, init_linear_layers
+from .stem import WordStem
 
 
 @BACKBONE_REGISTRY.register()
@@ -31,6 +33,9 @@ class BEiT3(VisionLanguageBackbone):
         drop_path: float = 0.0,
         checkpointing: bool = False,
         stem_channels: List[int] = (),
+        stem_blocks: List[int] = (),
+        stem_text_stage: int = 0,
+        text_layers: int = 0,
         init_std: float = 0.02,
         embed_std: float = 0.02,
     ):
@@ -44,18 +49,26 @@ class BEiT3(VisionLanguageBackbone):
             max_text_positions: longest text in tokens.
             drop_path: stochastic depth at the last layer.
             checkpointing: recompute activations in the backward pass.
-            stem_channels: widths of a convolutional stem; empty for the plain patch projection.
+            stem_channels, stem_blocks, stem_text_stage: see :class:`WordStem`; no channels for the
+                plain patch projection.
+            text_layers: layers over the text alone before everything else.
             init_std: standard deviation of the linear layers' initial weights.
             embed_std: the same of the token, CLS and position tables.
         """
         super().__init__()
         self.embed_dim = embed_dim
         self.patch_size = patch_size
-        self.stem_channels = list(stem_channels)
+        stem = None
+        if stem_channels:
+            stem = WordStem(stem_channels, stem_blocks, stem_text_stage, embed_dim)
         self.vision_embed = VisionEmbedding(
-            embed_dim, patch_size, tuple(pretrain_image_size), self.stem_channels, embed_std
+            embed_dim, patch_size, tuple(pretrain_image_size), stem, embed_std
         )
         self.text_embed = TextEmbedding(vocab_size, embed_dim, max_text_positions, embed_std)
+        self.text_layers = nn.ModuleList(
+            TextLayer(embed_dim, num_heads, ffn_dim) for _ in range(text_layers)
+        )
+        init_linear_layers(self.text_layers, init_std)
         self.encoder = MultiwayEncoder(
             embed_dim, depth, num_heads, ffn_dim, drop_path, checkpointing, init_std
         )
@@ -75,6 +88,9 @@ class BEiT3(VisionLanguageBackbone):
             "drop_path": beit3.DROP_PATH,
             "checkpointing": beit3.CHECKPOINTING,
             "stem_channels": beit3.STEM_CHANNELS,
+            "stem_blocks": beit3.STEM_BLOCKS,
+            "stem_text_stage": beit3.STEM_TEXT_STAGE,
+            "text_layers": beit3.TEXT_LAYERS,
             "init_std": beit3.INIT_STD,
             "embed_std": beit3.EMBED_STD,
         }
@@ -87,10 +103,21 @@ class BEiT3(VisionLanguageBackbone):
     def output_shape(self) -> Dict[str, ShapeSpec]:
         """Channels and strides of the entries of ``VLFeatures.image``."""
         shapes = {"last_feat": ShapeSpec(channels=self.embed_dim, stride=self.patch_size)}
-        for level, channels in enumerate(self.stem_channels):
-            stride = 2 ** (level + 1)
-            shapes[f"stem_{stride}"] = ShapeSpec(channels=channels, stride=stride)
+        if self.vision_embed.stem is not None:
+            shapes.update(self.vision_embed.stem.output_shape())
         return shapes
+
+    def word_logits(self, regions: torch.Tensor) -> torch.Tensor:
+        """Likeness of regions to every word of the vocabulary.
+
+        Args:
+            regions: float (..., S, C), means of "stem_words" over regions.
+
+        Returns:
+            float (..., S, V) logits.
+        """
+        words = self.text_embed.tokens.weight
+        return self.vision_embed.stem.word_maps.similarity(regions, words)
 
     def forward(
         self,
@@ -100,10 +127,10 @@ class BEiT3(VisionLanguageBackbone):
         has_padding: bool = True,
     ) -> VLFeatures:
         """See :meth:`VisionLanguageBackbone.forward`."""
-        text = self.text_embed(text_ids, text_padding_mask)
-        # Padded positions are zero, so they do not count.
-        mean_text = text.sum(dim=1) / (~text_padding_mask).sum(dim=1, keepdim=True)
-        image, grid, stem_features = self.vision_embed(images, mean_text)
+        words, text = self.text_embed(text_ids, text_padding_mask)
+        for layer in self.text_layers:
+            text = layer(text, text_padding_mask)
+        image, grid, stem_features = self.vision_embed(images, words, text, text_padding_mask)
         attn_mask = None
         if has_padding:
             visible = text_padding_mask.new_ones(image.shape[:2])

@@ -16,6 +16,7 @@ from ..neck import build_neck
 from ..pixel_decoder import build_pixel_decoder
 from ..postprocessing import PostprocessOptions, grounding_postprocess
 from ..query_generator import build_query_generator
+from ..scene_head import SceneHead, build_scene_head
 from ..targets import GroundingTargets
 
 
@@ -38,6 +39,7 @@ class IGVG(nn.Module):
         pixel_std: Tuple[float, ...],
         mask_loss_resolution: str,
         postprocess: PostprocessOptions,
+        scene_head: Optional[SceneHead] = None,
         input_format: str = "RGB",
         vis_period: int = 0,
     ):
@@ -50,6 +52,7 @@ class IGVG(nn.Module):
             pixel_mean, pixel_std: per channel, in the scale of the input image.
             mask_loss_resolution: "image" or "feature".
             postprocess: thresholds and modes at inference.
+            scene_head: auxiliary objectives in training, or None.
             input_format: order of the image's channels, for pictures only.
             vis_period: iterations between training pictures; 0 = none.
 
@@ -80,6 +83,7 @@ class IGVG(nn.Module):
         self.grounding_head = grounding_head
         self.mask_loss_resolution = mask_loss_resolution
         self.postprocess = postprocess
+        self.scene_head = scene_head
         self.input_format = input_format
         self.vis_period = vis_period
         for name, value in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
@@ -116,6 +120,7 @@ class IGVG(nn.Module):
                 no_target_test=cfg.MODEL.GLOBAL_HEAD.NO_TARGET_TEST,
                 align_corners=cfg.MODEL.IGVG.ALIGN_CORNERS,
             ),
+            "scene_head": build_scene_head(cfg, backbone),
             "input_format": cfg.INPUT.FORMAT,
             "vis_period": cfg.VIS_PERIOD,
         }
@@ -132,6 +137,8 @@ class IGVG(nn.Module):
                 * "image": uint8 or float (3, H, W), one size for the batch;
                 * "text_ids": int64 (L,), "text_padding_mask": bool (L,), True = padding;
                 * "instances" (training): ``Instances`` with gt_boxes, gt_masks, network frame;
+                * "scene_categories" (training, ``INPUT.SCENE_CATEGORIES``): uint8 (H, W), 0 =
+                  background, else 1 + category;
                 * "height", "width" (inference): size of the output, default (H, W).
 
         Returns:
@@ -145,9 +152,14 @@ class IGVG(nn.Module):
             targets = GroundingTargets.from_instances(
                 [x["instances"] for x in batched_inputs], self.device
             )
+            if self.scene_head is not None and self.scene_head.category is not None:
+                scenes = torch.stack([x["scene_categories"] for x in batched_inputs])
+                targets.scene_categories = scenes.to(self.device, non_blocking=True)
         vl_features = self.backbone(images, text_ids, text_padding_mask, has_padding)
         outputs, losses = self.predict(vl_features, targets)
         if self.training:
+            if self.scene_head is not None:
+                losses.update(self.scene_head(self.backbone, vl_features, text_ids, targets))
             self._put_picture(batched_inputs, outputs, images.shape[-2:])
             return losses
         return self.inference(batched_inputs, outputs, images.shape[-2:])

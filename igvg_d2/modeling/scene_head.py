@@ -1,0 +1,140 @@
+"""Auxiliary objectives for a stem trained from scratch: what is where, and which words fit."""
+
+from typing import Dict, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .backbone.build import VisionLanguageBackbone, VLFeatures
+from .targets import GroundingTargets
+
+
+class SceneHead(nn.Module):
+    """Teaches the text-free features of a :class:`WordStem` to see; used in training only.
+
+    The paper's encoder has seen millions of pictures before. A tiny one has not, and from masks of
+    referred objects alone it needs tens of thousands of samples to tell a star from a cross. Two
+    signals that are in the official files teach it in a tenth of that: the categories of all
+    objects of ``instances.json``, and the words of the expression, to be predicted from the
+    targets' pixels.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        category_weight: float,
+        num_categories: int,
+        word_weight: float,
+        vocab_size: int,
+    ):
+        """
+        Args:
+            dim: C, channels of "stem_words".
+            category_weight: weight of the category loss.
+            num_categories: K.
+            word_weight: weight of the word loss.
+            vocab_size: V.
+
+        Raises:
+            ValueError: a category loss without categories.
+        """
+        super().__init__()
+        if category_weight > 0 and num_categories < 1:
+            raise ValueError(
+                "MODEL.SCENE_HEAD.CATEGORY_WEIGHT needs MODEL.SCENE_HEAD.NUM_CATEGORIES, the "
+                "number of categories in instances.json."
+            )
+        self.category_weight = category_weight
+        self.word_weight = word_weight
+        self.category: Optional[nn.Linear] = None
+        if category_weight > 0:
+            self.category = nn.Linear(dim, num_categories + 1)
+        if word_weight > 0:
+            # A word is in few expressions; so the loss starts near its floor.
+            self.word_bias = nn.Parameter(torch.full((vocab_size,), -4.0))
+
+    def forward(
+        self,
+        backbone: VisionLanguageBackbone,
+        vl_features: VLFeatures,
+        text_ids: torch.Tensor,
+        targets: GroundingTargets,
+    ) -> Dict[str, torch.Tensor]:
+        """
+        Args:
+            backbone: compares regions with words.
+            vl_features: with "stem_words" float (N, C, h, w).
+            text_ids: int64 (N, L).
+            targets: with scene categories if they have a weight.
+
+        Returns:
+            "loss_category" and "loss_words", weighted, those that are switched on.
+        """
+        features = vl_features.image["stem_words"]
+        losses = {}
+        if self.category is not None:
+            losses["loss_category"] = self.category_weight * self.category_loss(features, targets)
+        if self.word_weight > 0:
+            losses["loss_words"] = self.word_weight * self.word_loss(
+                backbone, features, text_ids, vl_features.text_padding_mask, targets
+            )
+        return losses
+
+    def category_loss(self, features: torch.Tensor, targets: GroundingTargets) -> torch.Tensor:
+        """Cross-entropy per cell against the share of each category in it.
+
+        Objects and background weigh the same, however little of the picture the objects cover.
+        """
+        log_probs = self.category(features.permute(0, 2, 3, 1)).log_softmax(-1)
+        classes = torch.arange(log_probs.shape[-1], device=features.device)
+        one_hot = (targets.scene_categories[:, None] == classes[:, None, None]).float()
+        share = F.interpolate(one_hot, size=features.shape[-2:], mode="area").permute(0, 2, 3, 1)
+        cross_entropy = -(log_probs * share).sum(-1)
+        background = share[..., 0]
+        return sum(
+            (cross_entropy * part).sum() / part.sum().clamp(min=1.0)
+            for part in (background, 1 - background)
+        )
+
+    def word_loss(self, backbone, features, text_ids, text_padding_mask, targets) -> torch.Tensor:
+        """Binary cross-entropy over the vocabulary, summed; mean over samples with a target."""
+        area = F.interpolate(targets.union_masks, size=features.shape[-2:], mode="area")
+        total = area.sum(dim=(2, 3)).clamp(min=1e-4)
+        region = (features * area).sum(dim=(2, 3)) / total
+        logits = backbone.word_logits(region[:, None])[:, 0] + self.word_bias
+        # Padding writes 0 where a word has already written 1 or not: so the sum, then the sign.
+        present = torch.zeros_like(logits)
+        present = present.scatter_add(1, text_ids, (~text_padding_mask).to(logits.dtype)).sign()
+        loss = F.binary_cross_entropy_with_logits(logits, present, reduction="none").sum(dim=1)
+        has_target = (~targets.no_target).to(loss.dtype)
+        return (loss * has_target).sum() / has_target.sum().clamp(min=1.0)
+
+
+def build_scene_head(cfg, backbone: VisionLanguageBackbone) -> Optional[SceneHead]:
+    """Build the head if one of its weights is positive, else None.
+
+    Raises:
+        ValueError: the backbone has no "stem_words".
+    """
+    head = cfg.MODEL.SCENE_HEAD
+    if head.CATEGORY_WEIGHT <= 0 and head.WORD_WEIGHT <= 0:
+        return None
+    shapes = backbone.output_shape()
+    if "stem_words" not in shapes:
+        raise ValueError(
+            "MODEL.SCENE_HEAD needs a backbone with the feature 'stem_words' (set "
+            f"MODEL.BEIT3.STEM_CHANNELS); this one offers {sorted(shapes)}."
+        )
+    if head.CATEGORY_WEIGHT > 0 and not cfg.INPUT.SCENE_CATEGORIES:
+        raise ValueError(
+            "MODEL.SCENE_HEAD.CATEGORY_WEIGHT needs INPUT.SCENE_CATEGORIES True: without it the "
+            "mapper hands over the targets only."
+        )
+    return SceneHead(
+        dim=shapes["stem_words"].channels,
+        category_weight=head.CATEGORY_WEIGHT,
+        num_categories=head.NUM_CATEGORIES,
+        word_weight=head.WORD_WEIGHT,
+        vocab_size=cfg.MODEL.BEIT3.VOCAB_SIZE,
+    )
