@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image
+
+import igvg_d2.modeling  # noqa: F401
+from igvg_d2.checkpoint import GroundingCheckpointer, read_metadata
+from igvg_d2.utils.testing import tiny_cfg
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -106,3 +111,30 @@ def test_visualize_results_finds_the_records(tmp_path):
     folder.mkdir(parents=True)
     (folder / "toy_records.json").write_text(json.dumps([{"sample_id": "1"}]))
     assert module.find_records(args, cfg, "toy") == [{"sample_id": "1"}]
+
+
+def test_export_of_a_run_carries_its_facts(tmp_path, monkeypatch, capsys):
+    export = load_script("tools/export_model.py")
+    cfg = tiny_cfg()
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    model = build_model(cfg)
+    GroundingCheckpointer(model, str(tmp_path)).save("model_final")
+    (tmp_path / "run_summary.json").write_text('{"command": "train_net.py --x", "seed": 3}')
+    lines = ['{"iteration": 1, "loss_ce": 2.0}', '{"shapes_val/gres/gIoU": 61.234}']
+    (tmp_path / "metrics.json").write_text("\n".join(lines))
+    output = str(tmp_path / "model.safetensors")
+    monkeypatch.setattr("sys.argv", ["export_model.py", str(tmp_path), output])
+    export.main()
+    facts = {"command": "train_net.py --x", "seed": "3", "shapes_val/gres/gIoU": "61.23"}
+    assert read_metadata(output) == facts
+    other = build_model(cfg)
+    GroundingCheckpointer(other).load(output)
+    for name, value in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
+    monkeypatch.setattr("sys.argv", ["export_model.py", "--show", output])
+    capsys.readouterr()
+    export.main()
+    assert json.loads(capsys.readouterr().out) == facts
+    monkeypatch.setattr("sys.argv", ["export_model.py", str(tmp_path / "absent"), output])
+    with pytest.raises(SystemExit, match="model_final.pth"):
+        export.main()

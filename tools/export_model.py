@@ -1,0 +1,77 @@
+#!/usr/bin/env python
+"""Make one small file to share out of a finished run: weights, and how they came about.
+
+    python tools/export_model.py output/shapes_tiny_long demo/igvg_tiny_shapes.safetensors
+
+Reads config.yaml, model_final.pth, run_summary.json and metrics.json of the run. The file holds no
+optimizer and can be used as MODEL.WEIGHTS; its header says the command, the seed and the metrics
+(--show prints the header of such a file).
+"""
+
+import argparse
+import json
+import os
+import sys
+
+import igvg_d2  # noqa: F401  (first: it names a missing requirement in one line)
+
+# isort: split
+from detectron2.modeling import build_model
+
+import igvg_d2.modeling  # noqa: F401  registers the models
+from igvg_d2.checkpoint import GroundingCheckpointer, export_safetensors, read_metadata
+from igvg_d2.engine import setup_config
+
+_RUN_FILES = ("config.yaml", "model_final.pth", "run_summary.json", "metrics.json")
+# What of metrics.json tells how good the model is.
+_METRICS = ("gIoU", "N_acc", "T_acc", "F1score", "mask_AP", "mask_AP50", "box_AP50", "CoverAcc")
+
+
+def parse_args():
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", help="folder of a finished run; with --show, an exported file")
+    parser.add_argument("output", nargs="?", help="file to write, ending in .safetensors")
+    parser.add_argument("--show", action="store_true", help="print the header of a file")
+    args = parser.parse_args()
+    if not args.show and args.output is None:
+        parser.error("the file to write is missing")
+    return args
+
+
+def read_facts(run):
+    """Command, seed and metrics of a run, all as text."""
+    with open(os.path.join(run, "run_summary.json"), encoding="utf-8") as file:
+        facts = {key: str(value) for key, value in json.load(file).items()}
+    with open(os.path.join(run, "metrics.json"), encoding="utf-8") as file:
+        last = {key: value for line in file for key, value in json.loads(line).items()}
+    for key, value in last.items():
+        if key.split("/")[-1] in _METRICS:
+            facts[key] = f"{value:.2f}"
+    return facts
+
+
+def main():
+    """Export a run, or show the header of an exported file."""
+    args = parse_args()
+    if args.show:
+        print(json.dumps(read_metadata(args.run), indent=2))
+        return
+    missing = [name for name in _RUN_FILES if not os.path.isfile(os.path.join(args.run, name))]
+    if missing:
+        sys.exit(f"'{args.run}' is not the folder of a finished run: it has no {missing}")
+    weights = os.path.join(args.run, "model_final.pth")
+    cfg = setup_config(os.path.join(args.run, "config.yaml"), ["MODEL.DEVICE", "cpu"])
+    model = build_model(cfg)
+    GroundingCheckpointer(model).load(weights)
+    export_safetensors(model, args.output, read_facts(args.run))
+    size = os.path.getsize(args.output) / 1e6
+    print(
+        f"{args.output}: {size:.1f} MB, {sum(p.numel() for p in model.parameters()):,} parameters"
+    )
+
+
+if __name__ == "__main__":
+    main()
