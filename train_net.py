@@ -28,7 +28,7 @@ from igvg_d2.engine.trainer import set_num_threads
 
 def setup(args):
     """Create the config and perform Detectron2's basic set-up."""
-    cfg = setup_config(args.config_file, args.opts)
+    cfg = setup_config(args.config_file, ["TEST.SAVE_PREDICTIONS", args.eval_only, *args.opts])
     cfg.freeze()
     default_setup(cfg, args)
     setup_logger(output=cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="igvg_d2")

@@ -252,5 +252,8 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.NUM_THREADS = 0
     # Pictures rendered by the final evaluation, per dataset; 0 renders none.
     cfg.TEST.VIS_SAMPLES = 0
+    # Write the predictions of an evaluation to inference/<dataset>/<dataset>_predictions.jsonl, for
+    # tools/score_predictions.py; train_net.py --eval-only switches it on.
+    cfg.TEST.SAVE_PREDICTIONS = False
     # Images per batch at inference.
     cfg.TEST.BATCH_SIZE = 32

@@ -55,6 +55,7 @@ class GRefCOCOEvaluator(GroundingEvaluator):
         dataset_name: str,
         output_folder: Optional[str] = None,
         allow_missing: bool = False,
+        save_predictions: bool = False,
         score_threshold: float = 0.7,
         iou_threshold: float = 0.5,
         precision_thresholds: Sequence[float] = (0.7, 0.8, 0.9),
@@ -62,14 +63,18 @@ class GRefCOCOEvaluator(GroundingEvaluator):
     ):
         """
         Args:
-            dataset_name, output_folder, allow_missing: see `GroundingEvaluator`.
+            dataset_name, output_folder, allow_missing, save_predictions: see
+                `GroundingEvaluator`.
             score_threshold: GREC keeps boxes with score >= this.
             iou_threshold: GREC matches boxes with generalized IoU >= this.
             precision_thresholds: mask IoUs of Pr@X.
             min_candidate_score: candidates below take no part in AP.
         """
         super().__init__(
-            dataset_name=dataset_name, output_folder=output_folder, allow_missing=allow_missing
+            dataset_name=dataset_name,
+            output_folder=output_folder,
+            allow_missing=allow_missing,
+            save_predictions=save_predictions,
         )
         self.score_threshold = score_threshold
         self.iou_threshold = iou_threshold

@@ -15,6 +15,7 @@ from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
 
 from .metrics import count_by_cardinality, intersection_union
+from .predictions import PredictionWriter
 from .reporting import Record, format_report, merge_records, write_json
 
 logger = logging.getLogger(__name__)
@@ -82,7 +83,12 @@ class GroundingEvaluator(DatasetEvaluator):
 
     @configurable
     def __init__(
-        self, *, dataset_name: str, output_folder: Optional[str] = None, allow_missing: bool = False
+        self,
+        *,
+        dataset_name: str,
+        output_folder: Optional[str] = None,
+        allow_missing: bool = False,
+        save_predictions: bool = False,
     ):
         """
         Args:
@@ -91,7 +97,14 @@ class GroundingEvaluator(DatasetEvaluator):
                 are written; None writes nothing.
             allow_missing: summarise the samples that are there, with a warning, instead of raising
                 when some samples of the data set were not processed.
+            save_predictions: write `<dataset_name>_predictions.jsonl` (see
+                `igvg_d2.evaluation.predictions`) into `output_folder`.
         """
+        self._prediction_writer = None
+        if save_predictions and output_folder is not None:
+            self._prediction_writer = PredictionWriter(
+                os.path.join(output_folder, f"{dataset_name}_predictions.jsonl")
+            )
         self.dataset_name = dataset_name
         self.output_folder = output_folder
         self.allow_missing = allow_missing
@@ -103,7 +116,11 @@ class GroundingEvaluator(DatasetEvaluator):
         cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None
     ) -> Dict[str, Any]:
         """Thresholds are constructor arguments and keep their official defaults."""
-        return {"dataset_name": dataset_name, "output_folder": output_folder}
+        return {
+            "dataset_name": dataset_name,
+            "output_folder": output_folder,
+            "save_predictions": cfg.TEST.SAVE_PREDICTIONS,
+        }
 
     @property
     def samples(self) -> Dict[str, Dict[str, Any]]:
@@ -126,6 +143,8 @@ class GroundingEvaluator(DatasetEvaluator):
     def reset(self) -> None:
         """Forget all records."""
         self._records = []
+        if self._prediction_writer is not None:
+            self._prediction_writer.reset()
 
     def process(self, inputs: List[Dict[str, Any]], outputs: List[Dict[str, Any]]) -> None:
         """Add one record per sample.
@@ -143,6 +162,8 @@ class GroundingEvaluator(DatasetEvaluator):
                 )
             target = GroundTruth.from_sample(self.samples[sample_id])
             self._records.append(self.make_record(target, output))
+            if self._prediction_writer is not None:
+                self._prediction_writer.write(output, target.sample)
 
     def make_record(self, target: GroundTruth, output: Dict[str, Any]) -> Record:
         """Identity and raw pixel counts of one sample; subclasses add to it.
@@ -200,12 +221,20 @@ class GroundingEvaluator(DatasetEvaluator):
         """
         comm.synchronize()
         shards = comm.gather(self._records, dst=0)
+        if self._prediction_writer is not None:
+            self._prediction_writer.close()
         if not comm.is_main_process():
             return {}
         records = merge_records(shards)
         self._check_complete(records)
-        results = self.summarize(records)
-        report = {
+        report = self.report(records)
+        self._write(report, records)
+        logger.info(format_report(report))
+        return report["results"]
+
+    def report(self, records: Sequence[Record]) -> Dict[str, Any]:
+        """Results with all that is needed to read them: protocol, thresholds, counts."""
+        return {
             "dataset": self.dataset_name,
             "evaluator": type(self).__name__,
             "protocol": self.protocol,
@@ -213,12 +242,9 @@ class GroundingEvaluator(DatasetEvaluator):
             "num_samples": len(records),
             "num_missing": len(self.samples) - len(records),
             "counts": count_by_cardinality([r["num_targets"] for r in records]),
-            "results": results,
+            "results": self.summarize(records),
             "breakdown": self.breakdown(records),
         }
-        self._write(report, records)
-        logger.info(format_report(report))
-        return results
 
     def _check_complete(self, records: Sequence[Record]) -> None:
         """Every sample of the data set must have a record."""

@@ -39,17 +39,22 @@ class RefCOCOEvaluator(GroundingEvaluator):
         dataset_name: str,
         output_folder: Optional[str] = None,
         allow_missing: bool = False,
+        save_predictions: bool = False,
         iou_threshold: float = 0.5,
         precision_thresholds: Sequence[float] = (0.5, 0.6, 0.7, 0.8, 0.9),
     ):
         """
         Args:
-            dataset_name, output_folder, allow_missing: see `GroundingEvaluator`.
+            dataset_name, output_folder, allow_missing, save_predictions: see
+                `GroundingEvaluator`.
             iou_threshold: smallest IoU of a correct box.
             precision_thresholds: mask IoUs of Pr@X.
         """
         super().__init__(
-            dataset_name=dataset_name, output_folder=output_folder, allow_missing=allow_missing
+            dataset_name=dataset_name,
+            output_folder=output_folder,
+            allow_missing=allow_missing,
+            save_predictions=save_predictions,
         )
         self.iou_threshold = iou_threshold
         self.precision_thresholds = tuple(precision_thresholds)

@@ -11,6 +11,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import print_csv_format
 from detectron2.structures import Boxes
 
+from igvg_d2.config import add_igvg_config
 from igvg_d2.evaluation import (
     GRefCOCOEvaluator,
     GroundingEvaluator,
@@ -183,6 +184,7 @@ def test_refcoco_refuses_generalized_samples(case):
 
 def test_build_by_metadata(register, tmp_path):
     cfg = get_cfg()
+    add_igvg_config(cfg)
     cfg.OUTPUT_DIR = str(tmp_path)
     evaluator = build_grounding_evaluator(cfg, register([], "grefcoco"))
     assert type(evaluator) is GRefCOCOEvaluator
