@@ -5,7 +5,9 @@ from typing import Any, Dict, Optional, Sequence
 import numpy as np
 from detectron2.config import configurable
 
+from .bootstrap import bootstrap_intervals
 from .build import GROUNDING_EVALUATOR_REGISTRY
+from .calibration import summarize_calibration, threshold_table
 from .grounding_evaluation import (
     GroundingEvaluator,
     GroundTruth,
@@ -24,6 +26,7 @@ from .metrics import (
     mean_percent,
     no_target_accuracy,
     overall_iou,
+    percent,
     precision_at,
     target_accuracy,
 )
@@ -44,8 +47,9 @@ class GRefCOCOEvaluator(GroundingEvaluator):
 
     Results: "gres" {gIoU, cIoU, N_acc, T_acc, Pr@0.7, Pr@0.8, Pr@0.9, gIoU_0, gIoU_1, gIoU_2,
     gIoU_3plus, count_0, ...}, "grec" {F1score, N_acc, T_acc, F1_0, ...}, "instance" {mask_AP, ...,
-    box_AP, ..., CoverAcc}. The N_acc and T_acc of GRES come from the flag, those of GREC from the
-    kept boxes. F1_k is the share of samples with k targets whose F1 is 1.
+    box_AP, ..., CoverAcc, F1, precision, recall, recall_1, ..., count_acc}, and "no_target" {AUROC,
+    ECE} if every output has a "no_target_score". The N_acc and T_acc of GRES come from the flag,
+    those of GREC from the kept boxes. F1_k is the share of samples with k targets whose F1 is 1.
     """
 
     @configurable
@@ -128,7 +132,8 @@ class GRefCOCOEvaluator(GroundingEvaluator):
         return {
             "gres": self._summarize_gres(records),
             "grec": self._summarize_grec(records),
-            "instance": summarize_instances(records),
+            "instance": {**summarize_instances(records), **_summarize_sets(records)},
+            **_calibration(records, summarize_calibration),
         }
 
     def _summarize_gres(self, records: Sequence[Record]) -> Dict[str, float]:
@@ -170,7 +175,7 @@ class GRefCOCOEvaluator(GroundingEvaluator):
         }
 
     def breakdown(self, records: Sequence[Record]) -> Dict[str, Dict[str, Dict[str, float]]]:
-        """A row per kind of expression, for data sets (Shapes) that tell it."""
+        """Kinds of expressions (Shapes tells them), intervals, no-target thresholds."""
         kinds = sorted({r["kind"] for r in records if "kind" in r})
         table = {}
         for kind in kinds:
@@ -180,4 +185,56 @@ class GRefCOCOEvaluator(GroundingEvaluator):
                 "gIoU": mean_percent([r["iou"] for r in chosen]),
                 "F1score": mean_percent([r["f1"] >= 1.0 for r in chosen]),
             }
-        return {"kind": table} if table else {}
+        tables = {"kind": table} if table else {}
+        if records:
+            tables["95% interval"] = self._intervals(records)
+        return {**tables, **_calibration(records, threshold_table, "no_target_score >=")}
+
+    def _intervals(self, records: Sequence[Record]) -> Dict[str, Dict[str, float]]:
+        """Bootstrap limits of the main numbers."""
+        is_no_target = np.array([r["num_targets"] == 0 for r in records])
+        flagged = np.array([r["pred_no_target"] for r in records])
+        intersections, unions, ious = gres_counts(
+            [r["intersection"] for r in records],
+            [r["union"] for r in records],
+            is_no_target,
+            flagged,
+        )
+        ones = np.ones(len(records))
+        ratios = {
+            "gIoU": (ious, ones),
+            "cIoU": (intersections, unions),
+            "N_acc": (flagged & is_no_target, is_no_target),
+            "T_acc": (~flagged & ~is_no_target, ~is_no_target),
+            "F1score": ([r["f1"] >= 1.0 for r in records], ones),
+        }
+        return bootstrap_intervals(ratios, [r["image_id"] for r in records])
+
+
+def _summarize_sets(records: Sequence[Record]) -> Dict[str, float]:
+    """Kept boxes against targets, summed over samples, by the matches of GREC, in percent.
+
+    F1, precision and recall of instances, recall by number of targets, and how often the number of
+    kept boxes is the number of targets.
+    """
+    kept, matched, targets = (
+        np.array([r[key] for r in records], dtype=np.int64)
+        for key in ("num_kept", "num_matched", "num_targets")
+    )
+    results = {
+        "F1": percent(2 * matched.sum(), kept.sum() + targets.sum()),
+        "precision": percent(matched.sum(), kept.sum()),
+        "recall": percent(matched.sum(), targets.sum()),
+        "count_acc": mean_percent(kept == targets),
+    }
+    for name, chosen in (("1", targets == 1), ("2", targets == 2), ("3plus", targets >= 3)):
+        results[f"recall_{name}"] = percent(matched[chosen].sum(), targets[chosen].sum())
+    return results
+
+
+def _calibration(records: Sequence[Record], function, title: str = "no_target") -> Dict[str, Any]:
+    """``{title: function(scores, is_no_target)}``, or nothing if a sample has no score."""
+    scores = [r["no_target_score"] for r in records]
+    if not scores or None in scores:
+        return {}
+    return {title: function(scores, [r["num_targets"] == 0 for r in records])}

@@ -32,7 +32,12 @@ logger = logging.getLogger(__name__)
 REPORT_NAME = "report.html"
 # Width of the embedded pictures; the file a picture links to keeps its full size.
 _EMBEDDED_WIDTH = 1500
-_TASK_TITLES = {"gres": "GRES (masks)", "grec": "GREC (boxes)", "instance": "instances"}
+_TASK_TITLES = {
+    "gres": "GRES (masks)",
+    "grec": "GREC (boxes)",
+    "instance": "instances",
+    "no_target": "no-target score",
+}
 _PER_CARDINALITY = re.compile(r"^(\w+?)_(0|1|2|3plus)$")
 _VALIDATION_CURVES = ("gIoU", "cIoU", "N_acc", "T_acc", "F1score")
 
