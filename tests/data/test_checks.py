@@ -1,0 +1,94 @@
+"""datasets/check.py: what is missing or damaged is found, named and counted."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from igvg_d2.data.datasets import load_grefcoco, register_grounding
+
+ROOT = Path(__file__).resolve().parents[2]
+SPEC = importlib.util.spec_from_file_location("check", ROOT / "datasets" / "check.py")
+check = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(check)
+
+SQUARE = [2, 2, 8, 2, 8, 8, 2, 8]
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Name of a data set of three pictures, and its folder."""
+    images, annotations, refs = [], [], []
+    for i in range(3):
+        images.append({"id": i, "file_name": f"{i}.png", "height": 20, "width": 30})
+        Image.new("RGB", (30, 20)).save(tmp_path / f"{i}.png")
+        annotations.append(
+            {"id": i, "image_id": i, "category_id": 1, "bbox": [2, 2, 6, 6]}
+            | {"segmentation": [SQUARE], "iscrowd": 0}
+        )
+        sentences = [{"sent_id": i, "sent": "it"}]
+        refs.append({"ref_id": i, "ann_id": [i], "image_id": i, "split": "val"})
+        refs[-1]["sentences"] = sentences
+    refs[2]["ann_id"] = [-1]
+    instances = {"images": images, "annotations": annotations, "categories": []}
+    files = {
+        "annotation_file": str(tmp_path / "grefs(unc).json"),
+        "instances_file": str(tmp_path / "instances.json"),
+        "image_root": str(tmp_path),
+        "split": "val",
+    }
+    Path(files["annotation_file"]).write_text(json.dumps(refs))
+    Path(files["instances_file"]).write_text(json.dumps(instances))
+    register_grounding("test_check_val", files, lambda: load_grefcoco(**files))
+    yield "test_check_val", tmp_path
+    DatasetCatalog.remove("test_check_val")
+    MetadataCatalog.remove("test_check_val")
+
+
+def test_a_whole_data_set(dataset, capsys):
+    name, _ = dataset
+    assert check.main([name, "--workers", "1"]) == 0
+    text = capsys.readouterr().out
+    assert "test_check_val: whole" in text and text.count("sha256") == 2
+    assert "3 expressions on 3 pictures; without / with one / several targets: 1 / 2 / 0" in text
+
+
+def test_damage_is_named(dataset, capsys):
+    name, folder = dataset
+    (folder / "0.png").unlink()
+    (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:40])
+    Image.new("RGB", (31, 20)).save(folder / "2.png")
+    instances = json.loads((folder / "instances.json").read_text())
+    instances["annotations"][0]["bbox"] = [25, 2, 9, 6]
+    instances["annotations"][1]["segmentation"] = {"size": [20, 30], "counts": [600]}
+    (folder / "instances.json").write_text(json.dumps(instances))
+    assert check.main([name, "--workers", "1"]) == 1
+    text = capsys.readouterr().out
+    for words in (
+        "PROBLEMS",
+        "missing images: 1",
+        "0.png",
+        "unreadable images: 1",
+        "2.png is (20, 31), the annotations say (20, 30)",
+        "boxes: 1",
+        "[25.0, 2.0, 34.0, 8.0]",
+        "masks: 1",
+    ):
+        assert words in text, words
+    assert check.main([name, "--workers", "1", "--quick"]) == 1
+    assert "unreadable" not in capsys.readouterr().out
+
+
+def test_missing_files_and_names(dataset, capsys, monkeypatch):
+    name, folder = dataset
+    (folder / "instances.json").unlink()
+    assert check.main([name]) == 1
+    assert "instances.json" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="no data set \\['nope'\\]"):
+        check.main(["nope"])
+    monkeypatch.setattr(check, "found_names", list)
+    assert check.main([]) == 2
+    assert "datasets/README.md" in capsys.readouterr().out
