@@ -22,6 +22,9 @@ def add_igvg_config(cfg: CN) -> None:
 
 
 def _add_input(cfg: CN) -> None:
+    # Data sets of your own, [name, JSON file, image folder] each, registered when the config is
+    # read; the file format stands in datasets/README.md.
+    cfg.DATASETS.EXPRESSION_FILES = []
     # Network input as (height, width); images are squashed to it, multiples of the patch size.
     cfg.INPUT.IMAGE_SIZE = (320, 320)
     # "pil": antialiased resize (better masks); "cv2": OpenCV bilinear without it, released.

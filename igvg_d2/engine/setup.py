@@ -4,8 +4,10 @@ from typing import List
 
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from igvg_d2.config import add_igvg_config
+from igvg_d2.data.datasets import register_expressions
 
 
 def setup_config(config_file: str = "", opts: List[str] = ()) -> CfgNode:
@@ -16,7 +18,8 @@ def setup_config(config_file: str = "", opts: List[str] = ()) -> CfgNode:
         opts: KEY VALUE pairs of the command line, the strongest.
 
     Returns:
-        CfgNode, not frozen. On a machine without a GPU, ``MODEL.DEVICE`` becomes "cpu".
+        CfgNode, not frozen. On a machine without a GPU, ``MODEL.DEVICE`` becomes "cpu". The data
+        sets of ``DATASETS.EXPRESSION_FILES`` are registered.
     """
     cfg = get_cfg()
     add_igvg_config(cfg)
@@ -25,4 +28,29 @@ def setup_config(config_file: str = "", opts: List[str] = ()) -> CfgNode:
     cfg.merge_from_list(list(opts))
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
+    _register_expression_files(cfg)
     return cfg
+
+
+def _register_expression_files(cfg: CfgNode) -> None:
+    """Registers ``DATASETS.EXPRESSION_FILES``; a config that is read twice registers once.
+
+    Raises:
+        ValueError: an entry has the wrong form, or its name belongs to another data set.
+    """
+    for entry in cfg.DATASETS.EXPRESSION_FILES:
+        if len(entry) != 3 or not all(isinstance(part, str) for part in entry):
+            raise ValueError(
+                "DATASETS.EXPRESSION_FILES: expected entries of [name, JSON file, image folder], "
+                f"found {entry!r}"
+            )
+        name, annotation_file, image_root = entry
+        if name in DatasetCatalog.list():
+            known = MetadataCatalog.get(name).get("annotation_file", None)
+            if known != annotation_file:
+                raise ValueError(
+                    f"DATASETS.EXPRESSION_FILES: the name '{name}' is taken by '{known}'; choose "
+                    "another one"
+                )
+            continue
+        register_expressions(name, annotation_file, image_root)

@@ -2,6 +2,7 @@
 
 from . import builtin
 from .common import load_referring, register_grounding
+from .expressions import load_expressions, register_expressions
 from .files import read_refs
 from .grefcoco import load_grefcoco
 from .instances import InstanceFile, to_rle

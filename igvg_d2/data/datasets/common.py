@@ -55,8 +55,35 @@ def load_referring(
     Returns:
         Dataset dicts (see the module docstring) in the order of the file.
     """
-    refs = read_refs(annotation_file)
-    instances = InstanceFile(instances_file)
+    return records_from_refs(
+        read_refs(annotation_file),
+        InstanceFile(instances_file),
+        image_root,
+        split,
+        target_ids=target_ids,
+        source=annotation_file,
+        with_scene=with_scene,
+    )
+
+
+def records_from_refs(
+    refs: Sequence[Dict[str, Any]],
+    instances: InstanceFile,
+    image_root: str,
+    split: str,
+    *,
+    target_ids: Callable[[Dict[str, Any], Dict[str, Any]], Sequence[int]],
+    source: str,
+    with_scene: bool = False,
+) -> List[Dict[str, Any]]:
+    """Dataset dicts of the referring records of one split.
+
+    Args:
+        refs: records as the refer API has them.
+        instances: the objects they name.
+        image_root, split, target_ids, with_scene: see :func:`load_referring`.
+        source: where the records come from, for messages.
+    """
     records: List[Dict[str, Any]] = []
     seen = set()
     skipped = 0
@@ -71,15 +98,15 @@ def load_referring(
                 seen.add(record["sample_id"])
         except RecordError as error:
             raise ValueError(
-                f"{annotation_file}: record {position} (ref_id {ref.get('ref_id')}), "
+                f"{source}: record {position} (ref_id {ref.get('ref_id')}), "
                 f"field '{error.field}': {error}"
             ) from error
         skipped += len(ref["sentences"]) - len(new) if new else 1
         records.extend(new)
     if not records:
         found = sorted({str(ref.get("split")) for ref in refs})
-        raise ValueError(f"{annotation_file}: no expression in split '{split}'; it has {found}")
-    _log_counts(records, annotation_file, split, skipped)
+        raise ValueError(f"{source}: no expression in split '{split}'; it has {found}")
+    _log_counts(records, source, split, skipped)
     return records
 
 

@@ -1,0 +1,132 @@
+"""Own data through the config, and back out of the readers."""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import pycocotools.mask as mask_util
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from igvg_d2.data.datasets import load_expressions, load_grefcoco
+from igvg_d2.data.synthetic import write_shapes
+from igvg_d2.engine import setup_config
+
+SQUARE = [2.0, 3.0, 6.0, 3.0, 6.0, 8.0, 2.0, 8.0]
+ROOT = Path(__file__).resolve().parents[2]
+SPEC = importlib.util.spec_from_file_location("export", ROOT / "tools" / "export_dataset.py")
+export = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(export)
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    """Samples of a small validation set, registered as test_export_val."""
+    root = tmp_path_factory.mktemp("export")
+    write_shapes(str(root), seed=1, scale=0.01, num_workers=1)
+    folder = root / "grefcoco"
+    files = (str(folder / "grefs(unc).json"), str(folder / "instances.json"), "images")
+    samples = load_grefcoco(*files, "val")
+    DatasetCatalog.register("test_export_val", lambda: samples)
+    MetadataCatalog.get("test_export_val").set(split="val")
+    yield samples
+    DatasetCatalog.remove("test_export_val")
+    MetadataCatalog.remove("test_export_val")
+
+
+def facts(sample):
+    """What must survive a format."""
+    masks = [mask_util.decode(a["segmentation"]).tobytes() for a in sample["annotations"]]
+    boxes = [tuple(a["bbox"]) for a in sample["annotations"]]
+    return sample["expression"], sample["image_id"], sample["file_name"], masks, boxes
+
+
+@pytest.mark.parametrize("style", ["expressions", "grefcoco"])
+def test_nothing_is_lost(shapes, tmp_path, style):
+    output = str(tmp_path / ("out.json" if style == "expressions" else "out"))
+    export.main(["test_export_val", output, "--format", style])
+    if style == "expressions":
+        found = load_expressions(output, "images")
+    else:
+        found = load_grefcoco(
+            f"{output}/grefs(unc).json", f"{output}/instances.json", "images", "val"
+        )
+        assert {s["sample_id"] for s in found} == {s["sample_id"] for s in shapes}
+    assert sorted(map(facts, found)) == sorted(map(facts, shapes))
+    assert {len(s["annotations"]) for s in found} >= {0, 1, 2}
+
+
+def test_unknown_names_are_told():
+    with pytest.raises(SystemExit, match="no data set 'nope'"):
+        export.main(["nope", "out.json"])
+
+
+def test_a_config_registers_its_own_data(tmp_path):
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "height": 4, "width": 4}],
+        "annotations": [],
+        "expressions": [{"image_id": 1, "text": "a cat", "annotation_ids": []}],
+    }
+    (tmp_path / "mine.json").write_text(json.dumps(content))
+    config = tmp_path / "config.yaml"
+    entry = ["test_mine", str(tmp_path / "mine.json"), "images"]
+    config.write_text(json.dumps({"DATASETS": {"EXPRESSION_FILES": [entry]}}))
+    try:
+        for _ in range(2):
+            setup_config(str(config))
+        assert DatasetCatalog.get("test_mine")[0]["expression"] == "a cat"
+        assert MetadataCatalog.get("test_mine").evaluator_type == "grefcoco"
+        other = ["DATASETS.EXPRESSION_FILES", [["test_mine", "other.json", "images"]]]
+        with pytest.raises(ValueError, match="'test_mine' is taken"):
+            setup_config("", other)
+        with pytest.raises(ValueError, match="expected entries of"):
+            setup_config("", ["DATASETS.EXPRESSION_FILES", [["x", "y"]]])
+    finally:
+        DatasetCatalog.remove("test_mine")
+        MetadataCatalog.remove("test_mine")
+
+
+def write_expressions(tmp_path, expressions):
+    content = {
+        "images": [{"id": 7, "file_name": "a.jpg", "height": 10, "width": 12}],
+        "annotations": [{"id": i, "image_id": 7, "segmentation": [SQUARE]} for i in (1, 2)],
+        "categories": [],
+        "expressions": expressions,
+    }
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def test_own_format(tmp_path):
+    path = write_expressions(
+        tmp_path,
+        [
+            {"id": 5, "image_id": 7, "text": "Both dogs", "annotation_ids": [1, 2]},
+            {"image_id": 7, "text": "a cat", "annotation_ids": []},
+        ],
+    )
+    both, none = load_expressions(path, "images")
+    assert both["expression"] == "Both dogs" and both["sample_id"] == "5_0"
+    assert both["file_name"] == os.path.join("images", "a.jpg")
+    assert len(both["annotations"]) == 2 and none["annotations"] == []
+
+
+@pytest.mark.parametrize(
+    "item, message",
+    [
+        ({"image_id": 7, "text": "x"}, "expression 0: expected the keys .*annotation_ids"),
+        ({"image_id": 7, "text": " ", "annotation_ids": []}, "'text' must have a word"),
+        ({"image_id": 7, "text": "x", "annotation_ids": "1"}, "'ann_id'.*list of ints"),
+        ({"image_id": 8, "text": "x", "annotation_ids": []}, "image 8 is not among the 1"),
+        ({"image_id": 7, "text": "x", "annotation_ids": [9]}, "annotation 9 is not among"),
+        ("x", "expression 0: expected the keys"),
+    ],
+)
+def test_own_format_errors(tmp_path, item, message):
+    with pytest.raises(ValueError, match=f"mine.json.*{message}"):
+        load_expressions(write_expressions(tmp_path, [item]), "images")
+    (tmp_path / "mine.json").write_text("[]")
+    with pytest.raises(ValueError, match="list 'expressions', found list"):
+        load_expressions(str(tmp_path / "mine.json"), "images")
