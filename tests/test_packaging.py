@@ -100,9 +100,10 @@ def test_plain_make_teaches():
 
 def test_demo_trains_with_resume_into_a_folder_named_after_the_config():
     text = make("-n", "demo")
-    assert "train_net.py --resume --config-file" in text
+    assert "train_net.py --resume --num-gpus" in text
     assert 'OUTPUT_DIR "output/shapes_tiny"' in text
     assert "tools/make_report.py" in text
+    assert '--num-gpus "7"' in make("-n", "demo", "PROCESSES=7")
     text = make("-n", "demo", "CONFIG=configs/Shapes/igvg_tiny_long.yaml")
     assert 'OUTPUT_DIR "output/shapes_tiny_long"' in text
 
