@@ -59,7 +59,10 @@ def main(args):
 
 def invoke_main():
     """Parse the command line and launch --num-gpus processes (CPU processes without GPUs)."""
-    args = default_argument_parser(epilog=__doc__).parse_args()
+    parser = default_argument_parser(epilog=__doc__)
+    # A free port, so that two trainings fit on one machine; several machines need --dist-url.
+    parser.set_defaults(dist_url="auto")
+    args = parser.parse_args()
     launch(
         main,
         args.num_gpus,

@@ -103,6 +103,9 @@ def _add_dense_parts(cfg: CN) -> None:
     cfg.MODEL.IGVG.TEST.OUTPUT_MASK = "merge"
     # Multiply class scores by the probability that a target is present.
     cfg.MODEL.IGVG.TEST.WEIGHT_SCORES = True
+    # Of two boxes with a larger IoU only the better one keeps its score; 1.0 = no suppression
+    # (paper). The release has it as an option that is off.
+    cfg.MODEL.IGVG.TEST.NMS_THRESH = 1.0
     # Masks in the original frame: "logits" are resized, then thresholded; "binary" masks are
     # resized by nearest neighbour (released).
     cfg.MODEL.IGVG.TEST.MASK_RESIZE = "logits"

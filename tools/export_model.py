@@ -3,12 +3,13 @@
 
     python tools/export_model.py output/shapes_tiny_long demo/igvg_tiny_shapes.safetensors
 
-Reads config.yaml, model_final.pth, run_summary.json and metrics.json of the run. The file holds no
-optimizer and can be used as MODEL.WEIGHTS; its header says the command, the seed and the metrics
-(--show prints the header of such a file).
+Reads config.yaml, model_final.pth, run_summary.json and inference/*/*_metrics.json of the run. The
+file holds no optimizer and can be used as MODEL.WEIGHTS; its header says the command, the seed and
+the metrics of the last evaluation (--show prints the header of such a file).
 """
 
 import argparse
+import glob
 import json
 import os
 import sys
@@ -22,8 +23,8 @@ import igvg_d2.modeling  # noqa: F401  registers the models
 from igvg_d2.checkpoint import GroundingCheckpointer, export_safetensors, read_metadata
 from igvg_d2.engine import setup_config
 
-_RUN_FILES = ("config.yaml", "model_final.pth", "run_summary.json", "metrics.json")
-# What of metrics.json tells how good the model is.
+_RUN_FILES = ("config.yaml", "model_final.pth", "run_summary.json")
+# What of the metrics tells how good the model is.
 _METRICS = ("gIoU", "N_acc", "T_acc", "F1score", "mask_AP", "mask_AP50", "box_AP50", "CoverAcc")
 
 
@@ -45,11 +46,15 @@ def read_facts(run):
     """Command, seed and metrics of a run, all as text."""
     with open(os.path.join(run, "run_summary.json"), encoding="utf-8") as file:
         facts = {key: str(value) for key, value in json.load(file).items()}
-    with open(os.path.join(run, "metrics.json"), encoding="utf-8") as file:
-        last = {key: value for line in file for key, value in json.loads(line).items()}
-    for key, value in last.items():
-        if key.split("/")[-1] in _METRICS:
-            facts[key] = f"{value:.2f}"
+    for path in sorted(
+        glob.glob(os.path.join(glob.escape(run), "inference", "*", "*_metrics.json"))
+    ):
+        with open(path, encoding="utf-8") as file:
+            report = json.load(file)
+        for task, metrics in report["results"].items():
+            for key in _METRICS:
+                if metrics.get(key) is not None:
+                    facts[f"{report['dataset']}/{task}/{key}"] = f"{metrics[key]:.2f}"
     return facts
 
 

@@ -10,6 +10,7 @@ import time
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
+from torch import nn
 
 
 class RunSummaryHook(HookBase):
@@ -65,6 +66,48 @@ class RunSummaryHook(HookBase):
         }
         with open(self.path, "w") as file:
             json.dump(summary, file, indent=2)
+
+
+class AverageBatchNormHook(HookBase):
+    """Gives all processes the same running statistics before a checkpoint or an evaluation.
+
+    Each process gathers its own from its share of the batches. Without this, the parts of a test
+    set are judged by slightly different models, and none of them is reproduced by the checkpoint,
+    which has the statistics of the first process.
+    """
+
+    def __init__(self, *periods: int):
+        """
+        Args:
+            periods: iterations between checkpoints, between evaluations; 0 = only at the end.
+        """
+        self.periods = [period for period in periods if period > 0]
+
+    def after_step(self):
+        """Average when something is about to read the statistics."""
+        done = self.trainer.iter + 1
+        if comm.get_world_size() == 1:
+            return
+        if done == self.trainer.max_iter or any(done % period == 0 for period in self.periods):
+            average_batch_norm(self.trainer.model)
+
+
+def average_batch_norm(model: nn.Module) -> None:
+    """Replace the running statistics by their mean over the processes; for all processes."""
+    buffers = [
+        buffer
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for buffer in (module.running_mean, module.running_var)
+        if buffer is not None
+    ]
+    if not buffers or comm.get_world_size() == 1:
+        return
+    flat = torch.cat([buffer.float() for buffer in buffers])
+    torch.distributed.all_reduce(flat)
+    flat /= comm.get_world_size()
+    for buffer, mean in zip(buffers, flat.split([len(buffer) for buffer in buffers])):
+        buffer.copy_(mean)
 
 
 def _cpu_seconds() -> float:

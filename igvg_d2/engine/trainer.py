@@ -24,7 +24,7 @@ from igvg_d2.data import (
 from igvg_d2.evaluation import build_grounding_evaluator
 from igvg_d2.solver import build_optimizer
 
-from .hooks import RunSummaryHook
+from .hooks import AverageBatchNormHook, RunSummaryHook
 
 
 class GroundingTrainer(DefaultTrainer):
@@ -59,8 +59,12 @@ class GroundingTrainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self):
-        """Detectron2's hooks, and the run summary before the final evaluation."""
+        """Detectron2's hooks; before them the run summary and one set of BatchNorm statistics."""
         hooks = super().build_hooks()
+        hooks.insert(
+            0,
+            AverageBatchNormHook(self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.TEST.EVAL_PERIOD),
+        )
         hooks.insert(
             0, RunSummaryHook(self.cfg.OUTPUT_DIR, self.cfg.SOLVER.IMS_PER_BATCH, self.cfg.SEED)
         )

@@ -5,6 +5,7 @@ from typing import Dict, List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
+from detectron2.layers import nms
 from detectron2.structures import Boxes, Instances
 
 from .losses import cxcywh_to_xyxy
@@ -22,6 +23,7 @@ class PostprocessOptions:
         mask_resize: "logits" or "binary".
         no_target_test: "softmax" or "sigmoid0".
         align_corners: bilinear mode of the resize to the network frame ("binary" only).
+        nms_thresh: of two boxes with a larger IoU only the better one keeps its score; 1 = off.
     """
 
     score_thresh: float
@@ -31,6 +33,7 @@ class PostprocessOptions:
     mask_resize: str
     no_target_test: str
     align_corners: bool
+    nms_thresh: float = 1.0
 
     def __post_init__(self):
         known = {
@@ -112,9 +115,14 @@ def _candidates(outputs, index, present, network_size, size, options) -> Instanc
     scores = outputs["pred_logits"][index].float().softmax(-1)[:, 0]
     if options.weight_scores:
         scores = scores * present
-    scores, order = scores.sort(descending=True, stable=True)
     scale = scores.new_tensor([width, height])
-    corners = cxcywh_to_xyxy(outputs["pred_boxes"][index].float()[order])
+    corners = cxcywh_to_xyxy(outputs["pred_boxes"][index].float())
+    if options.nms_thresh < 1.0:
+        # Suppressed queries stay, because their points count for CoverAcc, but with score 0.
+        best = nms(corners * scale.repeat(2), scores, options.nms_thresh)
+        scores = torch.zeros_like(scores).scatter(0, best, scores[best])
+    scores, order = scores.sort(descending=True, stable=True)
+    corners = corners[order]
     candidates.pred_boxes = Boxes(corners * scale.repeat(2))
     candidates.pred_boxes.clip(size)
     candidates.scores = scores

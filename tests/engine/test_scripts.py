@@ -120,8 +120,10 @@ def test_export_of_a_run_carries_its_facts(tmp_path, monkeypatch, capsys):
     model = build_model(cfg)
     GroundingCheckpointer(model, str(tmp_path)).save("model_final")
     (tmp_path / "run_summary.json").write_text('{"command": "train_net.py --x", "seed": 3}')
-    lines = ['{"iteration": 1, "loss_ce": 2.0}', '{"shapes_val/gres/gIoU": 61.234}']
-    (tmp_path / "metrics.json").write_text("\n".join(lines))
+    report = {"dataset": "shapes_val", "results": {"gres": {"gIoU": 61.234, "count_0": 3}}}
+    (tmp_path / "inference" / "shapes_val").mkdir(parents=True)
+    metrics = tmp_path / "inference" / "shapes_val" / "shapes_val_metrics.json"
+    metrics.write_text(json.dumps(report))
     output = str(tmp_path / "model.safetensors")
     monkeypatch.setattr("sys.argv", ["export_model.py", str(tmp_path), output])
     export.main()

@@ -127,3 +127,12 @@ def test_two_processes_train_on_the_cpu(datasets, tmp_path):
     records = run_train_net(datasets, tmp_path / "c", "--num-gpus", "2")
     assert last(records, "total_loss") > 0
     assert last(records, "gres/gIoU") >= 0
+    # Both processes judge with the model of the checkpoint: one set of BatchNorm statistics.
+    weights = ["MODEL.WEIGHTS", str(tmp_path / "c" / "model_final.pth")]
+    run_train_net(datasets, tmp_path / "d", "--eval-only", *weights)
+    report = Path("inference", "shapes_val", "shapes_val_metrics.json")
+    trained, again = (
+        json.loads((tmp_path / run / report).read_text())["results"]["no_target"]["ECE"]
+        for run in ("c", "d")
+    )
+    assert again == pytest.approx(trained, abs=1e-3)

@@ -197,3 +197,14 @@ def test_bfloat16_outputs_give_float32_predictions():
 def test_unknown_modes_are_refused(name):
     with pytest.raises(ValueError, match=f"{name} must be one of .*'x'"):
         dataclasses.replace(OPTIONS, **{name: "x"})
+
+
+def test_suppressed_duplicates_lose_their_score_and_stay():
+    outputs = make_outputs(scores=(0.9, 0.8))
+    outputs["pred_boxes"] = outputs["pred_boxes"][:, :1].expand(-1, 2, -1)
+    plain, suppressed = postprocess(outputs), postprocess(outputs, nms_thresh=0.7)
+    assert len(plain["instances"]) == 2 and len(suppressed["instances"]) == 1
+    assert suppressed["instances"].scores[0] == plain["instances"].scores[0]
+    assert len(suppressed["candidates"]) == 2 and suppressed["candidates"].scores[1] == 0
+    apart = make_outputs(scores=(0.9, 0.8))
+    assert len(postprocess(apart, nms_thresh=0.7)["instances"]) == 2

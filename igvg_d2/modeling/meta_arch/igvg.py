@@ -117,6 +117,7 @@ class IGVG(nn.Module):
                 output_mask=test.OUTPUT_MASK,
                 weight_scores=test.WEIGHT_SCORES,
                 mask_resize=test.MASK_RESIZE,
+                nms_thresh=test.NMS_THRESH,
                 no_target_test=cfg.MODEL.GLOBAL_HEAD.NO_TARGET_TEST,
                 align_corners=cfg.MODEL.IGVG.ALIGN_CORNERS,
             ),
