@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Over-fit a handful of real photographs and score them: do gradients, masks and boxes line up?
 
-    python dev/overfit_real.py                     # ../shared/data, about 5 minutes on one core
+    python dev/overfit_real.py                     # ../shared/data, about 7 minutes on one core
     python dev/overfit_real.py --data FOLDER --images FOLDER --spm beit3.spm
 
 Reads gRefCOCO's and RefCOCO's own files, trains the tiny model of the Shapes set on a few of their
@@ -81,7 +81,7 @@ def main():
         *("INPUT.COLOR_JITTER", 0.0, "INPUT.SCENE_CATEGORIES", False),
         *("MODEL.SCENE_HEAD.CATEGORY_WEIGHT", 0.0, "MODEL.SCENE_HEAD.WORD_WEIGHT", 0.0),
         *("DATASETS.TRAIN", (_NAME,), "DATASETS.TEST", (), "DATALOADER.NUM_WORKERS", 0),
-        *("SOLVER.IMS_PER_BATCH", len(records), "SOLVER.MAX_ITER", 250, "TEST.VIS_SAMPLES", 0),
+        *("SOLVER.IMS_PER_BATCH", len(records), "SOLVER.MAX_ITER", 400, "TEST.VIS_SAMPLES", 0),
         *("OUTPUT_DIR", args.output),
     ]
     cfg = setup_config(config, [*settings, *args.opts])
