@@ -14,10 +14,9 @@ class SceneHead(nn.Module):
     """Teaches the text-free features of a :class:`WordStem` to see; used in training only.
 
     The paper's encoder has seen millions of pictures before. A tiny one has not, and from masks of
-    referred objects alone it needs tens of thousands of samples to tell a star from a cross. Two
-    signals that are in the official files teach it in a tenth of that: the categories of all
-    objects of ``instances.json``, and the words of the expression, to be predicted from the
-    targets' pixels.
+    referred objects alone it is slow to tell a star from a cross. Two signals that are in the
+    official files teach it sooner: the categories of all objects of ``instances.json``, and the
+    words of the expression, to be predicted from the targets' pixels.
     """
 
     def __init__(
@@ -54,6 +53,23 @@ class SceneHead(nn.Module):
             # A word is in few expressions; so the loss starts near its floor.
             self.word_bias = nn.Parameter(torch.full((vocab_size,), -4.0))
 
+    def check_categories(self, scene_categories: torch.Tensor) -> None:
+        """Refuse data with more categories than the head has; they would silently teach nothing.
+
+        Args:
+            scene_categories: uint8 (N, H, W), still on the CPU, so that no device is waited for.
+
+        Raises:
+            ValueError: names the option and the value it needs at least.
+        """
+        largest = int(scene_categories.max())
+        if largest >= self.category.out_features:
+            raise ValueError(
+                f"MODEL.SCENE_HEAD.NUM_CATEGORIES is {self.category.out_features - 1}, but a "
+                f"picture has an object of category {largest - 1} (from 0); set it to the number "
+                "of categories in instances.json."
+            )
+
     def forward(
         self,
         backbone: VisionLanguageBackbone,
@@ -85,6 +101,10 @@ class SceneHead(nn.Module):
         """Cross-entropy per cell against the share of each category in it.
 
         Objects and background weigh the same, however little of the picture the objects cover.
+
+        Args:
+            features: float (N, C, h, w).
+            targets: with scene_categories uint8 (N, H, W), network frame.
         """
         log_probs = self.category(features.permute(0, 2, 3, 1)).log_softmax(-1)
         classes = torch.arange(log_probs.shape[-1], device=features.device)
@@ -98,12 +118,19 @@ class SceneHead(nn.Module):
         )
 
     def word_loss(self, backbone, features, text_ids, text_padding_mask, targets) -> torch.Tensor:
-        """Binary cross-entropy over the vocabulary, summed; mean over samples with a target."""
+        """Binary cross-entropy over the vocabulary, summed; mean over samples with a target.
+
+        Args:
+            backbone: has ``word_logits``.
+            features: float (N, C, h, w).
+            text_ids, text_padding_mask: int64 and bool (N, L), True = padding.
+            targets: masks in the network frame.
+        """
         area = F.interpolate(targets.union_masks, size=features.shape[-2:], mode="area")
         total = area.sum(dim=(2, 3)).clamp(min=1e-4)
         region = (features * area).sum(dim=(2, 3)) / total
         logits = backbone.word_logits(region[:, None])[:, 0] + self.word_bias
-        # Padding writes 0 where a word has already written 1 or not: so the sum, then the sign.
+        # Summed, because padding adds 0 to an id that a word may have marked; then the sign.
         present = torch.zeros_like(logits)
         present = present.scatter_add(1, text_ids, (~text_padding_mask).to(logits.dtype)).sign()
         loss = F.binary_cross_entropy_with_logits(logits, present, reduction="none").sum(dim=1)

@@ -136,3 +136,11 @@ def test_settings_that_cannot_work_are_refused():
     cfg = tiny_cfg(["MODEL.SCENE_HEAD.WORD_WEIGHT", 1.0])
     with pytest.raises(ValueError, match="stem_words"):
         build_scene_head(cfg, build_vl_backbone(cfg))
+
+
+def test_more_categories_than_configured_are_refused():
+    head, _ = scene_head(CATEGORIES)
+    scene = torch.tensor([[[0, 1], [2, 2]]], dtype=torch.uint8)
+    head.check_categories(scene)
+    with pytest.raises(ValueError, match="NUM_CATEGORIES is 2, but .* category 2"):
+        head.check_categories(scene + 1)

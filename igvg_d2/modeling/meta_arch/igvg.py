@@ -155,6 +155,7 @@ class IGVG(nn.Module):
             )
             if self.scene_head is not None and self.scene_head.category is not None:
                 scenes = torch.stack([x["scene_categories"] for x in batched_inputs])
+                self.scene_head.check_categories(scenes)
                 targets.scene_categories = scenes.to(self.device, non_blocking=True)
         vl_features = self.backbone(images, text_ids, text_padding_mask, has_padding)
         outputs, losses = self.predict(vl_features, targets)
