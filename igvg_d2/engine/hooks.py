@@ -86,14 +86,14 @@ class AverageBatchNormHook(HookBase):
     def after_step(self):
         """Average when something is about to read the statistics."""
         done = self.trainer.iter + 1
-        if comm.get_world_size() == 1:
-            return
         if done == self.trainer.max_iter or any(done % period == 0 for period in self.periods):
             average_batch_norm(self.trainer.model)
 
 
 def average_batch_norm(model: nn.Module) -> None:
-    """Replace the running statistics by their mean over the processes; for all processes."""
+    """Replace the running statistics by their mean over the processes; call it on all of them."""
+    if comm.get_world_size() == 1:
+        return
     buffers = [
         buffer
         for module in model.modules()
@@ -101,7 +101,7 @@ def average_batch_norm(model: nn.Module) -> None:
         for buffer in (module.running_mean, module.running_var)
         if buffer is not None
     ]
-    if not buffers or comm.get_world_size() == 1:
+    if not buffers:
         return
     flat = torch.cat([buffer.float() for buffer in buffers])
     torch.distributed.all_reduce(flat)
