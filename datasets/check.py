@@ -13,6 +13,7 @@ Exit status 0: all whole; 1: problems; 2: nothing found. datasets/README.md says
 import argparse
 import os
 import sys
+from functools import partial
 
 import igvg_d2  # noqa: F401  (first: it names a missing requirement in one line)
 
@@ -85,9 +86,7 @@ def main(args=None) -> int:
         return 2
     whole = True
     for name in names:
-        bar = lambda items, total, name=name: tqdm(  # noqa: E731
-            items, total=total, desc=name, unit=" pictures", leave=False
-        )
+        bar = partial(tqdm, desc=name, unit=" pictures", leave=False)
         report = check_dataset(name, not args.quick, max(1, args.workers), bar)
         whole = whole and not report.problems
         print(describe(report), flush=True)

@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from PIL import Image
 
-# Expressions of the public files by number of targets: (none, one, several), None if unpublished.
+# Expressions of the public files by number of targets: (none, one, several).
 # gRefCOCO exists in several versions under one name; other numbers are worth a look, not an error.
 KNOWN_COUNTS: Dict[str, Tuple] = {
     "grefcoco_unc_train": (19140, 120624, 69580),
@@ -64,7 +64,7 @@ def check_dataset(
     name: str,
     read_images: bool = True,
     num_workers: int = 1,
-    progress: Callable[[Iterable, int], Iterable] = lambda items, total: items,
+    progress: Callable[..., Iterable] = lambda items, total: items,
 ) -> DatasetReport:
     """Check one registered data set.
 
@@ -72,7 +72,7 @@ def check_dataset(
         name: in DatasetCatalog.
         read_images: decode every picture; otherwise only look whether the files are there.
         num_workers: processes that look at pictures.
-        progress: wraps an iterable of known length, for a progress bar.
+        progress: wraps an iterable, for a progress bar; called with (items, total=...).
 
     Returns:
         the report; files that are missing or wrong are problems in it, not exceptions.
@@ -96,7 +96,7 @@ def check_dataset(
     look = _read_image if read_images else _find_image
     with multiprocessing.Pool(num_workers) as pool:
         found = pool.imap_unordered(look, sorted(sizes.items()), chunksize=16)
-        for problem in progress(found, len(sizes)):
+        for problem in progress(found, total=len(sizes)):
             if problem is not None:
                 report.add(*problem)
     return report
