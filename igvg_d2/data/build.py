@@ -2,12 +2,16 @@
 
 import io
 import pickle
-from typing import Any, Callable, Dict, Iterator, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Union
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import (
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
 from torch.utils.data import DataLoader
 
 from .dataset_mapper import GroundingDatasetMapper
@@ -61,7 +65,7 @@ def build_grounding_train_loader(cfg: CfgNode, mapper: Optional[_Mapper] = None)
     """Builds the endless training loader for ``cfg.DATASETS.TRAIN``.
 
     Samples are not grouped by aspect ratio, whatever the configuration says: they are all squashed
-    to one size.
+    to one size. Samples without a target are kept.
 
     Args:
         cfg: sampler, batch size, workers and data sets as in Detectron2.
@@ -73,10 +77,28 @@ def build_grounding_train_loader(cfg: CfgNode, mapper: Optional[_Mapper] = None)
     mapper = GroundingDatasetMapper(cfg, is_train=True) if mapper is None else mapper
     in_process = cfg.DATALOADER.NUM_WORKERS == 0
     collate = {} if in_process else {"collate_fn": pack_batch}
+    dataset = _load(cfg.DATASETS.TRAIN)
     loader = build_detection_train_loader(
-        cfg, mapper=mapper, aspect_ratio_grouping=False, **collate
+        cfg, mapper=mapper, dataset=dataset, aspect_ratio_grouping=False, **collate
     )
     return loader if in_process else UnpackingLoader(loader)
+
+
+def _load(names: Union[str, Sequence[str]]) -> List[_Sample]:
+    """Samples of registered data sets, without the polygons, which only evaluators need.
+
+    A loader stores a copy of every target with each of its expressions; masks are there as RLE.
+    """
+    samples = get_detection_dataset_dicts(names, filter_empty=False)
+    slim: Dict[int, Dict[str, Any]] = {}
+    for sample in samples:
+        for item in sample.get("annotations", ()):
+            if id(item) not in slim:
+                slim[id(item)] = {k: v for k, v in item.items() if k != "polygons"}
+    return [
+        {**sample, "annotations": [slim[id(item)] for item in sample.get("annotations", ())]}
+        for sample in samples
+    ]
 
 
 def build_grounding_test_loader(
@@ -97,6 +119,10 @@ def build_grounding_test_loader(
     in_process = cfg.DATALOADER.NUM_WORKERS == 0
     collate = {} if in_process else {"collate_fn": pack_batch}
     loader = build_detection_test_loader(
-        cfg, dataset_name, mapper=mapper, batch_size=batch_size, **collate
+        _load(dataset_name),
+        mapper=mapper,
+        batch_size=batch_size,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        **collate,
     )
     return loader if in_process else UnpackingLoader(loader)

@@ -70,8 +70,11 @@ def test_one_dict_per_sentence_with_all_keys(write):
     rle = first["annotations"][0]["segmentation"]
     assert mask_util.decode(rle)[3:8, 2:6].all() and mask_util.area(rle) == 20
     assert os.path.basename(first.pop("file_name")) == "COCO_7.jpg"
+    (polygon,) = first["annotations"][0].pop("polygons")
+    assert polygon.dtype == np.float64 and polygon.tolist() == SQUARE
     assert first.pop("annotations") == [
         {
+            "id": 1,
             "bbox": [2.0, 3.0, 4.0, 5.0],
             "bbox_mode": BoxMode.XYWH_ABS,
             "category_id": 0,
@@ -180,7 +183,14 @@ def test_crowd_and_rle_targets_of_the_fixture_are_kept(shared_dir):
         for sample in samples
     ]
     assert areas == [[1900, 144], [144], [427], [427], [1900, 427, 635], []]
-    assert all(a["iscrowd"] == 0 for sample in samples for a in sample["annotations"])
+    # What official protocols need: ReLA drops crowds and takes polygons only, GREC keeps all.
+    facts = [
+        [(a["id"], a["iscrowd"], "polygons" in a) for a in sample["annotations"]]
+        for sample in samples
+    ]
+    crowd, simple = (900000007777, 1, False), (100, 0, True)
+    several = [simple, (215, 0, True), (345, 0, True)]
+    assert facts == [[simple, crowd], [crowd], [(555, 0, False)], [(556, 0, False)], several, []]
 
 
 def test_grefcoco_fixture_agrees_with_the_official_masks(shared_dir):

@@ -4,6 +4,7 @@ from . import builtin
 from .common import load_referring, register_grounding
 from .expressions import load_expressions, register_expressions
 from .files import read_refs
+from .fingerprint import dataset_fingerprint, fingerprint
 from .grefcoco import load_grefcoco
 from .instances import InstanceFile, to_rle
 from .refcoco import load_refcoco

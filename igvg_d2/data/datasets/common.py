@@ -5,9 +5,11 @@ A reader turns an annotation file into dataset dicts, one per *expression*, in t
 * ``file_name`` str, ``height`` int, ``width`` int, ``image_id`` int;
 * ``sample_id`` str ``"<ref_id>_<sent_id>"``, unique in the split; ``ref_id`` int, ``sent_id`` int;
 * ``expression`` str, as annotated (neither lower-cased nor cleaned);
-* ``annotations`` list of dicts ``bbox`` [x, y, w, h], ``bbox_mode``, ``category_id`` 0,
-  ``segmentation`` (compressed COCO RLE of size [height, width]), ``iscrowd`` 0. The empty list
-  means no target;
+* ``annotations`` list of dicts ``id`` int, ``bbox`` [x, y, w, h], ``bbox_mode``, ``category_id``
+  0, ``segmentation`` (compressed COCO RLE of size [height, width], parts joined by union),
+  ``iscrowd`` 0 or 1 as in the file, and, if the file has polygons and not an RLE, ``polygons``,
+  float64 arrays [x0, y0, x1, y1, ...]: official protocols rasterise them in their own way. The
+  empty list means no target;
 * ``scene`` only if asked for: all objects of the picture, dicts ``segmentation`` (RLE) and
   ``category_id`` (from 0);
 * ``kind`` only if the sentence has this key (Shapes stores the type of the expression there).

@@ -2,6 +2,7 @@
 
 from typing import Any, Dict, List
 
+import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 
@@ -62,9 +63,9 @@ class InstanceFile:
     def target(self, ann_id: int, image_id: int) -> Dict[str, Any]:
         """Returns the annotation dict of an object (shared: do not modify).
 
-        Crowd objects are targets like any other and get ``iscrowd`` 0: the expression names the
-        group, and Detectron2 would silently drop them and thereby turn the sample into a no-target
-        sample.
+        Crowd objects are targets like any other, and ``iscrowd`` says that they are crowds: the
+        expression names the group, the mapper trains on it, and evaluators apply the rule of their
+        protocol (ReLA drops crowds, GREC keeps them).
 
         Args:
             ann_id: COCO annotation id.
@@ -122,13 +123,18 @@ class InstanceFile:
         bbox = [float(value) for value in item.get("bbox") or (0, 0, 0, 0)]
         if bbox[2] <= 0 or bbox[3] <= 0:
             bbox = mask_util.toBbox(rle).tolist()
-        return {
+        annotation = {
+            "id": ann_id,
             "bbox": bbox,
             "bbox_mode": BoxMode.XYWH_ABS,
             "category_id": 0,
             "segmentation": rle,
-            "iscrowd": 0,
+            "iscrowd": int(bool(item.get("iscrowd", 0))),
         }
+        polygons = valid_polygons(item["segmentation"])
+        if polygons:
+            annotation["polygons"] = [np.asarray(polygon, np.float64) for polygon in polygons]
+        return annotation
 
 
 def to_rle(segmentation: Any, height: int, width: int) -> Dict[str, Any]:
@@ -153,12 +159,27 @@ def to_rle(segmentation: Any, height: int, width: int) -> Dict[str, Any]:
         raise ValueError(f"expected polygons or RLE as segmentation, found {segmentation!r}")
     if isinstance(segmentation[0], dict):
         return mask_util.merge([_check_rle(part, height, width) for part in segmentation])
-    # Fewer than three corners have no area, and pycocotools would read four numbers as a box.
-    polygons = [p for p in segmentation if len(p) >= _MIN_POLYGON_COORDINATES and len(p) % 2 == 0]
+    polygons = valid_polygons(segmentation)
     if not polygons:
         raise ValueError(f"expected a polygon with at least three corners, found {segmentation!r}")
     parts = mask_util.frPyObjects(polygons, height, width)
     return parts[0] if len(parts) == 1 else mask_util.merge(parts)
+
+
+def valid_polygons(segmentation: Any) -> List[List[float]]:
+    """The polygons of a COCO segmentation that have at least three corners; ``[]`` for an RLE.
+
+    Fewer corners have no area, and pycocotools would read four numbers as a box.
+    """
+    if not isinstance(segmentation, (list, tuple)):
+        return []
+    return [
+        part
+        for part in segmentation
+        if not isinstance(part, dict)
+        and len(part) >= _MIN_POLYGON_COORDINATES
+        and len(part) % 2 == 0
+    ]
 
 
 def _check_rle(rle: Dict[str, Any], height: int, width: int) -> Dict[str, Any]:
