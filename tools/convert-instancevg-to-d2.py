@@ -20,11 +20,15 @@ from igvg_d2.checkpoint import (
     check_output,
     convert_instancevg,
     read_checkpoint,
+    read_weights,
     restore_instancevg,
     write_checkpoint,
 )
 
 logger = logging.getLogger("igvg_d2.tools.convert_instancevg")
+
+# Of the released models for gRefCOCO, Ref-ZOM and R-RefCOCO.
+DEFAULT_QUERIES = 10
 
 
 def parse_args(args=None):
@@ -36,7 +40,10 @@ def parse_args(args=None):
         "--to-released", action="store_true", help="the reverse: from our names to the release's"
     )
     parser.add_argument(
-        "--num-queries", type=int, default=10, help="N_q of the model, --to-released only"
+        "--num-queries",
+        type=int,
+        help="N_q of the model, --to-released only: 10, or 1 for RefCOCO (default: what the input "
+        "records, as files of this tool do, else 10)",
     )
     return parser.parse_args(args)
 
@@ -44,9 +51,11 @@ def parse_args(args=None):
 def convert(args) -> None:
     """A released file to ours."""
     state, report = convert_instancevg(read_checkpoint(args.input))
-    write_checkpoint(args.output, state, "InstanceVG")
+    write_checkpoint(args.output, state, "InstanceVG", num_queries=report.size.num_queries)
     for key, reason in report.dropped.items():
         logger.info(f"Not carried over: {key} ({reason})")
+    for alias, key in report.aliases.items():
+        logger.info(f"Stored once: {alias} equals {key}")
     options = " ".join(str(option).replace(" ", "") for option in report.size.config_options())
     logger.info(
         f"Wrote {len(state)} tensors to {args.output}; the config must agree with {options}"
@@ -55,12 +64,19 @@ def convert(args) -> None:
 
 def restore(args) -> None:
     """Our weights to a released file, with the prefix that the release's loader expects."""
-    state, report = restore_instancevg(read_checkpoint(args.input), args.num_queries)
+    weights = read_weights(args.input)
+    num_queries = args.num_queries or weights.get("num_queries", DEFAULT_QUERIES)
+    if args.num_queries is None and "num_queries" not in weights:
+        logger.warning(
+            f"{args.input} does not record the number of queries, {num_queries} are assumed; give "
+            "--num-queries 1 for a model of configs/RefCOCO."
+        )
+    state, report = restore_instancevg(weights, num_queries)
     state = {f"module.{key}": tensor for key, tensor in state.items()}
     write_checkpoint(args.output, state, "igvg_d2", container="state_dict")
     for key in report.dropped:
         logger.info(f"Filled with zeros where the release has unused values: {key}")
-    logger.info(f"Wrote {len(state)} tensors for {args.num_queries} queries to {args.output}")
+    logger.info(f"Wrote {len(state)} tensors for {num_queries} queries to {args.output}")
 
 
 def main(args=None) -> None:

@@ -1,8 +1,8 @@
 """Checkpoints: strict loading, safetensors in and out, conversion of BEiT-3 and the release."""
 
 from .beit3_conversion import convert_beit3, is_beit3
-from .checkpointer import GroundingCheckpointer, export_safetensors, read_metadata
-from .files import check_output, read_checkpoint, write_checkpoint
+from .checkpointer import GroundingCheckpointer, export_safetensors
+from .files import check_output, read_checkpoint, read_metadata, read_weights, write_checkpoint
 from .instancevg_conversion import (
     ConversionReport,
     convert_instancevg,
@@ -21,6 +21,7 @@ __all__ = [
     "is_instancevg",
     "read_checkpoint",
     "read_metadata",
+    "read_weights",
     "restore_instancevg",
     "write_checkpoint",
 ]

@@ -14,6 +14,7 @@ IGNORED_PARTS = {
     **dict.fromkeys(("language_head", "vision_head", "logit_scale"), "contrastive head"),
     **dict.fromkeys(("head", "pooler", "fc_norm"), "classification head"),
 }
+PREFIX = "beit3."
 MASK_TOKEN = "beit3.vision_embed.mask_token"
 POSITIONS = "beit3.encoder.embed_positions.A.weight"
 # Side of a patch in BEiT-3's files, in pixels.
@@ -21,8 +22,9 @@ PATCH = 16
 
 
 def is_beit3(checkpoint: Dict[str, Any]) -> bool:
-    """Whether a loaded file is a BEiT-3 file, with or without its container."""
-    return any(str(key).startswith("beit3.") for key in _contained(checkpoint))
+    """Whether a loaded file is a BEiT-3 file, with or without its container and prefixes."""
+    keys = [str(key).removeprefix("module.") for key in _contained(checkpoint)]
+    return any(key.startswith(PREFIX) or PREFIX + key == POSITIONS for key in keys)
 
 
 def convert_beit3(
@@ -34,7 +36,8 @@ def convert_beit3(
     float32, half-pixel centres, no antialiasing.
 
     Args:
-        checkpoint: the loaded file; "model", else "module", else the dict itself is used.
+        checkpoint: the loaded file; "model", else "module", else the dict itself is used. Keys may
+            carry the prefix "module." and may lack "beit3.", as those of torchscale's class do.
         image_size: (height, width) in pixels, ``MODEL.BEIT3.PRETRAIN_IMAGE_SIZE``.
         patch_size: side of a patch in pixels, ``MODEL.BEIT3.PATCH_SIZE``.
 
@@ -47,9 +50,9 @@ def convert_beit3(
     """
     if image_size[0] % patch_size or image_size[1] % patch_size:
         raise ValueError(f"image_size {image_size} is no multiple of patch_size {patch_size}.")
-    state = _contained(checkpoint)
+    state = _plain_keys(_contained(checkpoint))
     size = _measure(state)
-    ignored = {key: IGNORED_PARTS[p] for key in state if (p := key.split(".")[0]) in IGNORED_PARTS}
+    ignored = {key: reason for key in state if (reason := IGNORED_PARTS.get(key.split(".")[0]))}
     rules = encoder_rules(size, old="beit3")
     shapes = {key: shape for rule in rules for key, shape in rule.sources.items()}
     shapes[MASK_TOKEN] = (1, 1, size.embed_dim)
@@ -78,15 +81,33 @@ def _contained(checkpoint: Dict[str, Any]) -> Dict[str, Any]:
     return checkpoint
 
 
+def _plain_keys(state: Dict[str, Any]) -> Dict[str, Any]:
+    """Keys without the prefix of distributed training and with the one of the encoder."""
+    plain = {str(key).removeprefix("module."): tensor for key, tensor in state.items()}
+    if len(plain) != len(state):
+        raise ValueError("Some tensors are stored both with and without the prefix 'module.'.")
+    if POSITIONS.removeprefix(PREFIX) not in plain:
+        return plain
+    return {
+        key if key.split(".")[0] in IGNORED_PARTS else PREFIX + key: tensor
+        for key, tensor in plain.items()
+    }
+
+
 def _measure(state: Dict[str, Any]) -> ModelSize:
     """Size of the encoder from the tensor that shows it."""
     if not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         others = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
         raise ValueError(f"This is no BEiT-3 checkpoint: {others[:5]} are no tensors.")
-    if POSITIONS not in state or state[POSITIONS].dim() != 2:
+    if POSITIONS not in state:
         raise ValueError(
             f"This is no BEiT-3 checkpoint: expected the table '{POSITIONS}', found "
             f"{list(state)[:5]}. The tokenizer's beit3.spm and other models are other files."
+        )
+    if state[POSITIONS].dim() != 2:
+        raise ValueError(
+            f"This is no BEiT-3 checkpoint: {POSITIONS} has shape {tuple(state[POSITIONS].shape)}, "
+            f"expected (3 + cells, width) with a width of {sorted(ENCODERS)}."
         )
     rows, width = state[POSITIONS].shape
     if width not in ENCODERS:

@@ -5,18 +5,14 @@ import os
 from typing import Any, Dict, Optional
 
 from detectron2.checkpoint import DetectionCheckpointer
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from .beit3_conversion import is_beit3
-from .files import read_checkpoint
-from .instancevg_conversion import convert_instancevg, is_instancevg
+from .files import read_weights
+from .foreign import NOT_IN_BEIT3, adapt_checkpoint, split_expected
 
 logger = logging.getLogger(__name__)
 
-# Origin of files that hold the encoder alone, written by tools/convert-beit3-to-d2.py.
-ENCODER_ONLY = "BEiT-3"
 # How many keys of each kind an error lists before it only counts them.
 _LISTED_KEYS = 12
 
@@ -25,7 +21,7 @@ class GroundingCheckpointer(DetectionCheckpointer):
     """``DetectionCheckpointer`` that fails when weights and model do not match.
 
     Reads .pth, .pkl and .safetensors, and runs no code that is in them. Released InstanceVG
-    checkpoints are converted while they are read. A file of tools/convert-beit3-to-d2.py
+    checkpoints and files of BEiT-3, as downloaded, are converted while they are read. BEiT-3
     initialises the encoder and leaves the other parts as they are.
     """
 
@@ -42,28 +38,34 @@ class GroundingCheckpointer(DetectionCheckpointer):
                 "checkpoint (.pth, .pkl or .safetensors)."
             )
         self._loading = path
-        return super().load(path, *args, **kwargs)
+        try:
+            return super().load(path, *args, **kwargs)
+        finally:
+            # Detectron2 forgets this after an error, and could not load again.
+            self._parsed_url_during_load = None
 
     def _load_file(self, filename: str) -> Dict[str, Any]:
         """Read a checkpoint file as a dict with the key "model"."""
         # Not mapped: a training writes its checkpoints again.
-        loaded = read_checkpoint(filename, mmap=False)
-        if "model" not in loaded:
-            loaded = {"model": loaded}
-        if filename.endswith(".safetensors"):
-            loaded["__author__"] = read_metadata(filename).get("author", "")
-        return _in_our_names(loaded, filename)
+        loaded = read_weights(filename, mmap=False)
+        return adapt_checkpoint(loaded, filename, self.model)
 
     def _load_model(self, checkpoint: Any):
         """Load weights; every key must match."""
-        encoder_only = checkpoint.get("__author__") == ENCODER_ONLY
+        author = checkpoint.get("__author__")
+        stored = {key.removeprefix("module.") for key in checkpoint["model"]}
         incompatible = super()._load_model(checkpoint)
-        if encoder_only:
-            others = [key for key in incompatible.missing_keys if not key.startswith("backbone.")]
-            logger.info(
-                f"The file holds the encoder; {len(others)} other tensors keep their values."
+        # Not what Detectron2 calls missing: it adds parameters of another shape, and BatchNorm
+        # does without its counter.
+        missing = [key for key in self.model.state_dict() if key not in stored]
+        missing, expected = split_expected(missing, author)
+        incompatible.missing_keys[:] = missing
+        if expected:
+            # A warning, because an evaluation of such a model makes no sense.
+            logger.warning(
+                f"{len(expected)} tensors of the model are not in the file ({NOT_IN_BEIT3}): "
+                + ", ".join(expected)
             )
-            incompatible.missing_keys[:] = set(incompatible.missing_keys) - set(others)
         problems = [
             _describe("in the model but not in the file", incompatible.missing_keys),
             _describe("in the file but not in the model", incompatible.unexpected_keys),
@@ -80,25 +82,6 @@ class GroundingCheckpointer(DetectionCheckpointer):
                 + "\nUse the config the checkpoint was trained with."
             )
         return incompatible
-
-
-def _in_our_names(loaded: Dict[str, Any], filename: str) -> Dict[str, Any]:
-    """Convert a released InstanceVG checkpoint; anything else passes unchanged."""
-    state = loaded["model"]
-    if is_beit3(loaded):
-        raise ValueError(
-            f"'{filename}' is a file of BEiT-3; convert it to the configured image and patch size "
-            "first: tools/convert-beit3-to-d2.py."
-        )
-    if not isinstance(state, dict) or not is_instancevg(state.get("state_dict", state)):
-        return loaded
-    converted, report = convert_instancevg(state)
-    logger.info(
-        f"'{filename}' is a released InstanceVG checkpoint with {report.size.num_queries} "
-        "queries (MODEL.QUERY_GENERATOR.NUM_OBJECT_QUERIES); "
-        f"{len(report.dropped)} tensors without effect are left out."
-    )
-    return {"model": converted, "__author__": "InstanceVG"}
 
 
 def _describe(what: str, keys) -> str:
@@ -127,9 +110,3 @@ def export_safetensors(
         raise ValueError(f"path must end in '.safetensors', got '{path}'.")
     tensors = {name: t.detach().cpu().clone() for name, t in model.state_dict().items()}
     save_file(tensors, path, metadata=metadata)
-
-
-def read_metadata(path: str) -> Dict[str, str]:
-    """The facts stored by :func:`export_safetensors`; {} when there are none."""
-    with safe_open(path, framework="pt") as file:
-        return file.metadata() or {}

@@ -15,6 +15,7 @@ from .instancevg_keys import (
     dead_shapes,
     released_aliases,
     released_rules,
+    unchanged,
 )
 
 Tensors = Dict[str, torch.Tensor]
@@ -91,7 +92,8 @@ def restore_instancevg(
 
     Returns:
         released state dict without the prefix "module."; and the model's size, the keys that were
-        filled with zeros, and the keys that repeat another one.
+        filled with zeros, and the keys that repeat another one. Tensors that are only renamed share
+        memory with the input.
 
     Raises:
         ValueError: a parameter is missing, unknown or of another shape than a released model's.
@@ -113,6 +115,9 @@ def restore_instancevg(
     released: Tensors = {}
     for rule in rules:
         tensor = state[rule.target]
+        if rule.make is unchanged:
+            released.update(dict.fromkeys(rule.sources, tensor))
+            continue
         for key, shape in rule.sources.items():
             released.setdefault(key, torch.zeros(shape, dtype=tensor.dtype))
         sources = [released[key] for key in rule.sources]
@@ -202,6 +207,6 @@ def compare_shapes(state: Tensors, shapes: Dict[str, Shape]) -> List[str]:
 
 def _own_storage(tensor: torch.Tensor) -> torch.Tensor:
     """Copy a part of a larger tensor; saved as it is, it would take the larger one along."""
-    if tensor.untyped_storage().nbytes() == tensor.nbytes:
+    if tensor.untyped_storage().nbytes() <= tensor.nbytes:
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)

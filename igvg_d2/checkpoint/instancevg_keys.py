@@ -92,8 +92,13 @@ def released_rules(size: ModelSize) -> List[Rule]:
     return [*encoder_rules(size), *_dense_rules(size), *_query_rules(), *_decoder_rules()]
 
 
+def unchanged(tensor: torch.Tensor) -> torch.Tensor:
+    """The making of parameters that are only renamed."""
+    return tensor
+
+
 def _copy(target: str, source: str, *shape: int) -> Rule:
-    return Rule(target, {source: shape}, lambda x: x)
+    return Rule(target, {source: shape}, unchanged)
 
 
 def _affine(target: str, source: str, *weight_shape: int, out: int = 0) -> List[Rule]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.modeling import build_model
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
 
 import igvg_d2.modeling  # noqa: F401
 from igvg_d2.checkpoint import convert_instancevg
@@ -44,6 +44,40 @@ def rule_tensor(key, shape):
     if len(shape) >= 2:
         return x / np.float32(np.sqrt(x.numel() / shape[0]))
     return 1 + 0.1 * x if key.endswith(".weight") else 0.1 * x
+
+
+def cheap_copy(tensors):
+    """Zeros of the same shapes and types that take no memory, nor space in a file of PyTorch."""
+    return {k: torch.zeros((), dtype=t.dtype).expand(t.shape) for k, t in tensors.items()}
+
+
+@pytest.fixture(scope="session")
+def released_cheap(fixtures_dir):
+    """Callable (name of a key file) -> that released state dict, as zeros without memory."""
+
+    def build(name):
+        keys = json.loads((fixtures_dir / f"state_dict_{name}.json").read_text())
+        types = {
+            key: getattr(torch, kind.removeprefix("torch.")) for key, (_, kind) in keys.items()
+        }
+        return {
+            key: torch.zeros((), dtype=types[key]).expand(tuple(shape))
+            for key, (shape, _) in keys.items()
+        }
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def shell_model():
+    """Callable (config file below configs/, options) -> IGVG without memory for its parameters."""
+
+    def build(config, options=()):
+        cfg = setup_config(str(ROOT / "configs" / config), ["MODEL.DEVICE", "cpu", *options])
+        with torch.device("meta"):
+            return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+
+    return build
 
 
 @pytest.fixture(scope="session")

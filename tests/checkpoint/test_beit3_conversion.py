@@ -73,6 +73,20 @@ def test_containers_do_not_matter(cheap_raw, container):
     assert convert_beit3(file)[1].size.image_size == (224, 224)
 
 
+@pytest.mark.parametrize("prefix", ["", "module.", "module.beit3."])
+def test_prefixes_do_not_matter(cheap_raw, prefix):
+    """Without "beit3.": the state dict of torchscale's class; "module.": distributed training."""
+    renamed = {prefix + key.removeprefix("beit3."): tensor for key, tensor in cheap_raw.items()}
+    heads = {f"{prefix.removesuffix('beit3.')}{key}": tensor for key, tensor in HEADS.items()}
+    assert is_beit3({"model": renamed})
+    ours, report = convert_beit3({"model": {**renamed, **heads}})
+    assert set(ours) == set(convert_beit3(cheap_raw)[0])
+    assert set(report.dropped) == {*HEADS, MASK_TOKEN, POSITIONS}
+    twice = {**cheap_raw, f"module.{MASK_TOKEN}": cheap_raw[MASK_TOKEN]}
+    with pytest.raises(ValueError, match="with and without the prefix"):
+        convert_beit3(twice)
+
+
 def test_conversion_is_strict_about_every_key(cheap_raw):
     """Each key missing, misspelt or of another shape: always an error that names it."""
     for key, tensor in cheap_raw.items():

@@ -44,6 +44,25 @@ def test_number_of_queries_is_the_callers(restored):
     assert report.size.num_queries == 1
 
 
+@pytest.mark.parametrize("ending", [".pth", ".pkl", ".safetensors"])
+def test_tool_restores_the_recorded_number_of_queries(
+    released_cheap, convert_tool, tmp_path, ending
+):
+    """From the release and back, by the tool alone, through every kind of file."""
+    tool = convert_tool("convert-instancevg-to-d2")
+    released = released_cheap("B-refcoco")
+    source, ours = tmp_path / "released.pth", tmp_path / f"ours{ending}"
+    back = tmp_path / "back.pth"
+    torch.save({"state_dict": released}, source)
+    tool.main([str(source), str(ours)])
+    tool.main(["--to-released", str(ours), str(back)])
+    written = read_checkpoint(str(back))["state_dict"]
+    shapes = {key.removeprefix("module."): tuple(t.shape) for key, t in written.items()}
+    assert shapes == {key: tuple(tensor.shape) for key, tensor in released.items()}
+    for path in (source, ours, back):
+        path.unlink()
+
+
 def test_other_models_have_no_released_format(restored):
     ours = restored[0]
     positions = "backbone.vision_embed.positions"

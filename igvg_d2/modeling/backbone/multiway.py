@@ -151,7 +151,7 @@ class MultiwayEncoder(nn.Module):
                 f"MODEL.BEIT3.EMBED_DIM = {dim} is not divisible by NUM_HEADS = {num_heads}."
             )
         self.checkpointing = checkpointing
-        rates = torch.linspace(0, drop_path, depth).tolist()
+        rates = [drop_path * layer / max(depth - 1, 1) for layer in range(depth)]
         self.layers = nn.ModuleList(MultiwayBlock(dim, num_heads, ffn_dim, rate) for rate in rates)
         self.vision_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.text_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
