@@ -25,6 +25,9 @@ def _add_input(cfg: CN) -> None:
     # Data sets of your own, [name, JSON file, image folder] each, registered when the config is
     # read; the file format stands in datasets/README.md.
     cfg.DATASETS.EXPRESSION_FILES = []
+    # What an epoch visits once: each "expression", or each "object" (ref_id) with one of its
+    # expressions drawn anew at every visit (released: RefCOCO, and R-RefCOCO with its false ones).
+    cfg.DATALOADER.SAMPLE_UNIT = "expression"
     # Network input as (height, width); images are squashed to it, multiples of the patch size.
     cfg.INPUT.IMAGE_SIZE = (320, 320)
     # "pil": antialiased resize (better masks); "cv2": OpenCV bilinear without it, released.

@@ -14,11 +14,11 @@ from itertools import chain, islice
 import igvg_d2  # noqa: F401  (first: it names a missing requirement in one line)
 
 # isort: split
-from detectron2.data import DatasetCatalog, build_detection_train_loader
+from detectron2.data import DatasetCatalog
 from detectron2.utils.logger import setup_logger
 from PIL import Image
 
-from igvg_d2.data import GroundingDatasetMapper
+from igvg_d2.data import build_grounding_train_loader
 from igvg_d2.engine import setup_config
 from igvg_d2.utils import GroundingVisualizer
 
@@ -66,8 +66,7 @@ def draw_annotations(cfg, visualizer, num):
 
 def draw_loader(cfg, visualizer):
     """Yield (sample id, picture) of what the training loader gives, in its random order."""
-    loader = build_detection_train_loader(cfg, mapper=GroundingDatasetMapper(cfg, is_train=True))
-    for sample in chain.from_iterable(loader):
+    for sample in chain.from_iterable(build_grounding_train_loader(cfg)):
         yield sample["sample_id"], visualizer.draw_model_input(sample, cfg.INPUT.FORMAT)
 
 

@@ -1,20 +1,31 @@
 """Data loaders: Detectron2's, with cheap transport from the worker processes."""
 
 import io
+import logging
 import pickle
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
+    DatasetFromList,
     build_detection_test_loader,
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from .dataset_mapper import GroundingDatasetMapper
+from .sampling import (
+    SAMPLE_UNITS,
+    VisitDataset,
+    build_seed,
+    build_train_sampler,
+    group_by_object,
+)
+
+logger = logging.getLogger(__name__)
 
 _Sample = Dict[str, Any]
 _Mapper = Callable[[_Sample], _Sample]
@@ -61,35 +72,106 @@ class UnpackingLoader:
         return len(self.loader)
 
 
-def build_grounding_train_loader(cfg: CfgNode, mapper: Optional[_Mapper] = None) -> Any:
+class GroundingTrainLoader:
+    """Endless iterable of batches whose content is a function of seed and position.
+
+    Args:
+        loader: iterates over ``list[dict]``.
+        sampler: what the loader reads; decides on the order.
+        dataset: what the loader reads; decides on sentences and augmentation.
+    """
+
+    def __init__(self, loader: Any, sampler: Sampler, dataset: VisitDataset):
+        self.loader = loader
+        self.sampler = sampler
+        self.dataset = dataset
+
+    @property
+    def num_items(self) -> int:
+        """Visits that make an epoch: expressions or objects, see ``DATALOADER.SAMPLE_UNIT``."""
+        return len(self.sampler)
+
+    @property
+    def seed(self) -> int:
+        """Of order, sentences and augmentation; to be stored if ``SEED`` is negative."""
+        return self.dataset.seed
+
+    def seek(self, position: int) -> None:
+        """Continue after ``position`` samples, counted over all processes.
+
+        Takes effect at the next ``iter(loader)``; what follows equals what an uninterrupted loader
+        of the same seed gives from there on, for any number of workers.
+        """
+        self.sampler.position = position
+
+    def __iter__(self) -> Iterator[List[_Sample]]:
+        """Yields this process's share of each batch."""
+        return iter(self.loader)
+
+
+def build_grounding_train_loader(
+    cfg: CfgNode, mapper: Optional[_Mapper] = None, seed: Optional[int] = None
+) -> GroundingTrainLoader:
     """Builds the endless training loader for ``cfg.DATASETS.TRAIN``.
 
-    Samples are not grouped by aspect ratio, whatever the configuration says: they are all squashed
+    Samples are not grouped by aspect ratio, whatever the configuration says: they are all brought
     to one size. Samples without a target are kept.
 
     Args:
-        cfg: sampler, batch size, workers and data sets as in Detectron2.
-        mapper: default: ``GroundingDatasetMapper(cfg, is_train=True)``.
+        cfg: batch size, workers and data sets as in Detectron2, and ``DATALOADER.SAMPLE_UNIT``.
+        mapper: default: ``GroundingDatasetMapper(cfg, is_train=True)``. It finds a random generator
+            of the visit under ``rng`` in the dict it gets.
+        seed: of order and draws; default ``cfg.SEED``, or a random one if that is negative.
 
     Returns:
         Iterable of ``list[dict]``, the mapper's output for each sample of a batch.
     """
     mapper = GroundingDatasetMapper(cfg, is_train=True) if mapper is None else mapper
+    seed = build_seed(cfg, seed)
+    items = build_train_items(cfg)
+    sampler = build_train_sampler(cfg, len(items), seed)
+    dataset = VisitDataset(DatasetFromList(items, copy=False), mapper, seed)
     in_process = cfg.DATALOADER.NUM_WORKERS == 0
-    collate = {} if in_process else {"collate_fn": pack_batch}
-    dataset = _load(cfg.DATASETS.TRAIN)
     loader = build_detection_train_loader(
-        cfg, mapper=mapper, dataset=dataset, aspect_ratio_grouping=False, **collate
+        dataset,
+        mapper=None,
+        sampler=sampler,
+        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        aspect_ratio_grouping=False,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=None if in_process else pack_batch,
+        # With a generator of its own the loader takes nothing from the random numbers of training.
+        seed=seed,
     )
-    return loader if in_process else UnpackingLoader(loader)
+    return GroundingTrainLoader(loader if in_process else UnpackingLoader(loader), sampler, dataset)
 
 
-def _load(names: Union[str, Sequence[str]]) -> List[_Sample]:
-    """Samples of registered data sets, without the polygons, which only evaluators need.
+def build_train_items(cfg: CfgNode) -> List[Any]:
+    """Reads ``DATASETS.TRAIN`` in units of ``DATALOADER.SAMPLE_UNIT``.
+
+    Returns:
+        Items: a dataset dict each, or the list of dicts about one object.
+    """
+    unit = cfg.DATALOADER.SAMPLE_UNIT
+    if unit not in SAMPLE_UNITS:
+        raise ValueError(f"DATALOADER.SAMPLE_UNIT: expected one of {SAMPLE_UNITS}, found {unit!r}")
+    items: List[Any] = []
+    for name in cfg.DATASETS.TRAIN:
+        samples = _load(name)
+        # Ids are unique within a data set only, so that groups are formed before data sets are
+        # joined.
+        own = group_by_object(samples, name) if unit == "object" else list(samples)
+        items.extend(own)
+        logger.info("%s: %d expressions, visited as %d %ss", name, len(samples), len(own), unit)
+    return items
+
+
+def _load(name: str) -> List[_Sample]:
+    """Samples of a registered data set, without the polygons, which only evaluators need.
 
     A loader stores a copy of every target with each of its expressions; masks are there as RLE.
     """
-    samples = get_detection_dataset_dicts(names, filter_empty=False)
+    samples = get_detection_dataset_dicts(name, filter_empty=False)
     slim: Dict[int, Dict[str, Any]] = {}
     for sample in samples:
         for item in sample.get("annotations", ()):

@@ -24,9 +24,11 @@ _IMAGE_FORMATS = ("RGB", "BGR")
 class GroundingDatasetMapper:
     """Reads the picture, resizes picture and targets, and tokenizes the expression.
 
-    Input: a dataset dict as the readers in :mod:`igvg_d2.data.datasets` make it; not modified.
+    Input: a dataset dict as the readers in :mod:`igvg_d2.data.datasets` make it; not modified. The
+    training loader adds ``rng``, the generator of this visit's augmentation; without it one is
+    seeded from numpy's global random numbers.
 
-    Output: a dict with the input's keys except ``annotations``, and
+    Output: a dict with the input's keys except ``annotations``, ``scene`` and ``rng``, and
 
     * ``image``: uint8 (3, H, W), network frame, channels in ``cfg.INPUT.FORMAT``;
     * ``height``, ``width``: int, of the original picture;
@@ -115,11 +117,16 @@ class GroundingDatasetMapper:
         sample = dict(dataset_dict)
         annotations = sample.pop("annotations", [])
         scene = sample.pop("scene", None)
+        rng = sample.pop("rng", None)
+        if rng is None:
+            rng = np.random.default_rng(np.random.randint(2**32, dtype=np.uint64))
         image = self.resize.resize_image(_read_image(sample, self.image_format))
         if self.is_train:
             boxes, masks = self._read_targets(annotations, sample)
             categories = self._read_scene(scene, sample) if self.scene_categories else None
-            image, boxes, masks, categories = self._augment(sample, image, boxes, masks, categories)
+            image, boxes, masks, categories = self._augment(
+                sample, image, boxes, masks, categories, rng
+            )
             sample["instances"] = _to_instances(boxes, masks)
             if categories is not None:
                 sample["scene_categories"] = torch.from_numpy(np.ascontiguousarray(categories))
@@ -173,11 +180,12 @@ class GroundingDatasetMapper:
         boxes: np.ndarray,
         masks: np.ndarray,
         categories: Optional[np.ndarray],
+        rng: np.random.Generator,
     ) -> Tuple[np.ndarray, np.ndarray, np.ndarray, Optional[np.ndarray]]:
         """Random flips (which rewrite ``sample["expression"]``) and colour jitter."""
         for axis, probability in self.flip_probs.items():
             # Nothing is drawn for what is off, so that one option does not shift another's draws.
-            if probability == 0.0 or np.random.uniform() >= probability:
+            if probability == 0.0 or rng.uniform() >= probability:
                 continue
             if is_flippable(sample["expression"], axis):
                 image, boxes, masks = flip(image, boxes, masks, axis)
@@ -186,7 +194,7 @@ class GroundingDatasetMapper:
                 sample["expression"] = swap_direction_words(sample["expression"], axis)
         if self.color_jitter > 0.0:
             low, high = 1.0 - self.color_jitter, 1.0 + self.color_jitter
-            image = jitter_color(image, *np.random.uniform(low, high, size=2))
+            image = jitter_color(image, *rng.uniform(low, high, size=2))
         return image, boxes, masks, categories
 
 
