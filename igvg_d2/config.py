@@ -257,6 +257,18 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
     # Total norm over all parameters that gradients are clipped to; 0 switches clipping off.
     cfg.SOLVER.CLIP_TOTAL_NORM = 0.0
+    # Length of the training in epochs, from which the trainer computes MAX_ITER, WARMUP_ITERS and
+    # STEPS for the batch and data at hand; 0 = those three count.
+    cfg.SOLVER.EPOCHS = 0
+    # Epochs of warm-up. WARMUP_METHOD "staircase" (paper) goes with it: in epoch e (from 0) of w
+    # the learning rate has the factor (e + 1) / (w + 1).
+    cfg.SOLVER.WARMUP_EPOCHS = 0
+    # Numbers of finished epochs after which the learning rate is multiplied by GAMMA.
+    cfg.SOLVER.STEP_EPOCHS = ()
+    # Epochs between two checkpoints; 0 = SOLVER.CHECKPOINT_PERIOD counts, in iterations.
+    cfg.SOLVER.CHECKPOINT_EPOCHS = 0
+    # Epochs between two evaluations; 0 = TEST.EVAL_PERIOD counts, in iterations.
+    cfg.TEST.EVAL_EPOCHS = 0
     # CPU threads of the training process; 0 keeps PyTorch's choice.
     cfg.SOLVER.NUM_THREADS = 0
     # Pictures rendered by the final evaluation, per dataset; 0 renders none.

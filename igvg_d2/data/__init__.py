@@ -2,7 +2,11 @@
 
 from . import datasets
 from .augmentation import is_flippable, jitter_color, swap_direction_words
-from .build import build_grounding_test_loader, build_grounding_train_loader
+from .build import (
+    GroundingTrainLoader,
+    build_grounding_test_loader,
+    build_grounding_train_loader,
+)
 from .dataset_mapper import GroundingDatasetMapper
 from .resize import AntialiasedResize, ReleasedResize, SquashResize, build_resize
 from .tokenizer import TOKENIZER_REGISTRY, BEiT3Tokenizer, ShapesTokenizer, build_tokenizer

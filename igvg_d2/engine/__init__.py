@@ -1,6 +1,7 @@
 """Training, evaluation and prediction: the only place that joins data, models and evaluation."""
 
 from .predictor import GroundingPredictor
+from .schedule import resolve_epochs
 from .setup import setup_config
 from .trainer import GroundingTrainer, check_config
 from .visualization import render_result_pictures
@@ -10,5 +11,6 @@ __all__ = [
     "GroundingTrainer",
     "check_config",
     "render_result_pictures",
+    "resolve_epochs",
     "setup_config",
 ]

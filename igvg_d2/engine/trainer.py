@@ -22,9 +22,10 @@ from igvg_d2.data import (
     build_tokenizer,
 )
 from igvg_d2.evaluation import build_grounding_evaluator
-from igvg_d2.solver import build_optimizer
+from igvg_d2.solver import build_lr_scheduler, build_optimizer
 
 from .hooks import AverageBatchNormHook, RunSummaryHook
+from .schedule import resolve_schedule
 
 
 class GroundingTrainer(DefaultTrainer):
@@ -42,9 +43,10 @@ class GroundingTrainer(DefaultTrainer):
         TrainerBase.__init__(self)
         check_config(cfg)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        data_loader = self.build_train_loader(cfg)
+        cfg = resolve_schedule(cfg, data_loader)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        data_loader = self.build_train_loader(cfg)
         ddp_options = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
         model = create_ddp_model(model, broadcast_buffers=False, **ddp_options)
         trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
@@ -74,6 +76,11 @@ class GroundingTrainer(DefaultTrainer):
     def build_optimizer(cls, cfg: CfgNode, model) -> torch.optim.Optimizer:
         """See :func:`igvg_d2.solver.build_optimizer`."""
         return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
+        """See :func:`igvg_d2.solver.build_lr_scheduler`."""
+        return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):

@@ -1,5 +1,6 @@
-"""Optimizers."""
+"""Optimizers and learning rate schedules."""
 
 from .build import build_optimizer
+from .lr_scheduler import build_lr_scheduler
 
-__all__ = ["build_optimizer"]
+__all__ = ["build_lr_scheduler", "build_optimizer"]

@@ -1,0 +1,138 @@
+"""From epochs, which a recipe states, to iterations, which Detectron2 counts."""
+
+import logging
+import os
+from typing import Any
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+
+from igvg_d2.data import GroundingTrainLoader
+
+logger = logging.getLogger(__name__)
+
+
+def resolve_epochs(cfg: CfgNode, num_items: int) -> CfgNode:
+    """Fill in the iterations of a config that states epochs, and log both.
+
+    An epoch has ceil(items / SOLVER.IMS_PER_BATCH) iterations. ``SOLVER.EPOCHS`` > 0 decides
+    MAX_ITER, WARMUP_ITERS and STEPS of SOLVER; ``TEST.EVAL_EPOCHS`` and
+    ``SOLVER.CHECKPOINT_EPOCHS`` > 0 decide TEST.EVAL_PERIOD and SOLVER.CHECKPOINT_PERIOD, so that
+    the last evaluation falls on the last iteration. Applying it twice changes nothing.
+
+    Args:
+        cfg: a complete config, frozen or not; not changed.
+        num_items: visits of an epoch, ``GroundingTrainLoader.num_items``.
+
+    Returns:
+        CfgNode, frozen.
+
+    Raises:
+        ValueError: names the key: epochs of warm-up or steps without ``SOLVER.EPOCHS`` or outside
+            of them, or a number of iterations that contradicts the epochs.
+    """
+    _check_epochs(cfg)
+    resolved = cfg.clone()
+    resolved.defrost()
+    solver = resolved.SOLVER
+    per_epoch = -(-num_items // solver.IMS_PER_BATCH)
+    if solver.EPOCHS > 0:
+        _set(resolved, "MAX_ITER", solver.EPOCHS * per_epoch)
+        _set(resolved, "WARMUP_ITERS", solver.WARMUP_EPOCHS * per_epoch)
+        _set(resolved, "STEPS", tuple(round(e * per_epoch) for e in solver.STEP_EPOCHS))
+    if solver.CHECKPOINT_EPOCHS > 0:
+        solver.CHECKPOINT_PERIOD = solver.CHECKPOINT_EPOCHS * per_epoch
+    if resolved.TEST.EVAL_EPOCHS > 0:
+        resolved.TEST.EVAL_PERIOD = resolved.TEST.EVAL_EPOCHS * per_epoch
+    _log_schedule(resolved, num_items, per_epoch)
+    resolved.freeze()
+    return resolved
+
+
+def resolve_schedule(cfg: CfgNode, data_loader: Any) -> CfgNode:
+    """:func:`resolve_epochs` for a training loader, and ``config.yaml`` to match.
+
+    Raises:
+        ValueError: the config states epochs and the loader, made by a trainer of the user's own,
+            does not know how many samples make one; or see :func:`resolve_epochs`.
+    """
+    if isinstance(data_loader, GroundingTrainLoader):
+        cfg = resolve_epochs(cfg, data_loader.num_items)
+        save_config(cfg)
+        return cfg
+    solver = cfg.SOLVER
+    if solver.EPOCHS or solver.CHECKPOINT_EPOCHS or cfg.TEST.EVAL_EPOCHS:
+        raise ValueError(
+            "SOLVER.EPOCHS, SOLVER.CHECKPOINT_EPOCHS and TEST.EVAL_EPOCHS need build_train_loader "
+            f"to return a GroundingTrainLoader, found {type(data_loader).__name__}; set them to 0"
+        )
+    return cfg
+
+
+def save_config(cfg: CfgNode) -> None:
+    """Write ``OUTPUT_DIR/config.yaml`` anew, in the main process; a kill leaves the old file."""
+    if not comm.is_main_process():
+        return
+    PathManager.mkdirs(cfg.OUTPUT_DIR)
+    path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
+    with PathManager.open(f"{path}.tmp", "w") as file:
+        file.write(cfg.dump())
+    os.replace(f"{path}.tmp", path)
+
+
+def _check_epochs(cfg: CfgNode) -> None:
+    """Refuse epochs that make no sense together."""
+    solver = cfg.SOLVER
+    for key in ("EPOCHS", "WARMUP_EPOCHS", "CHECKPOINT_EPOCHS"):
+        if solver[key] < 0:
+            raise ValueError(f"SOLVER.{key}: expected 0 or more, found {solver[key]}")
+    if solver.EPOCHS == 0:
+        for key in ("WARMUP_EPOCHS", "STEP_EPOCHS"):
+            if solver[key]:
+                raise ValueError(
+                    f"SOLVER.{key} = {solver[key]} needs SOLVER.EPOCHS; set it, or state "
+                    "iterations only (MAX_ITER, WARMUP_ITERS, STEPS)"
+                )
+        return
+    bounds = [solver.WARMUP_EPOCHS, *solver.STEP_EPOCHS, solver.EPOCHS]
+    rising = all(first < second for first, second in zip(bounds, bounds[1:]))
+    if not rising and not (len(bounds) == 2 and bounds[0] == bounds[1]):
+        raise ValueError(
+            "Expected SOLVER.WARMUP_EPOCHS < SOLVER.STEP_EPOCHS (numbers of finished epochs, "
+            f"rising) < SOLVER.EPOCHS, found {bounds[0]}, {tuple(solver.STEP_EPOCHS)}, {bounds[-1]}"
+        )
+
+
+def _set(cfg: CfgNode, key: str, value) -> None:
+    """Set a key of SOLVER; a different number that somebody asked for is not overwritten."""
+    found = cfg.SOLVER[key]
+    # With a reference world size, Detectron2 has already scaled the numbers.
+    asked = found != get_cfg().SOLVER[key] and cfg.SOLVER.REFERENCE_WORLD_SIZE == 0
+    if asked and found != value:
+        raise ValueError(
+            f"SOLVER.{key} = {found} contradicts SOLVER.EPOCHS = {cfg.SOLVER.EPOCHS}, which makes "
+            f"it {value}; leave SOLVER.{key} out, or count in iterations with SOLVER.EPOCHS 0 "
+            "SOLVER.WARMUP_EPOCHS 0 SOLVER.STEP_EPOCHS '()'"
+        )
+    cfg.SOLVER[key] = value
+
+
+def _log_schedule(cfg: CfgNode, num_items: int, per_epoch: int) -> None:
+    """Say the schedule in epochs and in iterations."""
+    solver = cfg.SOLVER
+
+    def both(iterations: int) -> str:
+        return f"{iterations} iterations ({iterations / per_epoch:.3g} epochs)"
+
+    logger.info(
+        "Schedule: %d %ss / batch %d = %d iterations per epoch; %s in all; warm-up %s; learning "
+        "rate x %g after %s; evaluation every %s; checkpoint every %s",
+        *(num_items, cfg.DATALOADER.SAMPLE_UNIT, solver.IMS_PER_BATCH, per_epoch),
+        both(solver.MAX_ITER),
+        both(solver.WARMUP_ITERS),
+        solver.GAMMA,
+        ", ".join(both(step) for step in solver.STEPS) or "no step",
+        both(cfg.TEST.EVAL_PERIOD) if cfg.TEST.EVAL_PERIOD else "training",
+        both(solver.CHECKPOINT_PERIOD),
+    )
