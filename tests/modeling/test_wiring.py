@@ -111,6 +111,12 @@ def test_boxes_are_relative_to_the_reference_point():
     # Odds of the x centre tripled: 1/3 * 3 = 1.
     expected = torch.tensor([0.5, 0.75, 0.5, 1 / (1 + math.exp(-1))])
     torch.testing.assert_close(moved, expected, atol=1e-5, rtol=0)
+    # At and beyond the border each side of the odds is clamped: 1 / 0.001 and 0.001 / 1.
+    with torch.no_grad():
+        predictor.box_embed.layers[-1].bias.copy_(torch.tensor([-5.0, 5.0, 0.0, 0.0]))
+    border = predictor(torch.zeros(1, 1, 8), torch.tensor([[[1.3, 0.0]]]))[1][0, 0, :2]
+    odds = torch.tensor([1000 * math.exp(-5), 0.001 * math.exp(5)])
+    torch.testing.assert_close(border, odds / (1 + odds), atol=1e-6, rtol=0)
 
 
 def test_reference_points_of_the_three_modes():

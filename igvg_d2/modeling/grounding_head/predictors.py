@@ -7,7 +7,7 @@ from torch import nn
 
 from ..transformer import MLP
 
-# |logit| of a reference coordinate stays below 6.9.
+# |logit| of a reference coordinate stays below log(1 / 1e-3) = 6.91.
 LOGIT_EPS = 1e-3
 
 
@@ -40,7 +40,9 @@ class ClassBoxPredictor(nn.Module):
             (cx, cy, w, h) in [0, 1].
         """
         offset = self.box_embed(states)
-        centre = torch.logit(reference_points.clamp(0, 1), eps=LOGIT_EPS)
+        inside = reference_points.clamp(0, 1)
+        # Both sides are clamped on their own, as in the release: torch.logit(eps) gives log(999).
+        centre = (inside.clamp(min=LOGIT_EPS) / (1 - inside).clamp(min=LOGIT_EPS)).log()
         boxes = torch.cat([offset[..., :2] + centre, offset[..., 2:]], dim=-1).sigmoid()
         return self.class_embed(states), boxes
 
