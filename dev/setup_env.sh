@@ -13,6 +13,9 @@ DETECTRON2=${DETECTRON2:-}
 DETECTRON2_WHEEL="sal-detectron2==0.7.2"
 # Its own requirements. Installed by name because its metadata asks for numpy<2, which it does not need.
 DETECTRON2_NEEDS="cloudpickle hydra-core>=1.1 iopath omegaconf>=2.1 packaging tabulate termcolor tqdm yacs"
+# Reference encoder of tests/checkpoint/test_torchscale_parity.py, which stands in for its requirements:
+# exact old versions of fairscale and timm that do not build everywhere. Without it the test is skipped.
+TORCHSCALE="torchscale==0.3.0"
 # detectron2.model_zoo and older tensorboard releases import pkg_resources, which setuptools 81 dropped.
 BUILD_TOOLS="setuptools>=64,<81 wheel"
 
@@ -74,6 +77,8 @@ install_all() {
     "$py" -m pip install -qq $BUILD_TOOLS
     "$py" -m pip install -qq --no-build-isolation --use-pep517 --editable ".[dev]"
     install_detectron2
+    "$py" -m pip install -qq --no-deps "$TORCHSCALE" ||
+        echo "setup: $TORCHSCALE is not available; the comparison with it will be skipped"
 }
 
 install_detectron2() {
