@@ -6,6 +6,34 @@ names the released one; ``configs/Released-IGVG.yaml`` selects all released choi
 
 from detectron2.config import CfgNode as CN
 
+# Evaluation protocol -> side in pixels of the square frame in which it compares masks; None is the
+# original frame. Evaluators compare there, and the model makes its masks there, too.
+PROTOCOL_SIZES = {
+    "native": None,
+    "official": 480,
+    "released": 320,
+    "official_native": None,
+    "released_native": None,
+}
+
+
+def frame_sizes(protocols: tuple) -> tuple:
+    """Sides of the square frames that masks are needed in besides the original one.
+
+    Args:
+        protocols: names, str, as in ``TEST.PROTOCOLS``.
+
+    Returns:
+        ints, ascending.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    unknown = [name for name in protocols if name not in PROTOCOL_SIZES]
+    if unknown:
+        raise ValueError(f"TEST.PROTOCOLS: expected {list(PROTOCOL_SIZES)}, found {unknown}")
+    return tuple(sorted({PROTOCOL_SIZES[name] for name in protocols} - {None}))
+
 
 def add_igvg_config(cfg: CN) -> None:
     """Add the keys of IGVG to a Detectron2 config, in place.
@@ -273,6 +301,13 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.NUM_THREADS = 0
     # Pictures rendered by the final evaluation, per dataset; 0 renders none.
     cfg.TEST.VIS_SAMPLES = 0
+    # Protocols of an evaluation, all in one pass: "native" (original resolution), "official" (rules
+    # and 480 pixels of the benchmark's authors), "released" (the paper authors' evaluation at 320
+    # pixels), and "official_native", "released_native" (their rules at the original resolution).
+    cfg.TEST.PROTOCOLS = ("native",)
+    # Also report GRES and GREC with "no target" decided by no_target_score >= this, a value fitted
+    # by tools/fit_no_target_threshold.py on held-out training data; 0 reports only the model's own.
+    cfg.TEST.NO_TARGET_THRESHOLD = 0.0
     # Write the predictions of an evaluation to inference/<dataset>/<dataset>_predictions.jsonl, for
     # tools/score_predictions.py; train_net.py --eval-only switches it on.
     cfg.TEST.SAVE_PREDICTIONS = False

@@ -24,6 +24,8 @@ class PostprocessOptions:
         no_target_test: "softmax" or "sigmoid0".
         align_corners: bilinear mode of the resize to the network frame ("binary" only).
         nms_thresh: of two boxes with a larger IoU only the better one keeps its score; 1 = off.
+        frame_sizes: sides of the square frames in which the union mask is made, too, for evaluation
+            protocols that compare masks there.
     """
 
     score_thresh: float
@@ -34,6 +36,7 @@ class PostprocessOptions:
     no_target_test: str
     align_corners: bool
     nms_thresh: float = 1.0
+    frame_sizes: Tuple[int, ...] = ()
 
     def __post_init__(self):
         known = {
@@ -67,7 +70,9 @@ def grounding_postprocess(
         (all queries), both ``Instances`` with pred_boxes, scores, pred_classes, pred_masks (bool),
         pred_points (pixels); "mask" bool (height, width); "sem_seg" float (1, height, width) logits
         if there is a global mask; "no_target" bool; "no_target_score" float scalar;
-        "attention_map" float (Hi, Wi) if there is one.
+        "attention_map" float (Hi, Wi) if there is one; with `options.frame_sizes` "resized_masks"
+        {size: bool (size, size)}, "mask" made in that frame from the logits in the same way as in
+        the original one, not from the mask there.
     """
     present = _present_probability(outputs["no_target_logits"], options.no_target_test)
     results = []
@@ -78,7 +83,7 @@ def grounding_postprocess(
             logits = outputs["sem_seg"][i]
             result["sem_seg"] = _resize_logits(logits, size)
             global_mask = _resize_masks(logits, network_size, size, options)[0]
-        candidates = _candidates(outputs, i, present[i], network_size, size, options)
+        candidates, order = _candidates(outputs, i, present[i], network_size, size, options)
         # In float64, as the official GREC script: a float32 0.7 is below 0.7.
         kept = candidates.scores.double() >= options.score_thresh
         result["candidates"] = candidates
@@ -87,7 +92,14 @@ def grounding_postprocess(
             result["no_target"] = not bool(kept.any())
         else:
             result["no_target"] = bool(present[i] < 0.5)
-        result["mask"] = _merge(global_mask, result["instances"], options.output_mask)
+        masks = result["instances"].pred_masks
+        result["mask"] = _merge(global_mask, masks, options.output_mask)
+        if options.frame_sizes:
+            kept = order[kept]
+            result["resized_masks"] = {
+                frame: _frame_mask(outputs, i, kept, network_size, frame, options)
+                for frame in options.frame_sizes
+            }
         if outputs.get("attention_map") is not None:
             result["attention_map"] = outputs["attention_map"][i]
         results.append(result)
@@ -100,8 +112,20 @@ def _present_probability(logits: torch.Tensor, mode: str) -> torch.Tensor:
     return logits.softmax(-1)[:, 0] if mode == "softmax" else logits[:, 0].sigmoid()
 
 
-def _candidates(outputs, index, present, network_size, size, options) -> Instances:
-    """All queries of one sample by descending score; empty without an instance branch."""
+def _frame_mask(outputs, index, kept, network_size, frame, options) -> torch.Tensor:
+    """Union mask bool (frame, frame) of the kept queries and the global mask of one sample."""
+    size = (frame, frame)
+    global_mask = None
+    if outputs["sem_seg"] is not None:
+        global_mask = _resize_masks(outputs["sem_seg"][index], network_size, size, options)[0]
+    masks = torch.zeros(0, *size, dtype=torch.bool, device=kept.device)
+    if outputs.get("pred_masks") is not None and len(kept):
+        masks = _resize_masks(outputs["pred_masks"][index][kept], network_size, size, options)
+    return _merge(global_mask, masks, options.output_mask)
+
+
+def _candidates(outputs, index, present, network_size, size, options):
+    """All queries of one sample by descending score, and their order; empty without that branch."""
     height, width = size
     candidates = Instances(size)
     if "pred_logits" not in outputs:
@@ -111,7 +135,7 @@ def _candidates(outputs, index, present, network_size, size, options) -> Instanc
         candidates.pred_classes = torch.zeros(0, dtype=torch.int64, device=device)
         candidates.pred_masks = torch.zeros(0, height, width, dtype=torch.bool, device=device)
         candidates.pred_points = torch.zeros(0, 2, device=device)
-        return candidates
+        return candidates, candidates.pred_classes
     scores = outputs["pred_logits"][index].float().softmax(-1)[:, 0]
     if options.weight_scores:
         scores = scores * present
@@ -135,7 +159,7 @@ def _candidates(outputs, index, present, network_size, size, options) -> Instanc
     else:
         candidates.pred_masks = _resize_masks(masks[index][order], network_size, size, options)
     candidates.pred_points = outputs["pred_points"][index][order] * scale
-    return candidates
+    return candidates, order
 
 
 def _resize_logits(logits: torch.Tensor, size, align_corners: bool = False) -> torch.Tensor:
@@ -156,9 +180,9 @@ def _resize_masks(logits, network_size, size, options: PostprocessOptions) -> to
     return F.interpolate(masks[None].float(), size=tuple(size), mode="nearest")[0] > 0.5
 
 
-def _merge(global_mask: Optional[torch.Tensor], kept: Instances, mode: str) -> torch.Tensor:
-    """Union mask bool (height, width)."""
-    instances = kept.pred_masks.any(dim=0)
+def _merge(global_mask: Optional[torch.Tensor], masks: torch.Tensor, mode: str) -> torch.Tensor:
+    """Union of the global mask (H, W) and instance masks (n, H, W), all bool."""
+    instances = masks.any(dim=0)
     if global_mask is None or mode == "instance":
         return instances
     return global_mask | instances if mode == "merge" else global_mask

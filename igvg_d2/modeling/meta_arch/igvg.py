@@ -9,6 +9,8 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
+from igvg_d2.config import frame_sizes
+
 from ..backbone import VisionLanguageBackbone, VLFeatures, build_vl_backbone
 from ..global_head import GlobalHead
 from ..grounding_head import build_grounding_head
@@ -120,6 +122,7 @@ class IGVG(nn.Module):
                 nms_thresh=test.NMS_THRESH,
                 no_target_test=cfg.MODEL.GLOBAL_HEAD.NO_TARGET_TEST,
                 align_corners=cfg.MODEL.IGVG.ALIGN_CORNERS,
+                frame_sizes=frame_sizes(cfg.TEST.PROTOCOLS),
             ),
             "scene_head": build_scene_head(cfg, backbone),
             "input_format": cfg.INPUT.FORMAT,
