@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Score anybody's predictions on a benchmark, at the original resolution ("native" protocol).
+"""Score anybody's predictions on a benchmark, under one or more named protocols.
 
     python tools/score_predictions.py --dataset grefcoco_unc_val --predictions P.json
     python tools/score_predictions.py --dataset refzom_final_test --predictions P.jsonl \\
-        --output R.json
+        --protocol official,native --output R.json
 
 The predictions are a JSON list or JSON lines, one object per expression:
 
@@ -12,12 +12,26 @@ The predictions are a JSON list or JSON lines, one object per expression:
      "no_target": false, "no_target_score": 0.03,    optional; default: the mask is empty
      "boxes": [[x1, y1, x2, y2], ...], "scores": [0.9, ...], "masks": [RLE, ...]}    optional
 
-train_net.py --eval-only writes such a file. Only annotation files are read, no images. Unknown and
-repeated samples are errors; so are missing ones without --allow-missing, with which only the
-samples that are there count, as ReLA's evaluator does.
+train_net.py --eval-only writes such a file. Only annotation files are read, no images.
+
+protocols:
+  native           original resolution, every rate without a case is NaN
+  official         rules and resolution (480x480) of the benchmark's authors
+  released         the evaluation of the paper's authors: 320x320, no-target decided by the boxes
+  official_native  the authors' rules, original resolution
+  released_native  the rules of the paper's authors, original resolution
+For a protocol at 480 or 320 pixels "mask" may have that size. A mask of the original size is
+resized by PIL nearest, unless the record has "mask_480" or "mask_320" beside it.
+
+Unknown, repeated and missing samples and records that cannot be used (wrong size, NaN boxes, ...)
+are listed, and are an error. With --allow-missing they are listed and counted as the official code
+would: unknown ones are not looked at, of repeated ones the last counts, unusable ones are missing;
+missing ones are in none of the numbers, and those of GREC and MDETR, whose scripts stop at a
+missing sample, are NaN under official rules.
 """
 
 import argparse
+import json
 import os
 import sys
 
@@ -30,7 +44,8 @@ from tqdm import tqdm
 
 import igvg_d2.data  # noqa: F401  registers the data sets
 from igvg_d2.config import add_igvg_config
-from igvg_d2.evaluation import build_grounding_evaluator, merge_records
+from igvg_d2.data.datasets import fingerprint
+from igvg_d2.evaluation import build_grounding_evaluator, merge_records, parse_protocols
 from igvg_d2.evaluation.predictions import (
     PredictionError,
     prediction_to_output,
@@ -40,8 +55,8 @@ from igvg_d2.evaluation.reporting import format_report, write_json
 
 # Problems of one kind that are listed by name.
 _LISTED = 10
-# What cannot be said without boxes.
-_BOX_TASKS = ("grec", "instance", "rec")
+# What cannot be said without boxes; tasks of other protocols end in "_<protocol>".
+_BOX_TASKS = ("grec", "grec_fitted", "instance", "rec")
 
 
 def parse_args(args=None):
@@ -51,52 +66,131 @@ def parse_args(args=None):
     )
     parser.add_argument("--dataset", required=True, help="name of a registered data set")
     parser.add_argument("--predictions", required=True, help="JSON list or JSON lines")
+    parser.add_argument("--protocol", default="native", help="names with commas (default native)")
     parser.add_argument("--output", help="write the results to this JSON file, too")
     parser.add_argument("--allow-missing", action="store_true", help="score what is there")
+    parser.add_argument(
+        "--no-target-threshold",
+        metavar="T",
+        help="number, or file of tools/fit_no_target_threshold.py: also report GRES and GREC with "
+        "'no target' decided by no_target_score >= T",
+    )
     return parser.parse_args(args)
 
 
-def score(dataset, path, allow_missing=False):
+def score(dataset, path, allow_missing=False, protocols=("native",), no_target_threshold=None):
     """Report of the predictions in a file, see ``GroundingEvaluator.report``.
 
     Raises:
         PredictionError: the file or a prediction is wrong, or samples do not match the data set.
         KeyError, FileNotFoundError: the data set is not registered or its files are missing.
     """
-    cfg = get_cfg()
-    add_igvg_config(cfg)
-    evaluator = build_grounding_evaluator(cfg, dataset)
-    evaluator.output_folder = None
-    evaluator.reset()
-    samples = evaluator.samples
-    seen, unknown, repeated, with_boxes = set(), [], [], False
-    for prediction in tqdm(read_predictions(path), total=len(samples), unit=" samples"):
-        name = prediction["sample_id"]
-        if name not in samples or name in seen:
-            (repeated if name in seen else unknown).append(name)
-            continue
-        seen.add(name)
-        with_boxes = with_boxes or "boxes" in prediction
-        evaluator.process([{"sample_id": name}], [prediction_to_output(prediction, samples[name])])
-    missing = sorted(samples.keys() - seen)
-    problems = {"unknown": unknown, "repeated": repeated}
-    if not allow_missing:
-        problems["missing"] = missing
+    evaluator = build_evaluator(dataset, protocols, no_target_threshold)
+    problems, with_boxes = collect(evaluator, path)
+    samples, records = evaluator.samples, evaluator.records
+    done = {record["sample_id"] for record in records}
+    unusable = {name for name, _ in problems["unusable"]}
+    missing = sorted(samples.keys() - done - unusable)
+    listed = {
+        "unknown samples": problems["unknown"],
+        "repeated samples": problems["repeated"],
+        "missing samples": missing,
+        "unusable records": [text for _, text in problems["unusable"]],
+    }
     found = [
-        f"{len(names)} {kind} samples: {', '.join(names[:_LISTED])}"
-        for kind, names in problems.items()
+        f"{len(names)} {kind}: {', '.join(names[:_LISTED])}{', ...' if names[_LISTED:] else ''}"
+        for kind, names in listed.items()
         if names
     ]
+    summary = f"{path} does not fit data set '{dataset}': {'; '.join(found)}"
+    if found and not allow_missing:
+        raise PredictionError(f"{summary} (--allow-missing scores what is there)")
+    if not records:
+        raise PredictionError(f"{path}: no prediction at all{'; ' + summary if found else ''}")
     if found:
-        hint = " (--allow-missing scores what is there)" if not allow_missing and missing else ""
-        raise PredictionError(f"{path} does not fit data set '{dataset}': {'; '.join(found)}{hint}")
-    if not seen:
-        raise PredictionError(f"{path}: no prediction at all")
-    report = evaluator.report(merge_records([evaluator.records]))
+        tqdm.write(f"warning: {summary}", file=sys.stderr)
+    if not with_boxes and not needs_no_boxes(evaluator):
+        raise PredictionError(
+            f"{path}: released rules decide 'no target' by box scores; no prediction has 'boxes'"
+        )
+    report = evaluator.report(merge_records([records]))
     if not with_boxes:
-        results = report["results"]
-        report["results"] = {k: v for k, v in results.items() if k not in _BOX_TASKS}
-    return {**report, "predictions": path}
+        drop_box_tasks(report, evaluator.protocols)
+    problems = {kind: {"number": len(n), "first": n[:_LISTED]} for kind, n in listed.items() if n}
+    return {**report, "predictions": path, "problems": problems}
+
+
+def build_evaluator(dataset, protocols, no_target_threshold=None):
+    """The data set's evaluator, writing no files."""
+    cfg = get_cfg()
+    add_igvg_config(cfg)
+    cfg.TEST.PROTOCOLS = tuple(protocol.name for protocol in parse_protocols(protocols))
+    cfg.TEST.NO_TARGET_THRESHOLD = float(no_target_threshold or 0.0)
+    evaluator = build_grounding_evaluator(cfg, dataset)
+    evaluator.output_folder = None
+    evaluator.allow_missing = True
+    evaluator.fingerprint = fingerprint
+    evaluator.reset()
+    return evaluator
+
+
+def collect(evaluator, path):
+    """Feed the predictions of a file to an evaluator.
+
+    Returns:
+        problems {"unknown": [sample id], "repeated": [sample id], "unusable": [(sample id, why)]},
+        and whether any prediction has boxes.
+    """
+    samples = evaluator.samples
+    problems, with_boxes, seen = {"unknown": [], "repeated": [], "unusable": []}, False, {}
+    for prediction in tqdm(read_predictions(path), total=len(samples), unit=" samples"):
+        name = prediction["sample_id"]
+        if name not in samples:
+            problems["unknown"].append(name)
+            continue
+        if name in seen:
+            problems["repeated"].append(name)
+        try:
+            output = prediction_to_output(prediction, samples[name])
+            evaluator.process([{"sample_id": name}], [output])
+        except ValueError as error:
+            problems["unusable"].append((name, str(error)))
+            continue
+        with_boxes = with_boxes or "boxes" in prediction
+        record = evaluator.records.pop()
+        if name in seen:
+            evaluator.records[seen[name]] = record
+        else:
+            seen[name] = len(evaluator.records)
+            evaluator.records.append(record)
+    return problems, with_boxes
+
+
+def needs_no_boxes(evaluator):
+    """Whether masks alone are enough: classic data sets, or no released rules."""
+    released = any(protocol.rules == "released" for protocol in evaluator.protocols)
+    return not released or type(evaluator).__name__ == "RefCOCOEvaluator"
+
+
+def drop_box_tasks(report, protocols):
+    """Take what cannot be said without boxes out of a report."""
+    absent = {task + protocol.suffix for task in _BOX_TASKS for protocol in protocols}
+    for block in (report, *report["protocols"].values()):
+        names = absent if block is report else _BOX_TASKS
+        block["results"] = {k: v for k, v in block["results"].items() if k not in names}
+
+
+def read_threshold(text):
+    """The number of --no-target-threshold, from the command line or from a file."""
+    try:
+        return float(text)
+    except ValueError:
+        with open(text, encoding="utf-8") as file:
+            content = json.load(file)
+    value = content.get("threshold") if isinstance(content, dict) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{text}: expected a JSON object with a number 'threshold'")
+    return float(value)
 
 
 def main(args=None):
@@ -105,7 +199,8 @@ def main(args=None):
     if args.dataset not in DatasetCatalog.list():
         sys.exit(f"no data set '{args.dataset}'; registered: {', '.join(DatasetCatalog.list())}")
     try:
-        report = score(args.dataset, args.predictions, args.allow_missing)
+        threshold = args.no_target_threshold and read_threshold(args.no_target_threshold)
+        report = score(args.dataset, args.predictions, args.allow_missing, args.protocol, threshold)
     except (ValueError, OSError) as error:
         sys.exit(f"cannot score: {error}")
     print(format_report(report))

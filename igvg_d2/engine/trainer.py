@@ -21,6 +21,7 @@ from igvg_d2.data import (
     build_grounding_train_loader,
     build_tokenizer,
 )
+from igvg_d2.data.datasets import fingerprint
 from igvg_d2.evaluation import build_grounding_evaluator
 from igvg_d2.solver import build_lr_scheduler, build_optimizer
 
@@ -98,7 +99,10 @@ class GroundingTrainer(DefaultTrainer):
         """The evaluator of the dataset's kind, writing to ``OUTPUT_DIR/inference/<dataset>``."""
         if output_folder is None:
             output_folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-        return build_grounding_evaluator(cfg, dataset_name, output_folder)
+        evaluator = build_grounding_evaluator(cfg, dataset_name, output_folder)
+        # Evaluation does not import data, so the hash of the data set comes from here.
+        evaluator.fingerprint = fingerprint
+        return evaluator
 
 
 def check_config(cfg: CfgNode) -> None:

@@ -1,8 +1,10 @@
 """Evaluators of the grounding benchmarks and the metrics they are made of."""
 
 from .build import GROUNDING_EVALUATOR_REGISTRY, build_grounding_evaluator
+from .frames import GroundTruth
 from .grefcoco_evaluation import GRefCOCOEvaluator
-from .grounding_evaluation import GroundingEvaluator, GroundTruth
+from .grounding_evaluation import GroundingEvaluator
+from .protocols import PROTOCOLS, Protocol, parse_protocols
 from .refcoco_evaluation import RefCOCOEvaluator
 from .refzom_evaluation import RefZOMEvaluator
 from .reporting import merge_records

@@ -2,84 +2,44 @@
 
 import logging
 import os
-from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence
 
 import numpy as np
-import pycocotools.mask as mask_util
-import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
 
-from .metrics import count_by_cardinality, intersection_union
+from .bootstrap import bootstrap_intervals
+from .frames import GroundTruth, count_pixels, predicted_mask, target_mask, to_numpy
+from .metrics import count_by_cardinality
 from .predictions import PredictionWriter
-from .reporting import Record, format_report, merge_records, write_json
+from .protocols import Protocol, parse_protocols
+from .reporting import Record, append_line, format_report, merge_records, write_json
 
 logger = logging.getLogger(__name__)
 
 Results = Dict[str, Dict[str, float]]
 
-
-@dataclass(frozen=True)
-class GroundTruth:
-    """Decoded annotations of one sample, in the original image frame.
-
-    Attributes:
-        sample: the data set dict (see the readers in `igvg_d2/data/datasets`).
-        boxes: float64 (T, 4) XYXY pixels, as annotated (not clipped).
-        masks: bool (T, height, width), in the order of the annotations.
-        union: bool (height, width), OR over the targets; all False without a target.
-    """
-
-    sample: Dict[str, Any]
-    boxes: np.ndarray
-    masks: np.ndarray
-    union: np.ndarray
-
-    @property
-    def num_targets(self) -> int:
-        """T, the number of annotated instances; 0 means no target."""
-        return len(self.boxes)
-
-    @classmethod
-    def from_sample(cls, sample: Dict[str, Any]) -> "GroundTruth":
-        """Decode the annotations of a data set dict; raises ValueError on a wrong mask size."""
-        size = (sample["height"], sample["width"])
-        annotations = sample["annotations"]
-        boxes = np.zeros((len(annotations), 4))
-        for i, annotation in enumerate(annotations):
-            # As an array: BoxMode.convert takes a list through float32, which moves x + w.
-            box = np.asarray(annotation["bbox"], dtype=np.float64)[None]
-            boxes[i] = BoxMode.convert(box, annotation["bbox_mode"], BoxMode.XYXY_ABS)[0]
-        if not annotations:
-            return cls(sample, boxes, np.zeros((0, *size), bool), np.zeros(size, bool))
-        # decode() returns (height, width, T) in column-major order; a C copy once makes all the
-        # logical operations below run on contiguous rows.
-        decoded = mask_util.decode([a["segmentation"] for a in annotations])
-        masks = np.ascontiguousarray(decoded.transpose(2, 0, 1)).view(bool)
-        if masks.shape[1:] != size:
-            raise ValueError(
-                f"sample '{sample['sample_id']}': segmentation RLE has size {masks.shape[1:]}, "
-                f"expected the (height, width) of the sample {size}"
-            )
-        return cls(sample, boxes, masks, masks.any(axis=0))
+_PIXEL_KEYS = ("intersection", "union", "pred_area", "gt_area")
 
 
 class GroundingEvaluator(DatasetEvaluator):
-    """Compares outputs with the ground truth at the original resolution, one record per sample.
+    """Compares outputs with the ground truth under one or more protocols, in one pass.
 
-    Subclasses define what is measured by two hooks: `make_record` (one sample -> a flat dict of
-    numbers, JSON-serialisable, no masks) and `summarize` (all records -> results). Everything in
-    between is here: look-up by `sample_id`, gathering over processes, removal of the duplicates a
-    padded sampler makes, completeness, a fixed order, result files and the log. Groups (R-RefCOCO)
-    are formed in `summarize` by the record's `group_id`, never by position, so results do not
-    depend on order or sharding.
+    Per sample a flat record of numbers is kept, no masks. A benchmark defines three hooks:
+    `make_record` (one sample -> numbers, JSON-serialisable), `summarize_protocol` (all records ->
+    results under one protocol) and `summarize_shared` (results that no protocol changes). All else
+    is here: look-up by `sample_id`, gathering over processes, removal of the duplicates a padded
+    sampler makes, completeness, a fixed order, result files and the log. Groups (R-RefCOCO) are
+    formed by the record's `group_id`, never by position, so results do not depend on order or
+    sharding. Who needs no protocols overrides `summarize` alone.
     """
 
-    protocol = "native: original resolution"
+    # How the benchmark's authors bring targets to their frame, see `frames.target_mask`.
+    official_target = "nearest"
+    # Whether their loader drops pixels that two polygon parts cover.
+    official_single_cover = False
 
     @configurable
     def __init__(
@@ -89,6 +49,9 @@ class GroundingEvaluator(DatasetEvaluator):
         output_folder: Optional[str] = None,
         allow_missing: bool = False,
         save_predictions: bool = False,
+        protocols: Sequence[str] = ("native",),
+        metrics_file: Optional[str] = None,
+        no_target_threshold: Optional[float] = None,
     ):
         """
         Args:
@@ -99,6 +62,12 @@ class GroundingEvaluator(DatasetEvaluator):
                 when some samples of the data set were not processed.
             save_predictions: write `<dataset_name>_predictions.jsonl` (see
                 `igvg_d2.evaluation.predictions`) into `output_folder`.
+            protocols: names, see `PROTOCOLS`; the results of "native" have plain task names, those
+                of others end in "_<protocol>".
+            metrics_file: JSON lines, usually Detectron2's metrics.json, that get a line with
+                results, protocols, thresholds, data set hash and counts; None writes none.
+            no_target_threshold: fitted threshold of the no-target score, for extra results of
+                GRES and GREC; None for none.
         """
         self._prediction_writer = None
         if save_predictions and output_folder is not None:
@@ -108,6 +77,12 @@ class GroundingEvaluator(DatasetEvaluator):
         self.dataset_name = dataset_name
         self.output_folder = output_folder
         self.allow_missing = allow_missing
+        self.protocols = parse_protocols(tuple(protocols))
+        self.metrics_file = metrics_file
+        self.no_target_threshold = no_target_threshold
+        # Hash of the data set for the report; the engine sets `igvg_d2.data.datasets.fingerprint`,
+        # because evaluation does not import data.
+        self.fingerprint: Optional[Callable[[Iterable[Dict[str, Any]]], str]] = None
         self._samples: Optional[Dict[str, Dict[str, Any]]] = None
         self._records: List[Record] = []
 
@@ -115,12 +90,20 @@ class GroundingEvaluator(DatasetEvaluator):
     def from_config(
         cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None
     ) -> Dict[str, Any]:
-        """Thresholds are constructor arguments and keep their official defaults."""
+        """Other thresholds are constructor arguments and keep their official defaults."""
         return {
             "dataset_name": dataset_name,
             "output_folder": output_folder,
             "save_predictions": cfg.TEST.SAVE_PREDICTIONS,
+            "protocols": cfg.TEST.PROTOCOLS,
+            "metrics_file": os.path.join(cfg.OUTPUT_DIR, "metrics.json"),
+            "no_target_threshold": cfg.TEST.NO_TARGET_THRESHOLD or None,
         }
+
+    @property
+    def primary(self) -> Protocol:
+        """The protocol whose numbers stand at the top of a record: native if asked for."""
+        return next((p for p in self.protocols if p.name == "native"), self.protocols[0])
 
     @property
     def samples(self) -> Dict[str, Dict[str, Any]]:
@@ -170,45 +153,80 @@ class GroundingEvaluator(DatasetEvaluator):
 
         Args:
             target: ground truth.
-            output: model output; "mask" bool (height, width) is read here.
+            output: model output; read here are "mask" bool (height, width) and, if there,
+                "resized_masks" {frame size: bool (size, size)}.
 
         Returns:
             dict with sample_id, image_id, group_id (R-RefCOCO's unit; the ref by default),
-            num_targets, intersection and union of predicted mask and target union, pred_area,
-            gt_area; and `kind` where the data set says what sort of expression it is.
+            num_targets; intersection and union of predicted mask and target union, pred_area,
+            gt_area, all under the primary protocol; pixels {protocol: these four}; and `kind` where
+            the data set says what sort of expression it is.
         """
         sample = target.sample
         mask = to_numpy(output_field(output, "mask", sample)).astype(bool, copy=False)
-        try:
-            intersection, union = intersection_union(mask, target.union)
-        except ValueError as error:
-            raise ValueError(f"sample '{sample['sample_id']}': {error}") from error
-        gt_area = int(np.count_nonzero(target.union))
+        resized = output.get("resized_masks", {})
+        resized = {k: to_numpy(v).astype(bool, copy=False) for k, v in resized.items()}
+        pixels = {}
+        for protocol in self.protocols:
+            try:
+                pred = predicted_mask(mask, resized, target, protocol)
+            except ValueError as error:
+                raise ValueError(f"sample '{sample['sample_id']}': {error}") from error
+            single = self.official_single_cover and protocol.rules == "official"
+            gt = target_mask(target, protocol, self.official_target, single)
+            pixels[protocol.name] = count_pixels(pred, gt)
+            if single:
+                union_gt = target_mask(target, protocol, self.official_target)
+                pixels[protocol.name + "_union_gt"] = count_pixels(pred, union_gt)
         record = {
             "sample_id": sample["sample_id"],
             "image_id": sample["image_id"],
             "group_id": sample.get("group_id", sample.get("ref_id")),
             "num_targets": target.num_targets,
-            "intersection": intersection,
-            "union": union,
-            "pred_area": union + intersection - gt_area,
-            "gt_area": gt_area,
+            **dict(zip(_PIXEL_KEYS, pixels[self.primary.name])),
+            "pixels": pixels,
         }
         if "kind" in sample:
             record["kind"] = sample["kind"]
         return record
 
     def summarize(self, records: Sequence[Record]) -> Results:
-        """Results of a set of records, {task: {metric: percent}}; pure, any order, any subset."""
-        raise NotImplementedError(f"{type(self).__name__} must implement summarize(records)")
+        """Results of a set of records, {task: {metric: percent}}; pure, any order, any subset.
 
-    def settings(self) -> Dict[str, float]:
-        """Thresholds that define the numbers; written beside them."""
+        Tasks under a protocol other than native end in its name: "gres", "gres_official".
+        """
+        results = {}
+        for protocol in self.protocols:
+            for task, metrics in self.summarize_protocol(records, protocol).items():
+                results[task + protocol.suffix] = metrics
+        return {**results, **self.summarize_shared(records)}
+
+    def summarize_protocol(self, records: Sequence[Record], protocol: Protocol) -> Results:
+        """Results under one protocol, {task: {metric: percent}} without suffixes."""
+        raise NotImplementedError(f"{type(self).__name__} must implement summarize_protocol()")
+
+    def summarize_shared(self, records: Sequence[Record]) -> Results:
+        """Results that do not depend on the protocol."""
+        return {}
+
+    def settings(self, protocol: Protocol) -> Dict[str, Any]:
+        """Thresholds that define the numbers under a protocol; written beside them."""
+        return {}
+
+    def ratios(self, records: Sequence[Record], protocol: Protocol) -> Dict[str, Any]:
+        """Main numbers as {name: (numerators (N,), denominators (N,))}, for the intervals."""
         return {}
 
     def breakdown(self, records: Sequence[Record]) -> Dict[str, Dict[str, Dict[str, float]]]:
         """Extra tables {title: {row: {column: value}}} for log and file, not in the results."""
-        return {}
+        tables = {}
+        for protocol in self.protocols if records else ():
+            ratios = self.ratios(records, protocol)
+            if ratios:
+                images = [r["image_id"] for r in records]
+                title = f"95% interval{protocol.suffix.replace('_', ' ', 1)}"
+                tables[title] = bootstrap_intervals(ratios, images)
+        return tables
 
     def evaluate(self) -> Results:
         """Gather the records of all processes, summarise, write and log on the main process.
@@ -233,16 +251,45 @@ class GroundingEvaluator(DatasetEvaluator):
         return report["results"]
 
     def report(self, records: Sequence[Record]) -> Dict[str, Any]:
-        """Results with all that is needed to read them: protocol, thresholds, counts."""
-        return {
+        """Results with all that is needed to read them.
+
+        Returns:
+            dict with dataset, dataset_hash, evaluator, num_samples, num_missing, counts (samples by
+            number of targets), protocol and settings of the primary protocol, results, breakdown,
+            and protocols {name: protocol, resolution, thresholds, results of that protocol with
+            plain task names, and again data set, hash and counts}: each can be read alone.
+        """
+        facts = {
             "dataset": self.dataset_name,
+            "dataset_hash": self.fingerprint(self.samples.values()) if self.fingerprint else None,
             "evaluator": type(self).__name__,
-            "protocol": self.protocol,
-            "settings": self.settings(),
             "num_samples": len(records),
             "num_missing": len(self.samples) - len(records),
             "counts": count_by_cardinality([r["num_targets"] for r in records]),
-            "results": self.summarize(records),
+        }
+        results = self.summarize(records)
+        suffixes = [p.suffix for p in self.protocols if p.suffix]
+        blocks = {}
+        for p in self.protocols:
+            # "gres_official_native" ends in the longer of two suffixes that are there.
+            own = {
+                task[: len(task) - len(p.suffix)]: metrics
+                for task, metrics in results.items()
+                if max((s for s in suffixes if task.endswith(s)), key=len, default="") == p.suffix
+            }
+            blocks[p.name] = {
+                "protocol": p.description,
+                "resolution": p.resolution,
+                "thresholds": self.settings(p),
+                **facts,
+                "results": own,
+            }
+        return {
+            **facts,
+            "protocol": self.primary.description,
+            "settings": self.settings(self.primary),
+            "protocols": blocks,
+            "results": results,
             "breakdown": self.breakdown(records),
         }
 
@@ -267,6 +314,14 @@ class GroundingEvaluator(DatasetEvaluator):
         write_json(report, prefix + "_metrics.json", indent=2)
         write_json(records, prefix + "_records.json")
         logger.info("Wrote %s_metrics.json and %s_records.json", prefix, prefix)
+        if self.metrics_file is not None:
+            # A list: tools that read numbers by name from this file pass over it.
+            append_line({"evaluation": list(report["protocols"].values())}, self.metrics_file)
+
+
+def pixel_columns(records: Sequence[Record], key: str) -> np.ndarray:
+    """int64 (4, N): intersections, unions, predicted and target pixels under `key` of `pixels`."""
+    return np.array([r["pixels"][key] for r in records], dtype=np.int64).reshape(-1, 4).T
 
 
 def output_field(output: Dict[str, Any], key: str, sample: Dict[str, Any]) -> Any:
@@ -276,33 +331,3 @@ def output_field(output: Dict[str, Any], key: str, sample: Dict[str, Any]) -> An
             f"sample '{sample['sample_id']}': the model output needs '{key}', got {sorted(output)}"
         )
     return output[key]
-
-
-def to_numpy(value: Any) -> np.ndarray:
-    """A tensor from any device, or anything array-like, as numpy without copy where possible."""
-    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-
-
-def check_candidates(candidates: Instances, score_threshold: float, sample: Dict[str, Any]) -> None:
-    """Refuse numbers that would be counted silently wrong.
-
-    A NaN overlap passes for a match in COCOeval and in the official GREC loop. An inverted box has
-    no meaning, but below the threshold nobody looks at it (as upstream).
-
-    Args:
-        candidates: with scores (Q,) and pred_boxes XYXY.
-        score_threshold: inverted boxes are accepted below it.
-        sample: data set dict, for the message.
-
-    Raises:
-        ValueError: a score or coordinate is not finite, or a box at the threshold is inverted.
-    """
-    boxes, scores = to_numpy(candidates.pred_boxes.tensor), to_numpy(candidates.scores)
-    inverted = (boxes[:, 2:] < boxes[:, :2]).any(1) & (scores >= score_threshold)
-    bad = inverted | ~np.isfinite(boxes).all(1) | ~np.isfinite(scores)
-    if bad.any():
-        index = int(np.flatnonzero(bad)[0])
-        raise ValueError(
-            f"sample '{sample['sample_id']}': candidate {index} has box {boxes[index].tolist()} "
-            f"and score {float(scores[index])}; expected finite numbers and XYXY order"
-        )

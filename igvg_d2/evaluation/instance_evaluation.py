@@ -16,40 +16,60 @@ import pycocotools.mask as mask_util
 from detectron2.structures import Instances
 from pycocotools.cocoeval import COCOeval
 
-from .grounding_evaluation import GroundTruth, Record, to_numpy
-from .metrics import cover_accuracy, num_covered_boxes
+from .frames import GroundTruth, to_numpy
+from .metrics import (
+    cover_accuracy,
+    intersection_union,
+    mean_percent,
+    num_covered_boxes,
+    percent,
+)
+from .reporting import Record
+from .rle import RLEMasks
 
 # Candidates per sample that take part in AP, COCO's own limit.
 MAX_CANDIDATES = 100
 
 
 def make_instance_record(
-    target: GroundTruth, candidates: Instances, *, min_score: float = 0.05
+    target: GroundTruth,
+    candidates: Instances,
+    *,
+    min_score: float = 0.05,
+    score_threshold: float = 0.7,
 ) -> Record:
     """Scores and overlaps of the candidates of one sample.
 
     Args:
         target: ground truth.
         candidates: `scores` (Q,), `pred_boxes` Boxes XYXY pixels, and optionally `pred_masks` bool
-            (Q, height, width) and `pred_points` float (Q, 2) pixels, in the original frame.
+            (Q, height, width) or `RLEMasks`, and `pred_points` float (Q, 2) pixels, in the original
+            frame.
         min_score: candidates below are left out of AP to save time; they could only lengthen the
             tail of the precision-recall curve. Points of all candidates count for CoverAcc.
+        score_threshold: boxes from this score on are asked whether they fit their masks.
 
     Returns:
         dict with scores list (n,), descending; box_ious and mask_ious lists (n, T); num_covered,
-        the number of target boxes with a point. mask_ious / num_covered are None without
-        `pred_masks` / `pred_points`.
+        the number of target boxes with a point; box_mask_ious, IoU of each kept box with the
+        tightest box around its own mask (0 if that is empty). mask_ious and box_mask_ious /
+        num_covered are None without `pred_masks` / `pred_points`.
     """
     scores = to_numpy(candidates.scores).astype(np.float64)
     # Stable sort, the order COCOeval itself establishes.
     order = np.argsort(-scores, kind="mergesort")
     order = order[scores[order] >= min_score][:MAX_CANDIDATES]
     boxes = to_numpy(candidates.pred_boxes.tensor).astype(np.float64)
-    mask_ious = num_covered = None
+    mask_ious = num_covered = box_mask_ious = None
     if candidates.has("pred_masks"):
-        masks = to_numpy(candidates.pred_masks).astype(bool, copy=False)
-        # Views of the chosen masks; indexing with `order` would copy them all.
-        mask_ious = pairwise_mask_iou([masks[i] for i in order], target.masks).tolist()
+        masks = candidates.pred_masks
+        if not isinstance(masks, RLEMasks):
+            # Views of the chosen masks; indexing with `order` would copy them all.
+            masks = to_numpy(masks).astype(bool, copy=False)
+        chosen = [masks[i] for i in order]
+        mask_ious = pairwise_mask_iou(chosen, target).tolist()
+        kept = [(boxes[i], masks[i]) for i in order if scores[i] >= score_threshold]
+        box_mask_ious = [_fit_to_mask(box, mask) for box, mask in kept]
     if candidates.has("pred_points"):
         num_covered = num_covered_boxes(to_numpy(candidates.pred_points), target.boxes)
     return {
@@ -57,6 +77,7 @@ def make_instance_record(
         "box_ious": pairwise_box_iou(boxes[order], target.boxes).tolist(),
         "mask_ious": mask_ious,
         "num_covered": num_covered,
+        "box_mask_ious": box_mask_ious,
     }
 
 
@@ -76,44 +97,91 @@ def pairwise_box_iou(boxes1: np.ndarray, boxes2: np.ndarray) -> np.ndarray:
     return mask_util.iou(xywh1, xywh2, [0] * len(boxes2))
 
 
-def pairwise_mask_iou(masks1: Sequence[np.ndarray], masks2: Sequence[np.ndarray]) -> np.ndarray:
-    """IoU of every pair of masks, exact integers divided once; 0 for two empty masks.
+def pairwise_mask_iou(masks: Sequence[Any], target: GroundTruth) -> np.ndarray:
+    """IoU of every mask with every target, exact integers divided once; 0 for two empty masks.
 
     Args:
-        masks1: N masks, bool (height, width).
-        masks2: M masks of the same size.
+        masks: N masks, all bool (height, width) or all RLE dicts.
+        target: ground truth with T targets of the same size.
 
     Returns:
-        float64 (N, M).
+        float64 (N, T).
     """
-    areas1, areas2 = ([np.count_nonzero(m) for m in masks] for masks in (masks1, masks2))
-    ious = np.zeros((len(masks1), len(masks2)))
-    for i, mask1 in enumerate(masks1):
-        for j, mask2 in enumerate(masks2):
-            intersection = np.count_nonzero(mask1 & mask2)
-            ious[i, j] = intersection / max(areas1[i] + areas2[j] - intersection, 1)
+    ious = np.zeros((len(masks), target.num_targets))
+    if not ious.size:
+        return ious
+    if isinstance(masks[0], dict):
+        return mask_util.iou(masks, target.rles, [0] * target.num_targets)
+    for i, mask in enumerate(masks):
+        for j, gt_mask in enumerate(target.masks):
+            intersection, union = intersection_union(mask, gt_mask)
+            ious[i, j] = intersection / max(union, 1)
     return ious
 
 
+def _fit_to_mask(box: np.ndarray, mask: Any) -> float:
+    """IoU of an XYXY box with the tightest box around a mask, bool (height, width) or RLE."""
+    if isinstance(mask, dict):
+        x, y, width, height = mask_util.toBbox(mask).tolist()
+        tight = [x, y, x + width, y + height]
+    else:
+        columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+        if not len(rows):
+            return 0.0
+        tight = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+    return float(pairwise_box_iou(box[None], np.array([tight], np.float64))[0, 0])
+
+
 def summarize_instances(records: Sequence[Record]) -> Dict[str, float]:
-    """Average precision and CoverAcc of records made by `make_instance_record`.
+    """Average precision, CoverAcc and box-mask consistency of `make_instance_record`.
 
     Args:
         records: with `num_targets` beside the keys of `make_instance_record`.
 
     Returns:
-        {"mask_AP", "mask_AP50", "mask_AP75", "box_AP", "box_AP50", "box_AP75", "CoverAcc"} in
+        {"mask_AP", "mask_AP50", "mask_AP75", "box_AP", "box_AP50", "box_AP75", "CoverAcc",
+        "box_mask_IoU" (mean IoU of kept boxes with the tightest boxes around their masks)} in
         percent; NaN without any target, or where the candidates had no masks or points.
     """
     results = {}
     for kind in ("mask", "box"):
         precision = _average_precision(records, f"{kind}_ious")
         results.update({f"{kind}_AP{suffix}": value for suffix, value in precision.items()})
-    results["CoverAcc"] = float("nan")
+    results["CoverAcc"] = results["box_mask_IoU"] = float("nan")
     if all(r["num_covered"] is not None for r in records):
         results["CoverAcc"] = cover_accuracy(
             [r["num_covered"] for r in records], [r["num_targets"] for r in records]
         )
+    if all(r["box_mask_ious"] is not None for r in records):
+        results["box_mask_IoU"] = mean_percent([x for r in records for x in r["box_mask_ious"]])
+    return results
+
+
+def summarize_sets(records: Sequence[Record]) -> Dict[str, float]:
+    """Kept boxes against targets, summed over samples, by the matches of GREC, in percent.
+
+    Args:
+        records: with num_targets, num_kept, num_matched, pred_no_target and pred_area.
+
+    Returns:
+        F1, precision and recall of instances, recall by number of targets, count_acc (the number of
+        kept boxes is the number of targets), and decision_agreement, the share of samples whose
+        flag, mask and kept boxes say the same: a target or none.
+    """
+    kept, matched, targets = (
+        np.array([r[key] for r in records], dtype=np.int64)
+        for key in ("num_kept", "num_matched", "num_targets")
+    )
+    agreed = [r["pred_no_target"] == (r["pred_area"] == 0) == (r["num_kept"] == 0) for r in records]
+    results = {
+        "F1": percent(2 * matched.sum(), kept.sum() + targets.sum()),
+        "precision": percent(matched.sum(), kept.sum()),
+        "recall": percent(matched.sum(), targets.sum()),
+        "count_acc": mean_percent(kept == targets),
+        "decision_agreement": mean_percent(agreed),
+    }
+    for name, chosen in (("1", targets == 1), ("2", targets == 2), ("3plus", targets >= 3)):
+        results[f"recall_{name}"] = percent(matched[chosen].sum(), targets[chosen].sum())
     return results
 
 

@@ -1,27 +1,52 @@
 """Predictions as a file: what eval-only runs write and what anybody's model can be scored from.
 
-A prediction is a JSON object per expression, all coordinates in the original image:
+A prediction is a JSON object per expression, all coordinates in pixels of the original image:
 
-* ``sample_id`` str, or ``ref_id`` and ``sent_id``;
-* ``mask``: COCO RLE of the union mask, ``{"size": [height, width], "counts": str}``;
+* ``ref_id`` and ``sent_id``, or ``sample_id`` str;
+* ``mask``: COCO RLE of the union mask, ``{"size": [height, width], "counts": str or list}``, of the
+  original size; for protocols that compare at 480 x 480 or 320 x 320, of that size instead;
 * optional ``no_target`` bool (by default: the mask has no pixel), ``no_target_score`` in [0, 1];
-* optional ``boxes`` [[x1, y1, x2, y2], ...] and ``scores`` [float, ...], and of the same length
-  ``masks`` (RLE) and ``points`` [[x, y], ...].
+* optional ``boxes`` [[x1, y1, x2, y2], ...] and ``scores`` [probability, ...], and of the same
+  length ``masks`` (RLE of the original size) and ``points`` [[x, y], ...];
+* optional ``mask_480`` and ``mask_320``: the union mask resized from logits by the model itself,
+  beside a ``mask`` of the original size. Without them that one is resized by PIL nearest.
+
+Other fields are ignored, unless their name looks like a slip of one of these.
 """
 
+import difflib
 import json
 import math
 import os
-from typing import IO, Any, Dict, Iterator, List, Optional, Tuple
+from typing import IO, Any, Dict, Iterator, Optional, Tuple
 
 import numpy as np
-import pycocotools.mask as mask_util
 import torch
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from igvg_d2.config import PROTOCOL_SIZES
+
+from .json_stream import JSONStreamError, read_json_values
+from .rle import (
+    RLEMasks,
+    check_rle,
+    mask_to_rle,
+    runs_to_mask,
+    runs_to_rle,
+    to_json,
+)
+
 Prediction = Dict[str, Any]
+
+FRAME_SIZES = tuple(sorted({size for size in PROTOCOL_SIZES.values() if size is not None}))
+_FIELDS = (
+    "sample_id ref_id sent_id mask no_target no_target_score boxes scores masks points".split()
+    + [f"mask_{size}" for size in FRAME_SIZES]
+)
+# How alike an unknown name must be to count as a slip ("no_targt", "score").
+_SLIP = 0.8
 
 
 class PredictionError(ValueError):
@@ -29,45 +54,36 @@ class PredictionError(ValueError):
 
 
 def read_predictions(path: str) -> Iterator[Prediction]:
-    """The predictions of a file, a JSON list or JSON lines (which are never all in memory).
+    """The predictions of a file, a JSON list or JSON lines; never all of them in memory.
 
     Raises:
         PredictionError: names the file, the position in it, and what is wrong.
         FileNotFoundError: there is no such file.
     """
-    with PathManager.open(path, "r") as file:
+    with PathManager.open(path, "r", encoding="utf-8") as file:
         try:
-            start = file.read(1)
-            while start.isspace():
-                start = file.read(1)
-            file.seek(0)
-            if start == "[":
-                yield from _checked(enumerate(json.load(file), 1), path, "record")
-            else:
-                lines = ((n, json.loads(x)) for n, x in enumerate(file, 1) if x.strip())
-                yield from _checked(lines, path, "line")
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            for where, item in read_json_values(file):
+                yield _identified(item, f"{path}, {where}")
+        except (UnicodeDecodeError, JSONStreamError) as error:
             raise PredictionError(
                 f"{path}: expected a JSON list or one JSON object per line: {error}"
             ) from error
 
 
-def _checked(items, path: str, unit: str) -> Iterator[Prediction]:
-    """Each item must be an object; its ``sample_id`` is filled in."""
-    for number, item in items:
-        where = f"{path}, {unit} {number}"
-        if not isinstance(item, dict):
-            raise PredictionError(f"{where}: expected an object, found {type(item).__name__}")
-        if "sample_id" not in item:
-            if not {"ref_id", "sent_id"} <= item.keys():
-                raise PredictionError(
-                    f"{where}: expected 'sample_id', or 'ref_id' and 'sent_id', found "
-                    f"{sorted(item)[:8]}"
-                )
-            item = {**item, "sample_id": f"{item['ref_id']}_{item['sent_id']}"}
-        if not isinstance(item["sample_id"], str):
-            raise PredictionError(f"{where}: 'sample_id' must be text: {item['sample_id']!r}")
-        yield item
+def _identified(item: Any, where: str) -> Prediction:
+    """An object with its ``sample_id`` filled in."""
+    if not isinstance(item, dict):
+        raise PredictionError(f"{where}: expected an object, found {type(item).__name__}")
+    if "sample_id" not in item:
+        if not {"ref_id", "sent_id"} <= item.keys():
+            raise PredictionError(
+                f"{where}: expected 'sample_id', or 'ref_id' and 'sent_id', found "
+                f"{sorted(item)[:8]}"
+            )
+        item = {**item, "sample_id": f"{item['ref_id']}_{item['sent_id']}"}
+    if not isinstance(item["sample_id"], str):
+        raise PredictionError(f"{where}: 'sample_id' must be text: {item['sample_id']!r}")
+    return item
 
 
 def prediction_to_output(prediction: Prediction, sample: Dict[str, Any]) -> Dict[str, Any]:
@@ -77,17 +93,64 @@ def prediction_to_output(prediction: Prediction, sample: Dict[str, Any]) -> Dict
         prediction: see the module docstring.
         sample: data set dict of the same expression, for the size.
 
+    Returns:
+        dict with "mask" bool (height, width) or (480, 480) or (320, 320), "no_target", "candidates"
+        (masks as `RLEMasks`), and if there "no_target_score" and "resized_masks" {size: mask}.
+
     Raises:
         PredictionError: names the sample, the field, what was expected and what was found.
     """
     name, size = prediction["sample_id"], (sample["height"], sample["width"])
+    _check_fields(prediction, sample)
+    mask = _mask(prediction["mask"], [size, *((s, s) for s in FRAME_SIZES)], name, "mask")
+    no_target = prediction.get("no_target", not mask.any())
+    if not isinstance(no_target, bool):
+        raise PredictionError(f"sample '{name}': 'no_target' must be a bool: {no_target!r}")
+    output = {
+        "mask": torch.from_numpy(mask),
+        "no_target": no_target,
+        "candidates": _candidates(prediction, size),
+    }
+    resized = {s: f"mask_{s}" for s in FRAME_SIZES if f"mask_{s}" in prediction}
+    if resized:
+        output["resized_masks"] = {
+            s: _mask(prediction[key], [(s, s)], name, key) for s, key in resized.items()
+        }
+    score = prediction.get("no_target_score")
+    if score is not None:
+        if isinstance(score, bool) or not isinstance(score, (int, float)) or not 0 <= score <= 1:
+            raise PredictionError(f"sample '{name}': 'no_target_score' not in [0, 1]: {score!r}")
+        output["no_target_score"] = float(score)
+    return output
+
+
+def _check_fields(prediction: Prediction, sample: Dict[str, Any]) -> None:
+    """The mask is there, no field is misspelt, and ids that are told belong to the sample."""
+    name = prediction["sample_id"]
+    for key in prediction.keys() - set(_FIELDS):
+        alike = difflib.get_close_matches(key, _FIELDS, n=1, cutoff=_SLIP)
+        if alike and alike[0] not in prediction:
+            raise PredictionError(f"sample '{name}': no field '{key}'; is '{alike[0]}' meant?")
+    for key in ("ref_id", "sent_id", "image_id"):
+        if key in prediction and key in sample and str(prediction[key]) != str(sample[key]):
+            raise PredictionError(
+                f"sample '{name}': '{key}' is {prediction[key]!r}, in the data set {sample[key]!r}"
+            )
     if "mask" not in prediction:
         raise PredictionError(f"sample '{name}': no 'mask'; found {sorted(prediction)[:8]}")
-    mask = _decode(prediction["mask"], size, name, "mask")
+
+
+def _candidates(prediction: Prediction, size: Tuple[int, int]) -> Instances:
+    """Boxes, scores, masks and points of a prediction; without boxes there are none."""
+    name = prediction["sample_id"]
     boxes = _numbers(prediction.get("boxes", []), (-1, 4), name, "boxes")
     scores = _numbers(prediction.get("scores", []), (-1,), name, "scores")
     if len(boxes) != len(scores):
         raise PredictionError(f"sample '{name}': {len(boxes)} boxes but {len(scores)} scores")
+    if len(scores) and not (0 <= float(scores.min()) and float(scores.max()) <= 1):
+        raise PredictionError(
+            f"sample '{name}': 'scores' must be probabilities in [0, 1]: {scores.tolist()[:4]}"
+        )
     candidates = Instances(size)
     candidates.pred_boxes = Boxes(boxes)
     # In float64, so that a score of 0.7 in the file is 0.7 for the threshold.
@@ -96,21 +159,12 @@ def prediction_to_output(prediction: Prediction, sample: Dict[str, Any]) -> Dict
         rles = prediction["masks"]
         if not isinstance(rles, list) or len(rles) != len(boxes):
             raise PredictionError(f"sample '{name}': 'masks' must be a list, one for each box")
-        masks = [_decode(rle, size, name, "masks") for rle in rles]
-        stacked = np.stack(masks) if masks else np.zeros((0, *size), bool)
-        candidates.pred_masks = torch.from_numpy(stacked)
+        candidates.pred_masks = RLEMasks(
+            [runs_to_rle(size, _runs(rle, [size], name, "masks")[1]) for rle in rles]
+        )
     if "points" in prediction:
         candidates.pred_points = _numbers(prediction["points"], (len(boxes), 2), name, "points")
-    no_target = prediction.get("no_target", not mask.any())
-    if not isinstance(no_target, (bool, np.bool_)):
-        raise PredictionError(f"sample '{name}': 'no_target' must be a bool: {no_target!r}")
-    output = {"mask": torch.from_numpy(mask), "no_target": bool(no_target)}
-    score = prediction.get("no_target_score")
-    if score is not None:
-        if isinstance(score, bool) or not isinstance(score, (int, float)) or not 0 <= score <= 1:
-            raise PredictionError(f"sample '{name}': 'no_target_score' not in [0, 1]: {score!r}")
-        output["no_target_score"] = float(score)
-    return {**output, "candidates": candidates}
+    return candidates
 
 
 def output_to_prediction(output: Dict[str, Any], sample: Dict[str, Any]) -> Prediction:
@@ -118,15 +172,20 @@ def output_to_prediction(output: Dict[str, Any], sample: Dict[str, Any]) -> Pred
     candidates = output["candidates"]
     prediction = {
         "sample_id": sample["sample_id"],
-        "mask": _encode(output["mask"]),
+        "mask": to_json(mask_to_rle(output["mask"])),
         "no_target": bool(output["no_target"]),
         "boxes": candidates.pred_boxes.tensor.tolist(),
         "scores": candidates.scores.tolist(),
     }
+    for size, mask in output.get("resized_masks", {}).items():
+        prediction[f"mask_{size}"] = to_json(mask_to_rle(mask))
     if output.get("no_target_score") is not None:
         prediction["no_target_score"] = float(output["no_target_score"])
     if candidates.has("pred_masks"):
-        prediction["masks"] = [_encode(mask) for mask in candidates.pred_masks]
+        masks = candidates.pred_masks
+        is_rle = isinstance(masks, RLEMasks)
+        rles = masks.rles if is_rle else [mask_to_rle(mask) for mask in masks]
+        prediction["masks"] = [to_json(rle) for rle in rles]
     if candidates.has("pred_points"):
         prediction["points"] = candidates.pred_points.tolist()
     return prediction
@@ -166,77 +225,48 @@ class PredictionWriter:
         if not comm.is_main_process():
             return
         parts = [self._part(rank) for rank in range(comm.get_world_size())]
-        seen = set()
-        with open(self.path, "w", encoding="utf-8") as joined:
+        seen, joined_part = set(), f"{self.path}.joined"
+        with open(joined_part, "w", encoding="utf-8") as joined:
             for part in parts:
                 for prediction in read_predictions(part):
                     if prediction["sample_id"] not in seen:
                         seen.add(prediction["sample_id"])
                         joined.write(json.dumps(prediction) + "\n")
                 os.remove(part)
+        os.replace(joined_part, self.path)
 
     def _part(self, rank: int) -> str:
         return f"{self.path}.{rank}"
 
 
-def _encode(mask: torch.Tensor) -> Dict[str, Any]:
-    """COCO RLE that JSON can hold."""
-    pixels = np.asfortranarray(mask.detach().cpu().numpy().astype(np.uint8))
-    rle = mask_util.encode(pixels)
-    return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
+def _mask(rle: Any, sizes, name: str, field: str) -> np.ndarray:
+    """bool mask of an RLE of one of the sizes; the first is that of the original image."""
+    return runs_to_mask(*_runs(rle, sizes, name, field))
 
 
-def _decode(rle: Any, size: Tuple[int, int], name: str, field: str) -> np.ndarray:
-    """bool (height, width) of an RLE whose runs cover exactly the image."""
-    found = rle.get("size") if isinstance(rle, dict) else type(rle).__name__
-    if not isinstance(rle, dict) or found != list(size):
-        raise PredictionError(
-            f"sample '{name}': '{field}' must be a COCO RLE of size {list(size)}, the original "
-            f"image; found {found}"
-        )
-    counts = rle.get("counts")
+def _runs(rle: Any, sizes, name: str, field: str) -> Tuple[Tuple[int, int], np.ndarray]:
+    """(height, width) and runs of an RLE of one of the sizes."""
     try:
-        runs = counts if isinstance(counts, list) else _runs(counts)
-        if min(runs, default=-1) < 0 or sum(runs) != size[0] * size[1]:
-            raise ValueError(f"its runs cover {sum(runs)} of {size[0] * size[1]} pixels")
-        values = np.repeat(np.arange(len(runs)) % 2, runs).astype(bool)
-    except (TypeError, ValueError) as error:
+        found, runs = check_rle(rle)
+    except ValueError as error:
         raise PredictionError(f"sample '{name}': '{field}' is no valid RLE: {error}") from error
-    return np.ascontiguousarray(values.reshape(size, order="F"))
-
-
-def _runs(counts: Any) -> List[int]:
-    """Run lengths of COCO's compressed RLE: 5 bits per character, each run minus the one before.
-
-    pycocotools reads beyond the end of a damaged string; a file from elsewhere must not do that.
-    """
-    if isinstance(counts, str):
-        counts = counts.encode("ascii")
-    if not isinstance(counts, bytes):
-        raise TypeError(f"'counts' is {type(counts).__name__}, expected text or a list of runs")
-    runs: List[int] = []
-    value, shift = 0, 0
-    for character in counts:
-        bits = character - 48
-        if not 0 <= bits < 64 or shift > 30:
-            raise ValueError(f"character {chr(character)!r}")
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            value -= 1 << shift
-        runs.append(value + runs[-2] if len(runs) > 2 else value)
-        value, shift = 0, 0
-    if shift:
-        raise ValueError("it ends inside a number")
-    return runs
+    if found not in sizes:
+        also = "".join(f" or {list(size)}" for size in sizes[1:])
+        raise PredictionError(
+            f"sample '{name}': '{field}' must be a COCO RLE of size {list(sizes[0])}{also}; found "
+            f"{list(found)}"
+        )
+    return found, runs
 
 
 def _numbers(values: Any, shape: Tuple[int, ...], name: str, field: str) -> torch.Tensor:
     """Finite float64 tensor of the shape."""
     try:
-        numbers = torch.tensor(values, dtype=torch.float64).reshape(shape)
+        # numpy first: torch would turn True and False into numbers without a word.
+        array = np.array(values)
+        if array.size and array.dtype.kind not in "iuf":
+            raise ValueError(f"found {str(values)[:80]}")
+        numbers = torch.from_numpy(array.astype(np.float64)).reshape(shape)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise PredictionError(f"sample '{name}': '{field}' must be numbers: {error}") from error
     if len(numbers) != len(values) or not all(map(math.isfinite, numbers.flatten().tolist())):

@@ -5,18 +5,20 @@ from typing import Any, Dict, Optional, Sequence
 import numpy as np
 from detectron2.config import configurable
 
+from .boxes import check_candidates, top_box_overlaps
 from .build import GROUNDING_EVALUATOR_REGISTRY
+from .frames import GroundTruth, to_numpy
 from .grounding_evaluation import (
     GroundingEvaluator,
-    GroundTruth,
     Record,
     Results,
-    check_candidates,
     output_field,
-    to_numpy,
+    pixel_columns,
 )
-from .instance_evaluation import pairwise_box_iou
 from .metrics import iou_ratio, mean_percent, overall_iou, precision_at
+from .protocols import Protocol
+
+_MDETR_GIOU_THRESHOLD = 0.5
 
 
 @GROUNDING_EVALUATOR_REGISTRY.register()
@@ -28,9 +30,18 @@ class RefCOCOEvaluator(GroundingEvaluator):
     first of equals, no candidate is a miss).
 
     Results: "res" {mIoU, oIoU, Pr@0.5 ... Pr@0.9} and "rec" {Acc@0.5}, in percent, over sentences.
-    The mask ground truth is the union of all polygon parts (MAttNet), not LAVT's "covered exactly
-    once"; the box overlap is plain IoU in continuous coordinates.
+    The mask ground truth is the union of all polygon parts (MAttNet); the box overlap is plain IoU
+    in continuous coordinates.
+
+    Official rules: "res" is LAVT's, whose loader drops pixels covered by two polygon parts, and
+    "res_union_gt" has unions of parts; "rec" has MAttNet's Acc@0.5, which counts overlaps of at
+    most one pixel as none, and MDETR's P@1, P@5, P@10, the share of sentences with a generalized
+    IoU of at least 0.5 among that many best boxes (NaN if samples are missing: MDETR stops there).
+    Released rules: "rec" has Acc@0.5 ... Acc@0.9 with target boxes clipped to width - 1, height - 1
+    in the frame of 320 pixels.
     """
+
+    official_single_cover = True
 
     @configurable
     def __init__(
@@ -40,13 +51,16 @@ class RefCOCOEvaluator(GroundingEvaluator):
         output_folder: Optional[str] = None,
         allow_missing: bool = False,
         save_predictions: bool = False,
+        protocols: Sequence[str] = ("native",),
+        metrics_file: Optional[str] = None,
+        no_target_threshold: Optional[float] = None,
         iou_threshold: float = 0.5,
         precision_thresholds: Sequence[float] = (0.5, 0.6, 0.7, 0.8, 0.9),
     ):
         """
         Args:
-            dataset_name, output_folder, allow_missing, save_predictions: see
-                `GroundingEvaluator`.
+            dataset_name, output_folder, allow_missing, save_predictions, protocols, metrics_file,
+                no_target_threshold: see `GroundingEvaluator`; the last has no use here.
             iou_threshold: smallest IoU of a correct box.
             precision_thresholds: mask IoUs of Pr@X.
         """
@@ -55,16 +69,23 @@ class RefCOCOEvaluator(GroundingEvaluator):
             output_folder=output_folder,
             allow_missing=allow_missing,
             save_predictions=save_predictions,
+            protocols=protocols,
+            metrics_file=metrics_file,
+            no_target_threshold=no_target_threshold,
         )
         self.iou_threshold = iou_threshold
         self.precision_thresholds = tuple(precision_thresholds)
 
-    def settings(self) -> Dict[str, float]:
+    def settings(self, protocol: Protocol) -> Dict[str, Any]:
         """See `GroundingEvaluator.settings`."""
-        return {"rec_iou_threshold": self.iou_threshold}
+        settings = {"rec_iou_threshold": self.iou_threshold}
+        if protocol.rules == "official":
+            settings["mdetr_generalized_iou_threshold"] = _MDETR_GIOU_THRESHOLD
+        return settings
 
     def make_record(self, target: GroundTruth, output: Dict[str, Any]) -> Record:
-        """See `GroundingEvaluator.make_record`; adds iou, box_iou and box_score.
+        """See `GroundingEvaluator.make_record`; adds rec {protocol: overlaps}, iou,
+        box_iou and box_score.
 
         Raises:
             ValueError: the sample has not exactly one target.
@@ -79,25 +100,52 @@ class RefCOCOEvaluator(GroundingEvaluator):
         candidates = output_field(output, "candidates", target.sample)
         scores = to_numpy(candidates.scores)
         check_candidates(candidates, scores.max(initial=0.0), target.sample)
-        box_iou, box_score = 0.0, None
-        if len(scores):
-            top = int(np.argmax(scores))
-            box = to_numpy(candidates.pred_boxes.tensor)[top : top + 1].astype(np.float64)
-            box_iou = float(pairwise_box_iou(box, target.boxes)[0, 0])
-            box_score = float(scores[top])
-        iou = float(iou_ratio([record["intersection"]], [record["union"]])[0])
-        record.update(iou=iou, box_iou=box_iou, box_score=box_score)
+        overlaps = {p.name: top_box_overlaps(candidates, target, p) for p in self.protocols}
+        record.update(
+            iou=float(iou_ratio([record["intersection"]], [record["union"]])[0]),
+            rec=overlaps,
+            box_iou=overlaps[self.primary.name]["iou"],
+            box_score=float(scores.max()) if len(scores) else None,
+        )
         return record
 
-    def summarize(self, records: Sequence[Record]) -> Results:
+    def summarize_protocol(self, records: Sequence[Record], protocol: Protocol) -> Results:
         """See the class for the keys."""
-        ious = [r["iou"] for r in records]
-        res = {
-            "mIoU": mean_percent(ious),
-            "oIoU": overall_iou(
-                [r["intersection"] for r in records], [r["union"] for r in records]
-            ),
+        results = {"res": self._summarize_masks(records, protocol.name)}
+        if protocol.rules == "official":
+            results["res_union_gt"] = self._summarize_masks(records, protocol.name + "_union_gt")
+        return {**results, "rec": self._summarize_boxes(records, protocol)}
+
+    def _summarize_masks(self, records: Sequence[Record], key: str) -> Dict[str, float]:
+        """RES with the pixels under `key`."""
+        intersections, unions, _, _ = pixel_columns(records, key)
+        ious = iou_ratio(intersections, unions)
+        results = {"mIoU": mean_percent(ious), "oIoU": overall_iou(intersections, unions)}
+        results.update({f"Pr@{t}": precision_at(ious, t) for t in self.precision_thresholds})
+        return results
+
+    def _summarize_boxes(self, records: Sequence[Record], protocol: Protocol) -> Dict[str, float]:
+        """REC by the rules of a protocol."""
+        ious = [r["rec"][protocol.name]["iou"] for r in records]
+        thresholds = [self.iou_threshold]
+        if protocol.rules == "released":
+            thresholds += [t for t in self.precision_thresholds if t > self.iou_threshold]
+        results = {f"Acc@{t}": precision_at(ious, t) for t in thresholds}
+        if protocol.rules == "official":
+            complete = len(records) == len(self.samples)
+            for rank in records[0]["rec"][protocol.name]["giou"] if records else ():
+                overlaps = [r["rec"][protocol.name]["giou"][rank] for r in records]
+                value = precision_at(overlaps, _MDETR_GIOU_THRESHOLD)
+                results[f"P@{rank}"] = value if complete else float("nan")
+        return results
+
+    def ratios(self, records: Sequence[Record], protocol: Protocol) -> Dict[str, Any]:
+        """mIoU, oIoU and box accuracy."""
+        intersections, unions, _, _ = pixel_columns(records, protocol.name)
+        ones = np.ones(len(records))
+        hits = [r["rec"][protocol.name]["iou"] >= self.iou_threshold for r in records]
+        return {
+            "mIoU": (iou_ratio(intersections, unions), ones),
+            "oIoU": (intersections, unions),
+            f"Acc@{self.iou_threshold}": (hits, ones),
         }
-        res.update({f"Pr@{t}": precision_at(ious, t) for t in self.precision_thresholds})
-        accuracy = precision_at([r["box_iou"] for r in records], self.iou_threshold)
-        return {"res": res, "rec": {f"Acc@{self.iou_threshold}": accuracy}}

@@ -2,39 +2,77 @@
 
 from typing import Any, Dict, Sequence
 
+import numpy as np
+
+from .boxes import RELEASED_SCORE_THRESHOLD, check_candidates, count_confident
 from .build import GROUNDING_EVALUATOR_REGISTRY
-from .grounding_evaluation import GroundingEvaluator, GroundTruth, Record, Results, output_field
+from .frames import GroundTruth
+from .grounding_evaluation import (
+    GroundingEvaluator,
+    Record,
+    Results,
+    output_field,
+    pixel_columns,
+)
 from .metrics import iou_ratio, mean_percent, overall_iou, precision_at
+from .protocols import Protocol
 
 _PRECISION_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 @GROUNDING_EVALUATOR_REGISTRY.register()
 class RefZOMEvaluator(GroundingEvaluator):
-    """Mask metrics of Ref-ZOM by the rules of its authors (DMMI), at the original resolution.
+    """Mask metrics of Ref-ZOM by the rules of its authors (DMMI).
 
-    Read from a model output: "mask" bool (height, width) and "no_target" bool or 0-d tensor.
+    Read from a model output: "mask" bool (height, width), "no_target" bool or 0-d tensor, and for
+    released rules "candidates" Instances with scores.
 
     Results: "refzom" {mIoU, oIoU, Pr@0.5 ... Pr@0.9} over sentences with a target, Acc over those
-    without: a mask without any pixel is right. "Acc_flag" asks the no-target flag instead, as the
-    released evaluation of IGVG does. In percent, NaN where there is no such sentence.
+    without: a mask without any pixel is right, under released rules no box score above 0.7.
+    "Acc_flag" asks the no-target flag instead. In percent, NaN where there is no such sentence.
     """
 
+    def settings(self, protocol: Protocol) -> Dict[str, Any]:
+        """See `GroundingEvaluator.settings`."""
+        if protocol.rules == "released":
+            return {"no_target": f"no box score > {RELEASED_SCORE_THRESHOLD}"}
+        return {"no_target": "mask without a pixel"}
+
     def make_record(self, target: GroundTruth, output: Dict[str, Any]) -> Record:
-        """See `GroundingEvaluator.make_record`; adds pred_no_target."""
+        """See `GroundingEvaluator.make_record`; adds pred_no_target and num_confident."""
         record = super().make_record(target, output)
         record["pred_no_target"] = bool(output_field(output, "no_target", target.sample))
+        if any(protocol.rules == "released" for protocol in self.protocols):
+            candidates = output_field(output, "candidates", target.sample)
+            check_candidates(candidates, RELEASED_SCORE_THRESHOLD, target.sample)
+            record["num_confident"] = count_confident(candidates)
         return record
 
-    def summarize(self, records: Sequence[Record]) -> Results:
+    def summarize_protocol(self, records: Sequence[Record], protocol: Protocol) -> Results:
         """See the class for the keys."""
-        targeted = [r for r in records if r["num_targets"]]
-        zero = [r for r in records if not r["num_targets"]]
-        intersections = [r["intersection"] for r in targeted]
-        unions = [r["union"] for r in targeted]
+        targeted = np.array([r["num_targets"] > 0 for r in records], bool)
+        intersections, unions, areas, _ = pixel_columns(records, protocol.name)
+        intersections, unions = intersections[targeted], unions[targeted]
         ious = iou_ratio(intersections, unions)
         results = {"mIoU": mean_percent(ious), "oIoU": overall_iou(intersections, unions)}
         results.update({f"Pr@{t}": precision_at(ious, t) for t in _PRECISION_THRESHOLDS})
-        results["Acc"] = mean_percent([r["pred_area"] == 0 for r in zero])
-        results["Acc_flag"] = mean_percent([r["pred_no_target"] for r in zero])
+        rejected = areas == 0
+        if protocol.rules == "released":
+            rejected = np.array([r["num_confident"] == 0 for r in records], bool)
+        flags = np.array([r["pred_no_target"] for r in records], bool)
+        results["Acc"] = mean_percent(rejected[~targeted])
+        results["Acc_flag"] = mean_percent(flags[~targeted])
         return {"refzom": results}
+
+    def ratios(self, records: Sequence[Record], protocol: Protocol) -> Dict[str, Any]:
+        """mIoU, oIoU and Acc by mask or boxes."""
+        targeted = np.array([r["num_targets"] > 0 for r in records], bool)
+        intersections, unions, areas, _ = pixel_columns(records, protocol.name)
+        rejected = areas == 0
+        if protocol.rules == "released":
+            rejected = np.array([r["num_confident"] == 0 for r in records], bool)
+        return {
+            "mIoU": (iou_ratio(intersections, unions) * targeted, targeted),
+            "oIoU": (intersections * targeted, unions * targeted),
+            "Acc": (rejected & ~targeted, ~targeted),
+        }

@@ -5,6 +5,7 @@ import math
 import os
 from typing import Any, Dict, List, Optional, Sequence
 
+from detectron2.utils.events import get_event_storage, has_event_storage
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 
@@ -28,24 +29,39 @@ def merge_records(shards: Sequence[Sequence[Record]]) -> List[Record]:
 
 
 def write_json(content: Any, path: str, indent: Optional[int] = None) -> None:
-    """Write nested dicts and lists; NaN becomes null, because JSON has no NaN."""
+    """Write nested dicts and lists, whole or not at all; NaN becomes null: JSON has no NaN."""
     PathManager.mkdirs(os.path.dirname(path))
-    with PathManager.open(path, "w") as f:
+    part = f"{path}.part"
+    with PathManager.open(part, "w") as f:
         json.dump(_nan_to_none(content), f, indent=indent)
+    os.replace(part, path)
+
+
+def append_line(content: Dict[str, Any], path: str) -> None:
+    """Append a JSON line to the log of a run, with the iteration if there is one."""
+    PathManager.mkdirs(os.path.dirname(path))
+    if has_event_storage():
+        content = {"iteration": get_event_storage().iter, **content}
+    with PathManager.open(path, "a") as f:
+        f.write(json.dumps(_nan_to_none(content), sort_keys=True) + "\n")
 
 
 def format_report(report: Dict[str, Any]) -> str:
     """The report of `GroundingEvaluator.evaluate` as text for the log."""
-    settings = ", ".join(f"{key} {value}" for key, value in report["settings"].items())
     counts = ", ".join(f"{name}: {count}" for name, count in report["counts"].items())
     lines = [
-        f"Evaluation of {report['dataset']} ({report['evaluator']}), {report['protocol']}",
-        f"thresholds: {settings or 'none'}",
-        f"{report['num_samples']} samples by number of targets: {counts}; all rates in percent",
+        f"Evaluation of {report['dataset']} ({report['evaluator']}), "
+        f"data set hash {report['dataset_hash'] or 'not computed'}",
+        f"{report['num_samples']} samples by number of targets: {counts}; "
+        f"{report['num_missing']} missing; all rates in percent",
     ]
-    for task, metrics in report["results"].items():
-        rows = [[k, f"{v:.2f}" if isinstance(v, float) else v] for k, v in metrics.items()]
-        lines.append(tabulate(rows, headers=[task, ""], tablefmt="pipe", disable_numparse=True))
+    for name, block in report["protocols"].items():
+        settings = ", ".join(f"{key} {value}" for key, value in block["thresholds"].items())
+        lines.append(f"protocol {block['protocol']}; masks at {block['resolution']}; {settings}")
+        for task, metrics in block["results"].items():
+            rows = [[k, f"{v:.2f}" if isinstance(v, float) else v] for k, v in metrics.items()]
+            header = [f"{task} ({name})", ""]
+            lines.append(tabulate(rows, headers=header, tablefmt="pipe", disable_numparse=True))
     for title, table in report["breakdown"].items():
         columns = list(next(iter(table.values())))
         rows = [[name, *(table[name][c] for c in columns)] for name in table]

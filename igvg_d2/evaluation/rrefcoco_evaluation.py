@@ -1,60 +1,88 @@
 """R-RefCOCO, R-RefCOCO+ and R-RefCOCOg: true and false sentences about one object."""
 
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Sequence, Tuple
 
 import numpy as np
 
+from .boxes import RELEASED_SCORE_THRESHOLD, check_candidates, count_confident
 from .build import GROUNDING_EVALUATOR_REGISTRY
-from .grounding_evaluation import GroundingEvaluator, GroundTruth, Record, Results, output_field
+from .frames import GroundTruth
+from .grounding_evaluation import GroundingEvaluator, Record, Results, output_field
 from .metrics import iou_ratio, overall_iou, percent
+from .protocols import Protocol
 
 
 @GROUNDING_EVALUATOR_REGISTRY.register()
 class RRefCOCOEvaluator(GroundingEvaluator):
-    """Robust segmentation by the rules of RefSegformer, at the original resolution.
+    """Robust segmentation by the rules of RefSegformer.
 
     The unit is the object (the ref) with all its sentences, so every mean is one of per-object
-    means. Read from a model output: "mask" bool (height, width), "no_target" bool or 0-d tensor.
+    means. Read from a model output: "mask" bool (height, width), "no_target" bool or 0-d tensor,
+    and for released rules "candidates" Instances with scores.
 
     Results: "rref" {mIoU, oIoU, mRR, rIoU} from the masks alone, a false sentence being recognised
     by a mask without any pixel; "rref_flag" the same after masks whose no-target flag is set have
     been emptied, those of true sentences too (the authors' ``--use_exist``). In percent. NaN if an
-    object has no true sentence (mIoU, rIoU) or no false one (mRR), as in the official code. The
-    targets are unions of polygon parts, where the official loader drops pixels covered by two.
+    object has no true sentence (mIoU) or no false one (mRR), as in the official code.
+
+    Official rules: the targets lack pixels covered by two polygon parts, as in the official loader;
+    "rref_union_gt" and "rref_flag_union_gt" have unions of parts, as all other protocols. Released
+    rules: a false sentence is accepted if a box scores above 0.7, and only then its mask counts
+    ("rref"; there is no "rref_flag").
     """
 
+    official_single_cover = True
+
+    def settings(self, protocol: Protocol) -> Dict[str, Any]:
+        """See `GroundingEvaluator.settings`."""
+        if protocol.rules == "released":
+            return {"no_target": f"no box score > {RELEASED_SCORE_THRESHOLD}"}
+        return {"no_target": "mask without a pixel"}
+
     def make_record(self, target: GroundTruth, output: Dict[str, Any]) -> Record:
-        """See `GroundingEvaluator.make_record`; adds pred_no_target."""
+        """See `GroundingEvaluator.make_record`; adds pred_no_target and num_confident."""
         record = super().make_record(target, output)
         record["pred_no_target"] = bool(output_field(output, "no_target", target.sample))
+        if any(protocol.rules == "released" for protocol in self.protocols):
+            candidates = output_field(output, "candidates", target.sample)
+            check_candidates(candidates, RELEASED_SCORE_THRESHOLD, target.sample)
+            record["num_confident"] = count_confident(candidates)
         return record
 
-    def summarize(self, records: Sequence[Record]) -> Results:
+    def summarize_protocol(self, records: Sequence[Record], protocol: Protocol) -> Results:
         """See the class for the keys."""
         groups: Dict[Any, List[Record]] = {}
         for record in records:
             groups.setdefault(record["group_id"], []).append(record)
-        return {
-            "rref": _summarize(groups.values(), use_flag=False),
-            "rref_flag": _summarize(groups.values(), use_flag=True),
+        name = protocol.name
+        if protocol.rules == "released":
+            return {"rref": _summarize(groups.values(), name, "boxes")}
+        results = {
+            "rref": _summarize(groups.values(), name, "mask"),
+            "rref_flag": _summarize(groups.values(), name, "flag"),
         }
+        if protocol.rules == "official":
+            name += "_union_gt"
+            results["rref_union_gt"] = _summarize(groups.values(), name, "mask")
+            results["rref_flag_union_gt"] = _summarize(groups.values(), name, "flag")
+        return results
 
 
-def _summarize(groups, use_flag: bool) -> Dict[str, float]:
+def _summarize(groups, key: str, decision: str) -> Dict[str, float]:
     """The four numbers over objects; each group holds the records of one."""
     mean_ious, true_negative_rates, robust_ious = [], [], []
     intersections, unions = [], []
     for records in groups:
-        positives = [_pixels(r, use_flag) for r in records if r["num_targets"]]
-        false_areas = [_pixels(r, use_flag)[2] for r in records if not r["num_targets"]]
+        positives = [_pixels(r, key, decision) for r in records if r["num_targets"]]
+        negatives = [_pixels(r, key, decision) for r in records if not r["num_targets"]]
         intersection, union = (sum(pixels[k] for pixels in positives) for k in (0, 1))
         intersections.append(intersection)
         unions.append(union)
         ious = iou_ratio([pixels[0] for pixels in positives], [pixels[1] for pixels in positives])
         mean_ious.append(percent(ious.sum(), len(ious)))
-        rejected = sum(area == 0 for area in false_areas)
-        true_negative_rates.append(percent(rejected, len(false_areas)))
-        robust_ious.append(percent(intersection, union + sum(false_areas)))
+        true_negative_rates.append(percent(sum(not p[3] for p in negatives), len(negatives)))
+        false_area = sum(p[2] for p in negatives if p[3])
+        robust_ious.append(percent(intersection, union + false_area))
     return {
         "mIoU": _mean(mean_ious),
         "oIoU": overall_iou(intersections, unions),
@@ -63,11 +91,19 @@ def _summarize(groups, use_flag: bool) -> Dict[str, float]:
     }
 
 
-def _pixels(record: Record, use_flag: bool):
-    """(intersection, union, predicted pixels); a flagged mask counts as empty if asked for."""
-    if use_flag and record["pred_no_target"]:
-        return 0, record["gt_area"], 0
-    return record["intersection"], record["union"], record["pred_area"]
+def _pixels(record: Record, key: str, decision: str) -> Tuple[int, int, int, bool]:
+    """(intersection, union, predicted pixels, sentence accepted).
+
+    Args:
+        record: of one sentence.
+        key: of its `pixels`.
+        decision: "mask", "flag" (a flagged mask counts as empty) or "boxes" (released).
+    """
+    intersection, union, pred_area, gt_area = record["pixels"][key]
+    if decision == "flag" and record["pred_no_target"]:
+        return 0, gt_area, 0, False
+    accepted = record["num_confident"] > 0 if decision == "boxes" else pred_area > 0
+    return intersection, union, pred_area, accepted
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -7,23 +7,27 @@ from igvg_d2.evaluation.bootstrap import bootstrap_intervals
 from igvg_d2.evaluation.calibration import (
     auroc,
     expected_calibration_error,
+    fit_threshold,
     summarize_calibration,
     threshold_table,
 )
-from igvg_d2.evaluation.grefcoco_evaluation import _summarize_sets
+from igvg_d2.evaluation.instance_evaluation import summarize_sets
 
 
 def test_set_metrics_by_hand():
-    rows = [(2, 1, 1), (0, 0, 2), (0, 0, 0)]
-    records = [dict(zip(("num_kept", "num_matched", "num_targets"), row)) for row in rows]
-    results = _summarize_sets(records)
-    assert np.isnan(results.pop("recall_3plus")) and np.isnan(_summarize_sets([])["F1"])
+    # The second sample has a mask but no box, the others decide alike by flag, mask and boxes.
+    rows = [(2, 1, 1, False, 9), (0, 0, 2, True, 9), (0, 0, 0, True, 0)]
+    keys = ("num_kept", "num_matched", "num_targets", "pred_no_target", "pred_area")
+    records = [dict(zip(keys, row)) for row in rows]
+    results = summarize_sets(records)
+    assert np.isnan(results.pop("recall_3plus")) and np.isnan(summarize_sets([])["F1"])
     assert results == pytest.approx(
         {
             "F1": 40.0,
             "precision": 50.0,
             "recall": 100 / 3,
             "count_acc": 100 / 3,
+            "decision_agreement": 200 / 3,
             "recall_1": 100.0,
             "recall_2": 0.0,
         }
@@ -59,6 +63,32 @@ def test_threshold_table_includes_the_threshold():
     table = threshold_table([0.5, 0.45, 0.2], [True, True, False])
     assert table["0.5"] == {"N_acc": 50.0, "T_acc": 100.0}
     assert table["0.1"] == {"N_acc": 100.0, "T_acc": 0.0}
+
+
+def test_fitted_threshold_by_hand():
+    # Rejecting 0.8 and 0.6 loses one of three targets (0.7) and catches both no-target samples.
+    scores, is_no_target = [0.8, 0.7, 0.6, 0.2, 0.1], [True, False, True, False, False]
+    fitted = fit_threshold(scores, is_no_target)
+    assert fitted == pytest.approx({"threshold": 0.4, "N_acc": 100.0, "T_acc": 200 / 3})
+    # A score that says the opposite: best is to reject nothing or everything.
+    fitted = fit_threshold([1.0, 0.0], [False, True])
+    assert fitted["N_acc"] + fitted["T_acc"] == 100.0
+    with pytest.raises(ValueError, match="with and without target, found 0"):
+        fit_threshold([0.1, 0.2], [False, False])
+
+
+def test_fitted_threshold_is_the_best_there_is():
+    generator = np.random.default_rng(3)
+    for digits in (1, 2, 6):
+        positive = generator.random(80) < 0.4
+        scores = np.round(np.clip(generator.random(80) * 0.8 + 0.2 * positive, 0, 1), digits)
+        fitted = fit_threshold(scores, positive)
+        rejected = scores >= fitted["threshold"]
+        assert fitted["N_acc"] == pytest.approx(100 * rejected[positive].mean())
+        assert fitted["T_acc"] == pytest.approx(100 * (~rejected[~positive]).mean())
+        tried = np.concatenate([[0.0], scores, scores + 1e-9])
+        best = max(((scores >= t)[positive].mean() + (scores < t)[~positive].mean()) for t in tried)
+        assert fitted["N_acc"] + fitted["T_acc"] == pytest.approx(100 * best)
 
 
 def test_intervals_cover_the_mean_and_shrink_with_the_data():

@@ -64,6 +64,7 @@ def test_false_positive_above_all_hits_halves_precision(make_records):
 
 def test_undefined_is_nan(make_records, make_sample, make_output, box_mask):
     results = summarize_instances(make_records([([], [[0, 0, 5, 5]], [0.9])]))
+    assert results.pop("box_mask_IoU") == 100.0  # a false alarm, but box and mask agree
     assert all(math.isnan(value) for value in results.values())
     target = GroundTruth.from_sample(make_sample("0_0", [box_mask([0, 0, 5, 5])], [[0, 0, 5, 5]]))
     output = make_output(box_mask(None), False, [[0, 0, 5, 5]], [0.9])  # neither masks nor points

@@ -1,0 +1,228 @@
+"""Ground truth and predicted masks in the frame of a protocol, and pixels counted there.
+
+How a target gets to the 480 x 480 or 320 x 320 frame changes numbers, so each way is the one of
+the code it stands for (the fixtures of the tests agree pixel by pixel):
+
+* "polygons" (official GRES, ReLA): polygons are scaled in floating point and rasterised there;
+* "nearest" (official RES, Ref-ZOM, R-RefCOCO): rasterised at the original size, then PIL nearest;
+* released: rasterised at the original size, then OpenCV nearest, which takes other pixels than PIL.
+
+A model puts its mask of that frame, resized from logits, into `output["resized_masks"][size]`. Who
+has a mask of the original size only gets it resized by PIL nearest.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import cv2
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from .metrics import intersection_union
+from .protocols import Protocol
+
+_Annotation = Dict[str, Any]
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """Annotations of one sample, in the original image frame; masks are decoded when asked for.
+
+    Attributes:
+        sample: the data set dict (see the readers in `igvg_d2/data/datasets`).
+        boxes: float64 (T, 4) XYXY pixels, as annotated (not clipped).
+    """
+
+    sample: Dict[str, Any]
+    boxes: np.ndarray
+
+    @property
+    def num_targets(self) -> int:
+        """T, the number of annotated instances; 0 means no target."""
+        return len(self.boxes)
+
+    @property
+    def size(self) -> Tuple[int, int]:
+        """(height, width) of the image."""
+        return self.sample["height"], self.sample["width"]
+
+    @property
+    def rles(self) -> List[Dict[str, Any]]:
+        """T compressed RLEs, in the order of the annotations."""
+        return [annotation["segmentation"] for annotation in self.sample["annotations"]]
+
+    @cached_property
+    def masks(self) -> np.ndarray:
+        """bool (T, height, width), in the order of the annotations."""
+        masks = [decode_rle(rle) for rle in self.rles]
+        return np.stack(masks) if masks else np.zeros((0, *self.size), bool)
+
+    @cached_property
+    def union(self) -> np.ndarray:
+        """bool (height, width), OR over the targets; all False without a target."""
+        return _union(self.sample["annotations"], self.size)
+
+    @classmethod
+    def from_sample(cls, sample: Dict[str, Any]) -> "GroundTruth":
+        """Check the annotations of a data set dict; raises ValueError on a wrong mask size."""
+        annotations = sample["annotations"]
+        boxes = np.zeros((len(annotations), 4))
+        for i, annotation in enumerate(annotations):
+            # As an array: BoxMode.convert takes a list through float32, which moves x + w.
+            box = np.asarray(annotation["bbox"], dtype=np.float64)[None]
+            boxes[i] = BoxMode.convert(box, annotation["bbox_mode"], BoxMode.XYXY_ABS)[0]
+            size = tuple(annotation["segmentation"]["size"])
+            if size != (sample["height"], sample["width"]):
+                raise ValueError(
+                    f"sample '{sample['sample_id']}': segmentation RLE has size {size}, expected "
+                    f"the (height, width) of the sample {(sample['height'], sample['width'])}"
+                )
+        return cls(sample, boxes)
+
+
+def decode_rle(rle: Dict[str, Any]) -> np.ndarray:
+    """bool (height, width), C-contiguous, of one compressed RLE."""
+    # decode() is column-major; the copy makes all later operations run on contiguous rows.
+    return np.ascontiguousarray(mask_util.decode(rle)).view(bool)
+
+
+def target_mask(
+    target: GroundTruth, protocol: Protocol, official: str = "nearest", single_cover: bool = False
+) -> np.ndarray:
+    """The ground-truth mask of a sample in the frame of a protocol.
+
+    Args:
+        target: ground truth.
+        protocol: rules and frame.
+        official: "polygons" or "nearest", see the module; for official rules only.
+        single_cover: keep only pixels covered by exactly one polygon part, as the loaders of LAVT
+            and RefSegformer do with objects whose parts overlap.
+
+    Returns:
+        bool (height, width) or (size, size).
+    """
+    if protocol.rules != "official":
+        return _resize(target.union, protocol)
+    if official == "polygons":
+        return _scaled_polygons(target, protocol)
+    return _resize(_single_cover(target) if single_cover else target.union, protocol)
+
+
+def predicted_mask(
+    mask: np.ndarray, resized: Dict[int, np.ndarray], target: GroundTruth, protocol: Protocol
+) -> np.ndarray:
+    """The predicted mask in the frame of a protocol.
+
+    Args:
+        mask: bool, of the original size, or of the protocol's frame if it cannot be both.
+        resized: frame size -> bool (size, size), where the model made them.
+        target: ground truth, for the original size.
+        protocol: rules and frame.
+
+    Raises:
+        ValueError: the mask is neither of the original size nor of the frame's.
+    """
+    size, frame = protocol.size, (protocol.size, protocol.size)
+    if size is None or (mask.shape != frame and size not in resized):
+        if mask.shape != target.size:
+            raise ValueError(
+                f"the mask has size {mask.shape}; protocol '{protocol.name}' needs the original "
+                f"size {target.size}" + ("" if size is None else f" or {frame}")
+            )
+        return mask if size is None else _pil_nearest(mask, size)
+    found = resized.get(size, mask)
+    if found.shape != frame:
+        raise ValueError(f"the mask for {protocol.resolution} has size {found.shape}")
+    return found
+
+
+def count_pixels(pred: np.ndarray, gt: np.ndarray) -> List[int]:
+    """[intersection, union, predicted pixels, target pixels] of two masks of one size."""
+    intersection, union = intersection_union(pred, gt)
+    gt_area = int(np.count_nonzero(gt))
+    return [intersection, union, union + intersection - gt_area, gt_area]
+
+
+def undefined_official(sample: Dict[str, Any]) -> Optional[str]:
+    """Why the official GRES code could not evaluate a sample, or None.
+
+    It drops crowds and stops if nothing is left, and it cannot scale a target stored as RLE.
+    """
+    annotations = sample["annotations"]
+    kept = [a for a in annotations if not a.get("iscrowd")]
+    if annotations and not kept:
+        return "all targets are crowds"
+    if any("polygons" not in a for a in kept):
+        return "a target has no polygon"
+    return None
+
+
+def _scaled_polygons(target: GroundTruth, protocol: Protocol) -> np.ndarray:
+    """ReLA's mask: crowds dropped, polygons scaled to the frame, parts joined by OR.
+
+    Where its code stops (see `undefined_official`) crowds stay in if there is nothing else, and
+    masks without polygons are resized by PIL nearest.
+    """
+    annotations = target.sample["annotations"]
+    kept = [a for a in annotations if not a.get("iscrowd")] or annotations
+    if protocol.size is None:
+        return _union(kept, target.size)
+    height, width = target.size
+    scale = np.array([protocol.size / width, protocol.size / height])
+    rles = []
+    mask = np.zeros((protocol.size, protocol.size), bool)
+    for annotation in kept:
+        if "polygons" not in annotation:
+            mask |= _pil_nearest(decode_rle(annotation["segmentation"]), protocol.size)
+            continue
+        polygons = [
+            (np.asarray(part, np.float64).reshape(-1, 2) * scale).reshape(-1).tolist()
+            for part in annotation["polygons"]
+        ]
+        rles += mask_util.frPyObjects(polygons, protocol.size, protocol.size)
+    return mask | decode_rle(mask_util.merge(rles)) if rles else mask
+
+
+def _single_cover(target: GroundTruth) -> np.ndarray:
+    """Pixels covered by exactly one polygon part of the targets; RLEs count as one part."""
+    covers = np.zeros(target.size, np.int32)
+    for annotation in target.sample["annotations"]:
+        rles = [annotation["segmentation"]]
+        if len(annotation.get("polygons", ())) > 1:
+            polygons = [np.asarray(part).tolist() for part in annotation["polygons"]]
+            rles = mask_util.frPyObjects(polygons, *target.size)
+        for rle in rles:
+            covers += decode_rle(rle)
+    return covers == 1
+
+
+def _union(annotations: Sequence[_Annotation], size: Tuple[int, int]) -> np.ndarray:
+    """OR of the masks of the annotations, bool (height, width)."""
+    if not annotations:
+        return np.zeros(size, bool)
+    return decode_rle(mask_util.merge([a["segmentation"] for a in annotations]))
+
+
+def _resize(mask: np.ndarray, protocol: Protocol) -> np.ndarray:
+    """A ground-truth mask of the original size in the protocol's frame, by its kind of nearest."""
+    if protocol.size is None:
+        return mask
+    if protocol.rules == "official":
+        return _pil_nearest(mask, protocol.size)
+    frame = (protocol.size, protocol.size)
+    return cv2.resize(mask.view(np.uint8), frame, interpolation=cv2.INTER_NEAREST).view(bool)
+
+
+def _pil_nearest(mask: np.ndarray, size: int) -> np.ndarray:
+    """bool (size, size) by PIL's nearest, whose rounding nothing else reproduces exactly."""
+    image = Image.fromarray(np.ascontiguousarray(mask).view(np.uint8))
+    return np.asarray(image.resize((size, size), Image.NEAREST)).view(bool)
+
+
+def to_numpy(value: Any) -> np.ndarray:
+    """A tensor from any device, or anything array-like, as numpy without copy where possible."""
+    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
