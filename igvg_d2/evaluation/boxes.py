@@ -1,11 +1,11 @@
 """Boxes and their scores under the rules of a protocol."""
 
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Sequence
 
 import numpy as np
 from detectron2.structures import Instances
 
-from .frames import GroundTruth, to_numpy
+from .frames import GroundTruth, output_field, to_numpy
 from .instance_evaluation import pairwise_box_iou
 from .metrics import generalized_iou_scores, grec_f1
 from .protocols import Protocol
@@ -44,6 +44,24 @@ def count_confident(candidates: Instances) -> int:
     """Candidates above `RELEASED_SCORE_THRESHOLD`, compared in float32 as the release does."""
     scores = to_numpy(candidates.scores).astype(np.float32)
     return int(np.count_nonzero(scores > np.float32(RELEASED_SCORE_THRESHOLD)))
+
+
+def no_target_decisions(
+    output: Dict[str, Any], sample: Dict[str, Any], protocols: Sequence[Protocol]
+) -> Dict[str, Any]:
+    """{"pred_no_target": the flag}, and "num_confident" if a protocol has released rules.
+
+    Args:
+        output: "no_target" bool, for released rules also "candidates".
+        sample: data set dict, for messages.
+        protocols: of the evaluation.
+    """
+    decisions: Dict[str, Any] = {"pred_no_target": bool(output_field(output, "no_target", sample))}
+    if any(protocol.rules == "released" for protocol in protocols):
+        candidates = output_field(output, "candidates", sample)
+        check_candidates(candidates, RELEASED_SCORE_THRESHOLD, sample)
+        decisions["num_confident"] = count_confident(candidates)
+    return decisions
 
 
 def grec_counts(

@@ -226,3 +226,12 @@ def _pil_nearest(mask: np.ndarray, size: int) -> np.ndarray:
 def to_numpy(value: Any) -> np.ndarray:
     """A tensor from any device, or anything array-like, as numpy without copy where possible."""
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+
+
+def output_field(output: Dict[str, Any], key: str, sample: Dict[str, Any]) -> Any:
+    """`output[key]`, or an error that names the sample and what the model returned instead."""
+    if key not in output:
+        raise KeyError(
+            f"sample '{sample['sample_id']}': the model output needs '{key}', got {sorted(output)}"
+        )
+    return output[key]

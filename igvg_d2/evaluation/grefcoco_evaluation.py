@@ -8,12 +8,11 @@ from detectron2.config import configurable
 from .boxes import RELEASED_SCORE_THRESHOLD, check_candidates, count_confident, grec_counts
 from .build import GROUNDING_EVALUATOR_REGISTRY
 from .calibration import summarize_calibration, threshold_table
-from .frames import GroundTruth, undefined_official
+from .frames import GroundTruth, output_field, undefined_official
 from .grounding_evaluation import (
     GroundingEvaluator,
     Record,
     Results,
-    output_field,
     pixel_columns,
 )
 from .instance_evaluation import make_instance_record, summarize_instances, summarize_sets
@@ -116,8 +115,8 @@ class GRefCOCOEvaluator(GroundingEvaluator):
 
         Returns:
             the base record with pred_no_target, no_target_score, num_confident (released flag),
-            grec {protocol: [F1, kept, matched]}, undefined (why the official code stops, or None), the
-            keys of `make_instance_record`, and of the primary protocol iou (GRES rules), f1,
+            grec {protocol: [F1, kept, matched]}, undefined (why the official code stops, or None),
+            the keys of `make_instance_record`, and of the primary protocol iou (GRES rules), f1,
             num_kept, num_matched (GREC).
         """
         record = super().make_record(target, output)
@@ -146,7 +145,7 @@ class GRefCOCOEvaluator(GroundingEvaluator):
         return record
 
     def summarize_protocol(self, records: Sequence[Record], protocol: Protocol) -> Results:
-        """ "gres" and "grec"; every value is in percent except the counts."""
+        """Tasks "gres" and "grec"; every value is in percent except the counts."""
         results = {
             "gres": self._summarize_gres(records, protocol, _flags(records, protocol)),
             "grec": self._summarize_grec(records, protocol),
@@ -159,7 +158,7 @@ class GRefCOCOEvaluator(GroundingEvaluator):
         return results
 
     def summarize_shared(self, records: Sequence[Record]) -> Results:
-        """ "instance", of the original frame, and "no_target" if there are scores."""
+        """Task "instance", of the original frame, and "no_target" if there are scores."""
         results = {"instance": {**summarize_instances(records), **summarize_sets(records)}}
         scores, is_no_target = _scores(records)
         if scores:

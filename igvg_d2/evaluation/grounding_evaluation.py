@@ -11,7 +11,14 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from .bootstrap import bootstrap_intervals
-from .frames import GroundTruth, count_pixels, predicted_mask, target_mask, to_numpy
+from .frames import (
+    GroundTruth,
+    count_pixels,
+    output_field,
+    predicted_mask,
+    target_mask,
+    to_numpy,
+)
 from .metrics import count_by_cardinality
 from .predictions import PredictionWriter
 from .protocols import Protocol, parse_protocols
@@ -322,12 +329,3 @@ class GroundingEvaluator(DatasetEvaluator):
 def pixel_columns(records: Sequence[Record], key: str) -> np.ndarray:
     """int64 (4, N): intersections, unions, predicted and target pixels under `key` of `pixels`."""
     return np.array([r["pixels"][key] for r in records], dtype=np.int64).reshape(-1, 4).T
-
-
-def output_field(output: Dict[str, Any], key: str, sample: Dict[str, Any]) -> Any:
-    """`output[key]`, or an error that names the sample and what the model returned instead."""
-    if key not in output:
-        raise KeyError(
-            f"sample '{sample['sample_id']}': the model output needs '{key}', got {sorted(output)}"
-        )
-    return output[key]

@@ -7,12 +7,11 @@ from detectron2.config import configurable
 
 from .boxes import check_candidates, top_box_overlaps
 from .build import GROUNDING_EVALUATOR_REGISTRY
-from .frames import GroundTruth, to_numpy
+from .frames import GroundTruth, output_field, to_numpy
 from .grounding_evaluation import (
     GroundingEvaluator,
     Record,
     Results,
-    output_field,
     pixel_columns,
 )
 from .metrics import iou_ratio, mean_percent, overall_iou, precision_at

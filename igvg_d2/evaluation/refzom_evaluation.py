@@ -4,14 +4,13 @@ from typing import Any, Dict, Sequence
 
 import numpy as np
 
-from .boxes import RELEASED_SCORE_THRESHOLD, check_candidates, count_confident
+from .boxes import RELEASED_SCORE_THRESHOLD, no_target_decisions
 from .build import GROUNDING_EVALUATOR_REGISTRY
 from .frames import GroundTruth
 from .grounding_evaluation import (
     GroundingEvaluator,
     Record,
     Results,
-    output_field,
     pixel_columns,
 )
 from .metrics import iou_ratio, mean_percent, overall_iou, precision_at
@@ -41,12 +40,7 @@ class RefZOMEvaluator(GroundingEvaluator):
     def make_record(self, target: GroundTruth, output: Dict[str, Any]) -> Record:
         """See `GroundingEvaluator.make_record`; adds pred_no_target and num_confident."""
         record = super().make_record(target, output)
-        record["pred_no_target"] = bool(output_field(output, "no_target", target.sample))
-        if any(protocol.rules == "released" for protocol in self.protocols):
-            candidates = output_field(output, "candidates", target.sample)
-            check_candidates(candidates, RELEASED_SCORE_THRESHOLD, target.sample)
-            record["num_confident"] = count_confident(candidates)
-        return record
+        return {**record, **no_target_decisions(output, target.sample, self.protocols)}
 
     def summarize_protocol(self, records: Sequence[Record], protocol: Protocol) -> Results:
         """See the class for the keys."""
