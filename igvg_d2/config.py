@@ -47,6 +47,7 @@ def add_igvg_config(cfg: CN) -> None:
     _add_query_generator(cfg)
     _add_grounding_head(cfg)
     _add_solver(cfg)
+    _add_engine(cfg)
 
 
 def _add_input(cfg: CN) -> None:
@@ -56,6 +57,13 @@ def _add_input(cfg: CN) -> None:
     # What an epoch visits once: each "expression", or each "object" (ref_id) with one of its
     # expressions drawn anew at every visit (released: RefCOCO, and R-RefCOCO with its false ones).
     cfg.DATALOADER.SAMPLE_UNIT = "expression"
+    # A training sample that cannot be used (unreadable picture, box without area, empty mask, NaN)
+    # is replaced by another one, counted and listed in bad_samples.jsonl; False stops at the first.
+    cfg.DATALOADER.SKIP_BAD_SAMPLES = False
+    # With SKIP_BAD_SAMPLES: share of the data set that may be bad before the training stops.
+    cfg.DATALOADER.MAX_BAD_RATIO = 0.5
+    # With SKIP_BAD_SAMPLES: batches in a row that may have a non-finite loss and teach nothing.
+    cfg.DATALOADER.MAX_BAD_BATCHES = 10
     # Network input as (height, width); images are squashed to it, multiples of the patch size.
     cfg.INPUT.IMAGE_SIZE = (320, 320)
     # "pil": antialiased resize (better masks); "cv2": OpenCV bilinear without it, released.
@@ -313,3 +321,10 @@ def _add_solver(cfg: CN) -> None:
     cfg.TEST.SAVE_PREDICTIONS = False
     # Images per batch at inference.
     cfg.TEST.BATCH_SIZE = 32
+
+
+def _add_engine(cfg: CN) -> None:
+    cfg.DISTRIBUTED = CN()
+    # Minutes a process waits for the others before the job ends with an error. A process that dies
+    # is noticed within seconds; this is for machines that vanish and processes that hang.
+    cfg.DISTRIBUTED.TIMEOUT_MINUTES = 10.0

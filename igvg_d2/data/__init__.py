@@ -2,6 +2,7 @@
 
 from . import datasets
 from .augmentation import is_flippable, jitter_color, swap_direction_words
+from .bad_samples import REPORT_KEY, BadSampleError
 from .build import (
     GroundingTrainLoader,
     build_grounding_test_loader,

@@ -16,6 +16,7 @@ from detectron2.data import (
 )
 from torch.utils.data import DataLoader, Sampler
 
+from .bad_samples import BadSampleSkipper, CheckedMapper
 from .dataset_mapper import GroundingDatasetMapper
 from .sampling import (
     SAMPLE_UNITS,
@@ -124,13 +125,16 @@ def build_grounding_train_loader(
         seed: of order and draws; default ``cfg.SEED``, or a random one if that is negative.
 
     Returns:
-        Iterable of ``list[dict]``, the mapper's output for each sample of a batch.
+        Iterable of ``list[dict]``, the mapper's output for each sample of a batch. A sample that
+        replaces bad ones (``DATALOADER.SKIP_BAD_SAMPLES``) names them under ``bad_samples``.
     """
     mapper = GroundingDatasetMapper(cfg, is_train=True) if mapper is None else mapper
     seed = build_seed(cfg, seed)
-    items = build_train_items(cfg)
+    items = DatasetFromList(build_train_items(cfg), copy=False)
     sampler = build_train_sampler(cfg, len(items), seed)
-    dataset = VisitDataset(DatasetFromList(items, copy=False), mapper, seed)
+    skip = cfg.DATALOADER.SKIP_BAD_SAMPLES
+    mapper = BadSampleSkipper(mapper, items) if skip else CheckedMapper(mapper)
+    dataset = VisitDataset(items, mapper, seed)
     in_process = cfg.DATALOADER.NUM_WORKERS == 0
     loader = build_detection_train_loader(
         dataset,
@@ -198,6 +202,8 @@ def build_grounding_test_loader(
         Sized iterable of ``list[dict]``, the mapper's output for each sample of a batch.
     """
     mapper = GroundingDatasetMapper(cfg, is_train=False) if mapper is None else mapper
+    # Whatever SKIP_BAD_SAMPLES says: without its bad samples it is another benchmark.
+    mapper = CheckedMapper(mapper)
     in_process = cfg.DATALOADER.NUM_WORKERS == 0
     collate = {} if in_process else {"collate_fn": pack_batch}
     loader = build_detection_test_loader(

@@ -10,8 +10,17 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
+from detectron2.utils.file_io import PathManager
+from PIL import Image, ImageOps
 
 from .augmentation import flip, is_flippable, jitter_color, swap_direction_words
+from .bad_samples import (
+    BadSampleError,
+    ImageSizeError,
+    MissingImageError,
+    check_targets,
+    describe_sample,
+)
 from .datasets.instances import to_rle
 from .resize import SquashResize, build_resize
 from .tokenizer import build_tokenizer
@@ -143,26 +152,31 @@ class GroundingDatasetMapper:
         if not annotations:
             return np.zeros((0, 4), np.float32), np.zeros((0, *self.resize.image_size), bool)
         try:
-            masks = mask_util.decode([to_rle(a["segmentation"], *size) for a in annotations])
+            rles = [to_rle(a["segmentation"], *size) for a in annotations]
+            masks = mask_util.decode(rles)
         except (KeyError, ValueError) as error:
-            raise ValueError(f"segmentation of {_name(sample)}: {error!r}") from error
+            raise BadSampleError(f"segmentation of {describe_sample(sample)}: {error!r}") from error
         modes = {a["bbox_mode"] for a in annotations}
         if len(modes) > 1:
-            raise ValueError(f"bbox_mode of {_name(sample)}: expected one for all, found {modes}")
+            raise ValueError(
+                f"bbox_mode of {describe_sample(sample)}: expected one for all, found {modes}"
+            )
         boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64)
         if modes == {BoxMode.XYWH_ABS}:
             # BoxMode.convert takes 0.1 ms for this line, as long as decoding a mask.
             boxes[:, 2:] += boxes[:, :2]
         else:
             boxes = BoxMode.convert(boxes, modes.pop(), BoxMode.XYXY_ABS)
+        check_targets(boxes, rles, sample)
         return self.resize.resize_boxes(boxes, size), self.resize.resize_masks(masks)
 
     def _read_scene(self, scene: Optional[List[Dict[str, Any]]], sample) -> np.ndarray:
         """Categories of all objects, uint8 (H, W), network frame; later objects cover earlier."""
         if scene is None:
             raise ValueError(
-                f"INPUT.SCENE_CATEGORIES needs 'scene' in every sample, {_name(sample)} has none; "
-                "register the data set with_scene (Shapes is) or switch the option off"
+                "INPUT.SCENE_CATEGORIES needs 'scene' in every sample, "
+                f"{describe_sample(sample)} has none; register the data set with_scene (Shapes is) "
+                "or switch the option off"
             )
         size = (sample["height"], sample["width"])
         categories = np.zeros(size, np.uint8)
@@ -201,21 +215,33 @@ class GroundingDatasetMapper:
 def _read_image(sample: Dict[str, Any], image_format: str) -> np.ndarray:
     """Picture uint8 (height, width, 3) after EXIF rotation, of the size the sample states."""
     try:
-        image = detection_utils.read_image(sample["file_name"], image_format)
+        with PathManager.open(sample["file_name"], "rb") as file:
+            picture = ImageOps.exif_transpose(Image.open(file))
+            # The conversion to bytes below would turn NaN into any value.
+            is_finite = picture.mode != "F" or np.isfinite(np.asarray(picture)).all()
+            image = detection_utils.convert_PIL_to_numpy(picture, image_format)
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"no image file for {_name(sample)}; see datasets/README.md for where images belong"
+        raise MissingImageError(
+            f"no image file for {describe_sample(sample)}; see datasets/README.md for where images "
+            "belong"
         ) from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more
-        raise ValueError(
-            f"cannot decode the image of {_name(sample)}: {error!r}; download or write it again"
+        raise BadSampleError(
+            f"cannot decode the image of {describe_sample(sample)}: {error!r}; download or write "
+            "it again"
         ) from error
+    if not is_finite:
+        raise BadSampleError(
+            f"the image of {describe_sample(sample)} has pixels that are NaN or infinite; write it "
+            "again"
+        )
     height, width = image.shape[:2]
     expected = (sample.setdefault("height", height), sample.setdefault("width", width))
     if (height, width) != expected:
-        raise detection_utils.SizeMismatchError(
-            f"image of {_name(sample)}: the annotation says height, width = {expected}, the file "
-            f"has {(height, width)}; image folder and annotation file do not belong together"
+        raise ImageSizeError(
+            f"image of {describe_sample(sample)}: the annotation says height, width = {expected}, "
+            f"the file has {(height, width)}; image folder and annotation file do not belong "
+            "together"
         )
     return image
 
@@ -227,8 +253,3 @@ def _to_instances(boxes: np.ndarray, masks: np.ndarray) -> Instances:
     instances.gt_classes = torch.zeros(len(boxes), dtype=torch.int64)
     instances.gt_masks = BitMasks(torch.from_numpy(np.ascontiguousarray(masks)))
     return instances
-
-
-def _name(sample: Dict[str, Any]) -> str:
-    """Which sample and which file, for error messages."""
-    return f"sample {sample.get('sample_id', '?')} ('{sample['file_name']}')"

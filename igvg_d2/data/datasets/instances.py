@@ -121,7 +121,9 @@ class InstanceFile:
         except ValueError as error:
             raise RecordError("ann_id", f"annotation {ann_id} of {self.path}: {error}") from error
         bbox = [float(value) for value in item.get("bbox") or (0, 0, 0, 0)]
-        if bbox[2] <= 0 or bbox[3] <= 0:
+        # All zeros is how files say that there is no box. Another box without area is a mistake,
+        # which is for the mapper to report.
+        if not any(bbox):
             bbox = mask_util.toBbox(rle).tolist()
         annotation = {
             "id": ann_id,

@@ -1,0 +1,186 @@
+"""Bad samples are named, and replaced only where that was asked for."""
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+import torch
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from igvg_d2.data import AntialiasedResize, BadSampleError, GroundingDatasetMapper
+from igvg_d2.data.bad_samples import BadSampleSkipper, CheckedMapper
+from igvg_d2.data.sampling import VisitDataset
+
+SIZE = (20, 30)  # height, width
+
+
+@pytest.fixture
+def make_sample(tmp_path):
+    """Callable: number -> dataset dict with one target, its picture on disk."""
+
+    def _make_sample(number):
+        file_name = str(tmp_path / f"{number}.jpg")
+        pixels = np.random.default_rng(number).integers(0, 255, (*SIZE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(file_name)
+        mask = np.zeros(SIZE, np.uint8, order="F")
+        mask[5:10, 5:15] = 1
+        target = {
+            "bbox": [5.0, 5.0, 10.0, 5.0],
+            "bbox_mode": BoxMode.XYWH_ABS,
+            "category_id": 0,
+            "segmentation": mask_util.encode(mask),
+            "iscrowd": 0,
+        }
+        return {
+            "file_name": file_name,
+            "height": SIZE[0],
+            "width": SIZE[1],
+            "image_id": number,
+            "sample_id": f"{number}_0",
+            "expression": "one",
+            "annotations": [target],
+        }
+
+    return _make_sample
+
+
+def make_mapper(is_train=True):
+    return GroundingDatasetMapper(
+        is_train,
+        resize=AntialiasedResize(image_size=(16, 16)),
+        tokenizer=lambda text: [0, 2],
+        image_format="RGB",
+    )
+
+
+def truncate(sample):
+    with open(sample["file_name"], "r+b") as file:
+        file.truncate(200)
+
+
+def no_picture(sample):
+    with open(sample["file_name"], "w") as file:
+        file.write("not a picture")
+
+
+def remove(sample):
+    sample["file_name"] += ".gone"
+
+
+def nan_pixels(sample):
+    sample["file_name"] = sample["file_name"].replace(".jpg", ".tiff")
+    pixels = np.full(SIZE, 7, np.float32)
+    pixels[3, 4] = np.nan
+    Image.fromarray(pixels).save(sample["file_name"])
+
+
+def zero_area_box(sample):
+    sample["annotations"][0]["bbox"] = [5.0, 5.0, 0.0, 5.0]
+
+
+def box_outside(sample):
+    sample["annotations"][0]["bbox"] = [31.0, 5.0, 4.0, 5.0]
+
+
+def nan_box(sample):
+    sample["annotations"][0]["bbox"] = [5.0, float("nan"), 4.0, 5.0]
+
+
+def empty_mask(sample):
+    empty = np.zeros(SIZE, np.uint8, order="F")
+    sample["annotations"][0]["segmentation"] = mask_util.encode(empty)
+
+
+def no_polygon(sample):
+    sample["annotations"][0]["segmentation"] = []
+
+
+def other_size(sample):
+    sample["height"] = SIZE[0] + 1
+
+
+DAMAGES = {
+    truncate: "cannot decode",
+    no_picture: "cannot decode",
+    remove: "no image file",
+    nan_pixels: "NaN",
+    zero_area_box: "no area",
+    box_outside: "no area",
+    nan_box: "no area",
+    empty_mask: "no pixels",
+    no_polygon: "segmentation of",
+    other_size: "height, width",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_bad_sample_is_an_error_with_sample_and_file(make_sample, damage):
+    sample = make_sample(3)
+    assert make_mapper()(sample)["sample_id"] == "3_0"
+    damage(sample)
+    with pytest.raises(BadSampleError, match=DAMAGES[damage]) as error:
+        make_mapper()(sample)
+    assert "3_0" in str(error.value) and sample["file_name"] in str(error.value)
+    # PyTorch builds the error of a loader's worker anew from its text alone.
+    assert str(type(error.value)(str(error.value))) == str(error.value)
+
+
+@pytest.mark.parametrize("damage", [truncate, no_picture, remove, nan_pixels, other_size])
+def test_evaluation_stops_at_a_bad_picture(make_sample, damage):
+    sample = make_sample(3)
+    damage(sample)
+    with pytest.raises(BadSampleError, match="3_0"):
+        CheckedMapper(make_mapper(is_train=False))(sample)
+
+
+def test_the_output_of_any_mapper_is_looked_at():
+    def mapper(sample):
+        return {**sample, "image": torch.full((3, 4, 4), float("inf"))}
+
+    with pytest.raises(BadSampleError, match=r"sample 5 \('b.jpg'\)"):
+        CheckedMapper(mapper)({"sample_id": 5, "file_name": "b.jpg"})
+
+
+def test_a_target_that_sticks_out_of_the_picture_is_fine(make_sample):
+    sample = make_sample(1)
+    sample["annotations"][0]["bbox"] = [-3.0, 5.0, 10.0, 40.0]
+    assert len(make_mapper()(sample)["instances"]) == 1
+    sample["annotations"] = []
+    assert len(make_mapper()(sample)["instances"]) == 0
+
+
+def skipped(samples, seed=0):
+    """All samples of an epoch, bad ones replaced."""
+    dataset = VisitDataset(samples, BadSampleSkipper(make_mapper(), samples), seed)
+    return [dataset[0, i] for i in range(len(samples))]
+
+
+def test_skipping_replaces_and_reports(make_sample):
+    samples = [make_sample(i) for i in range(12)]
+    for i, damage in {2: truncate, 5: zero_area_box, 11: remove}.items():
+        damage(samples[i])
+    mapped = skipped(samples)
+    used = [x["sample_id"] for x in mapped]
+    assert [used[i] for i in range(12) if i not in (2, 5, 11)] == [
+        f"{i}_0" for i in range(12) if i not in (2, 5, 11)
+    ]
+    for i in (2, 5, 11):
+        reports = mapped[i]["bad_samples"]
+        assert reports[0]["sample_id"] == f"{i}_0"
+        assert reports[0]["file_name"] == samples[i]["file_name"]
+        assert f"{i}_0" in reports[0]["reason"] and reports[0]["dataset_size"] == 12
+        assert all(report["replaced_by"] == used[i] for report in reports)
+        assert used[i] not in ("2_0", "5_0", "11_0")
+    assert sum("bad_samples" in x for x in mapped) == 3
+    # A function of seed, epoch and item: the order of the calls does not matter.
+    again = VisitDataset(samples, BadSampleSkipper(make_mapper(), samples), 0)
+    assert [again[0, i]["sample_id"] for i in (11, 5, 2)] == [used[i] for i in (11, 5, 2)]
+    assert any([x["sample_id"] for x in skipped(samples, seed)] != used for seed in range(1, 4))
+
+
+def test_a_wholly_bad_set_stops(make_sample):
+    samples = [make_sample(i) for i in range(3)]
+    for sample in samples:
+        truncate(sample)
+    with pytest.raises(BadSampleError, match="0_0.*19 samples tried in its place are all bad"):
+        skipped(samples)
