@@ -6,22 +6,24 @@
     python train_net.py --config-file X --resume --num-gpus 8 SOLVER.IMS_PER_BATCH 128
 
 The arguments are those of every Detectron2 project; KEY VALUE pairs at the end override the config.
-On a machine without a GPU the same commands run on the CPU.
+On a machine without a GPU the same commands run on the CPU, and --num-gpus 2 means two processes.
+Under torchrun and SLURM (srun) the same commands run in the processes that are there.
 """
 
 import logging
 import os
+from datetime import timedelta
 
 import igvg_d2  # noqa: F401  (first: it names a missing requirement in one line)
 
 # isort: split
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from igvg_d2.checkpoint import GroundingCheckpointer
-from igvg_d2.engine import GroundingTrainer, setup_config
+from igvg_d2.engine import GroundingTrainer, launch, setup_config
 from igvg_d2.engine.report import write_report
 from igvg_d2.engine.trainer import set_num_threads
 
@@ -58,11 +60,12 @@ def main(args):
 
 
 def invoke_main():
-    """Parse the command line and launch --num-gpus processes (CPU processes without GPUs)."""
+    """Parse the command line and run `main` in every process of the job."""
     parser = default_argument_parser(epilog=__doc__)
     # A free port, so that two trainings fit on one machine; several machines need --dist-url.
     parser.set_defaults(dist_url="auto")
     args = parser.parse_args()
+    cfg = setup_config(args.config_file, args.opts)
     launch(
         main,
         args.num_gpus,
@@ -70,6 +73,9 @@ def invoke_main():
         machine_rank=args.machine_rank,
         dist_url=args.dist_url,
         args=(args,),
+        timeout=timedelta(minutes=cfg.DISTRIBUTED.TIMEOUT_MINUTES),
+        device=cfg.MODEL.DEVICE,
+        environ=os.environ,
     )
 
 

@@ -1,15 +1,18 @@
 """Training, evaluation and prediction: the only place that joins data, models and evaluation."""
 
+from .config_checks import check_config
+from .launch import launch
 from .predictor import GroundingPredictor
 from .schedule import resolve_epochs
 from .setup import setup_config
-from .trainer import GroundingTrainer, check_config
+from .trainer import GroundingTrainer
 from .visualization import render_result_pictures
 
 __all__ = [
     "GroundingPredictor",
     "GroundingTrainer",
     "check_config",
+    "launch",
     "render_result_pictures",
     "resolve_epochs",
     "setup_config",

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import weakref
 
 import torch
@@ -13,18 +14,20 @@ from detectron2.engine import (
     TrainerBase,
     create_ddp_model,
 )
+from detectron2.engine.hooks import PeriodicWriter
 from detectron2.utils import comm
 
 from igvg_d2.checkpoint import GroundingCheckpointer
 from igvg_d2.data import (
     build_grounding_test_loader,
     build_grounding_train_loader,
-    build_tokenizer,
 )
 from igvg_d2.data.datasets import fingerprint
 from igvg_d2.evaluation import build_grounding_evaluator
 from igvg_d2.solver import build_lr_scheduler, build_optimizer
 
+from .bad_sample_log import watch_batches
+from .config_checks import check_config
 from .hooks import AverageBatchNormHook, RunSummaryHook
 from .schedule import resolve_schedule
 
@@ -38,7 +41,7 @@ class GroundingTrainer(DefaultTrainer):
             cfg: a frozen config.
 
         Raises:
-            ValueError: see :func:`check_config`.
+            ValueError: see :func:`igvg_d2.engine.config_checks.check_config`.
         """
         # As DefaultTrainer.__init__, which hands GPU ids to DDP also on the CPU.
         TrainerBase.__init__(self)
@@ -48,7 +51,10 @@ class GroundingTrainer(DefaultTrainer):
         cfg = resolve_schedule(cfg, data_loader)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        ddp_options = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
+        bad_sample_log = watch_batches(cfg, model)
+        # A task that sees only its own GPU sees it as number 0, whatever its local rank.
+        on_cpu = cfg.MODEL.DEVICE == "cpu"
+        ddp_options = {"device_ids": None if on_cpu else [torch.cuda.current_device()]}
         model = create_ddp_model(model, broadcast_buffers=False, **ddp_options)
         trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = trainer_class(model, data_loader, optimizer)
@@ -59,7 +65,7 @@ class GroundingTrainer(DefaultTrainer):
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
-        self.register_hooks(self.build_hooks())
+        self.register_hooks([bad_sample_log, *self.build_hooks()])
 
     def build_hooks(self):
         """Detectron2's hooks; before them the run summary and one set of BatchNorm statistics."""
@@ -72,6 +78,19 @@ class GroundingTrainer(DefaultTrainer):
             0, RunSummaryHook(self.cfg.OUTPUT_DIR, self.cfg.SOLVER.IMS_PER_BATCH, self.cfg.SEED)
         )
         return hooks
+
+    def after_train(self):
+        """Run the hooks, but after an error only close the writers.
+
+        Detectron2 runs all hooks also while an exception is on its way. Those that gather numbers
+        or evaluate would then wait for processes that are still training.
+        """
+        if sys.exc_info()[0] is None:
+            return super().after_train()
+        self.storage.iter = self.iter
+        for hook in self._hooks:
+            if isinstance(hook, PeriodicWriter):
+                hook.after_train()
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model) -> torch.optim.Optimizer:
@@ -86,7 +105,6 @@ class GroundingTrainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
         """See :func:`build_grounding_train_loader`; no-target samples are kept."""
-        check_config(cfg)
         return build_grounding_train_loader(cfg)
 
     @classmethod
@@ -103,30 +121,6 @@ class GroundingTrainer(DefaultTrainer):
         # Evaluation does not import data, so the hash of the data set comes from here.
         evaluator.fingerprint = fingerprint
         return evaluator
-
-
-def check_config(cfg: CfgNode) -> None:
-    """Refuse Detectron2 defaults that silently hurt referring data, and too small a word table.
-
-    Raises:
-        ValueError: names the key, what it does here, and the value to set.
-    """
-    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        raise ValueError(
-            "DATALOADER.FILTER_EMPTY_ANNOTATIONS=True would drop every no-target sample; set it to "
-            "False (configs/Base-IGVG.yaml does)."
-        )
-    if cfg.INPUT.RANDOM_FLIP != "none":
-        raise ValueError(
-            f"INPUT.RANDOM_FLIP={cfg.INPUT.RANDOM_FLIP!r} would flip images under 'the left man'; "
-            "set it to 'none' and use INPUT.FLIP, which swaps the words too."
-        )
-    tokenizer = build_tokenizer(cfg)
-    if tokenizer.vocab_size > cfg.MODEL.BEIT3.VOCAB_SIZE:
-        raise ValueError(
-            f"The tokenizer {cfg.INPUT.TOKENIZER.NAME} has {tokenizer.vocab_size} ids, "
-            f"MODEL.BEIT3.VOCAB_SIZE is {cfg.MODEL.BEIT3.VOCAB_SIZE}; raise it."
-        )
 
 
 def set_num_threads(cfg: CfgNode) -> None:

@@ -1,11 +1,15 @@
 """Point-guided target matcher (Section 3.1.2, Eq. 4)."""
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from ..losses import cxcywh_to_xyxy, generalized_iou
 from ..targets import GroundingTargets
+
+# In place of a cost that is no number.
+_WORST_COST = 1e9
 
 
 class PointGuidedMatcher(nn.Module):
@@ -67,6 +71,9 @@ class PointGuidedMatcher(nn.Module):
             none. Every sample has min(Q, its targets) matches.
         """
         cost = self.cost(logits, boxes, points, targets).cpu().numpy()
+        # The solver refuses NaN with an error that names nothing; the losses, NaN as well, are
+        # reported with iteration and samples.
+        cost = np.nan_to_num(cost, nan=_WORST_COST, posinf=_WORST_COST, neginf=-_WORST_COST)
         assigned = torch.full(logits.shape[:3], -1, dtype=torch.int64)
         for layer in range(cost.shape[0]):
             for sample, count in enumerate(targets.num_targets):

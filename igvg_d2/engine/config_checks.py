@@ -1,0 +1,138 @@
+"""Configurations that would silently hurt are refused before anything is built."""
+
+from typing import Callable, List, Optional
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.utils import comm
+
+from igvg_d2.data import build_tokenizer
+
+from .ineffective_keys import report_ineffective_keys
+
+
+def check_config(cfg: CfgNode) -> None:
+    """Refuse options, most of them Detectron2's defaults, that silently hurt referring data.
+
+    All of them are reported at once. Options without effect are only logged, see
+    :func:`igvg_d2.engine.ineffective_keys.report_ineffective_keys`.
+
+    Raises:
+        ValueError: names each key, what it does here, and the value to set.
+    """
+    problems = [problem for problem in (check(cfg) for check in _CHECKS) if problem]
+    if problems:
+        raise ValueError("\n".join(problems))
+    report_ineffective_keys(cfg)
+
+
+def _check_no_target_samples(cfg: CfgNode) -> Optional[str]:
+    if not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        return None
+    return (
+        "DATALOADER.FILTER_EMPTY_ANNOTATIONS=True would drop every no-target sample; set it to "
+        "False (configs/Base-IGVG.yaml does)."
+    )
+
+
+def _check_flip(cfg: CfgNode) -> Optional[str]:
+    if cfg.INPUT.RANDOM_FLIP == "none":
+        return None
+    return (
+        f"INPUT.RANDOM_FLIP={cfg.INPUT.RANDOM_FLIP!r} would flip images under 'the left man'; "
+        "set it to 'none' and use INPUT.FLIP, which swaps the words too."
+    )
+
+
+def _check_crop(cfg: CfgNode) -> Optional[str]:
+    if not cfg.INPUT.CROP.ENABLED:
+        return None
+    return (
+        "INPUT.CROP.ENABLED=True would cut targets away and turn their expressions into no-target "
+        "ones; set it to False."
+    )
+
+
+def _check_normalisation(cfg: CfgNode) -> Optional[str]:
+    """Detectron2's default mean is in BGR order, its default deviation 1 in units of a pixel."""
+    mean, std = list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)
+    default = list(get_cfg().MODEL.PIXEL_MEAN)
+    wanted = {"BGR": default, "RGB": default[::-1]}.get(cfg.INPUT.FORMAT, mean)
+    if mean in (default, default[::-1]) and mean != wanted:
+        return (
+            f"MODEL.PIXEL_MEAN={mean} is not in the order of INPUT.FORMAT={cfg.INPUT.FORMAT}; set "
+            f"it to {wanted}."
+        )
+    # Means of pictures in [0, 1] need no such scale.
+    if std == [1.0, 1.0, 1.0] and max(mean) > 1.0:
+        return (
+            "MODEL.PIXEL_STD=[1.0, 1.0, 1.0] would feed the encoder values up to 150; set it to "
+            "the deviation the encoder was trained with, [58.395, 57.12, 57.375] in RGB order."
+        )
+    return None
+
+
+def _check_clipping(cfg: CfgNode) -> Optional[str]:
+    if not cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
+        return None
+    return (
+        "SOLVER.CLIP_GRADIENTS.ENABLED=True clips each parameter on its own, which changes the "
+        "direction of a step; set it to False and use SOLVER.CLIP_TOTAL_NORM."
+    )
+
+
+def _check_vocabulary(cfg: CfgNode) -> Optional[str]:
+    tokenizer = build_tokenizer(cfg)
+    if tokenizer.vocab_size <= cfg.MODEL.BEIT3.VOCAB_SIZE:
+        return None
+    return (
+        f"The tokenizer {cfg.INPUT.TOKENIZER.NAME} has {tokenizer.vocab_size} ids, "
+        f"MODEL.BEIT3.VOCAB_SIZE is {cfg.MODEL.BEIT3.VOCAB_SIZE}; raise it."
+    )
+
+
+def _check_data(cfg: CfgNode) -> Optional[str]:
+    if cfg.DATASETS.TRAIN:
+        return None
+    return "DATASETS.TRAIN is empty: set the names of the registered data sets to train on."
+
+
+def _check_batch(cfg: CfgNode) -> Optional[str]:
+    """Every process takes an equal share, so that an average over processes is one over samples."""
+    batch, processes = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
+    reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+    if reference not in (0, processes):
+        if batch % reference:
+            return (
+                f"SOLVER.IMS_PER_BATCH={batch} must be a multiple of SOLVER.REFERENCE_WORLD_SIZE="
+                f"{reference}."
+            )
+        batch = batch // reference * processes
+    if batch >= processes and batch % processes == 0:
+        return None
+    return (
+        f"SOLVER.IMS_PER_BATCH={batch} is the batch over all processes and must be a multiple of "
+        f"their number, {processes}; set it to {max(1, batch // processes) * processes} or "
+        f"{(batch // processes + 1) * processes}."
+    )
+
+
+def _check_expected_results(cfg: CfgNode) -> Optional[str]:
+    if not cfg.TEST.EXPECTED_RESULTS or len(cfg.DATASETS.TEST) == 1:
+        return None
+    return (
+        f"TEST.EXPECTED_RESULTS is compared with the results of one data set, DATASETS.TEST has "
+        f"{len(cfg.DATASETS.TEST)}; name one, or empty EXPECTED_RESULTS."
+    )
+
+
+_CHECKS: List[Callable[[CfgNode], Optional[str]]] = [
+    _check_no_target_samples,
+    _check_flip,
+    _check_crop,
+    _check_normalisation,
+    _check_clipping,
+    _check_vocabulary,
+    _check_data,
+    _check_batch,
+    _check_expected_results,
+]
