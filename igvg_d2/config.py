@@ -109,6 +109,9 @@ def _add_backbone(cfg: CN) -> None:
     cfg.MODEL.BEIT3.MAX_TEXT_POSITIONS = 1022
     # Stochastic depth at the last layer, growing linearly from 0 at the first.
     cfg.MODEL.BEIT3.DROP_PATH = 0.1
+    # Table of words: "dense" (paper), "frozen" (not trained), or "sparse": only rows of words in
+    # the batch are updated, as torch.optim.SparseAdam does; not with several GPUs.
+    cfg.MODEL.BEIT3.TEXT_EMBEDDING = "dense"
     # Recompute activations in the backward pass: less memory, about a third more time.
     cfg.MODEL.BEIT3.CHECKPOINTING = False
     # Channels of a convolutional stem, one stride-2 stage each; empty = patches, as BEiT-3.
@@ -126,6 +129,13 @@ def _add_backbone(cfg: CN) -> None:
 
 
 def _add_dense_parts(cfg: CN) -> None:
+    # Beginnings of names of parameters that are not trained, for example ["backbone.encoder."];
+    # BatchNorm below them keeps its statistics too. Each must match something.
+    cfg.MODEL.FREEZE = []
+    # Every BatchNorm of the model uses the batches of all processes, on GPUs and on the CPU. The
+    # paper's model uses each GPU's own batch.
+    cfg.MODEL.SYNC_BN = False
+
     cfg.MODEL.IGVG = CN()
     # C: width of the projected image and text features and of the queries.
     cfg.MODEL.IGVG.HIDDEN_DIM = 256
@@ -291,6 +301,9 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.AMSGRAD = False
     # Factor on the learning rate of the encoder.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # Factor on the learning rate from each encoder layer to the one below (AdamW recipes of ViTs
+    # use 0.7 to 0.9); 1.0 = none (paper).
+    cfg.SOLVER.LAYER_DECAY = 1.0
     # Total norm over all parameters that gradients are clipped to; 0 switches clipping off.
     cfg.SOLVER.CLIP_TOTAL_NORM = 0.0
     # Length of the training in epochs, from which the trainer computes MAX_ITER, WARMUP_ITERS and

@@ -38,6 +38,7 @@ class BEiT3(VisionLanguageBackbone):
         text_layers: int = 0,
         init_std: float = 0.02,
         embed_std: float = 0.02,
+        text_embedding: str = "dense",
     ):
         """
         Args:
@@ -54,6 +55,7 @@ class BEiT3(VisionLanguageBackbone):
             text_layers: layers over the text alone before everything else.
             init_std: standard deviation of the linear layers' initial weights.
             embed_std: the same of the token, CLS and position tables.
+            text_embedding: how the word table is trained, see :class:`TextEmbedding`.
         """
         super().__init__()
         self.embed_dim = embed_dim
@@ -64,7 +66,9 @@ class BEiT3(VisionLanguageBackbone):
         self.vision_embed = VisionEmbedding(
             embed_dim, patch_size, tuple(pretrain_image_size), stem, embed_std
         )
-        self.text_embed = TextEmbedding(vocab_size, embed_dim, max_text_positions, embed_std)
+        self.text_embed = TextEmbedding(
+            vocab_size, embed_dim, max_text_positions, embed_std, text_embedding
+        )
         self.text_layers = nn.ModuleList(
             TextLayer(embed_dim, num_heads, ffn_dim) for _ in range(text_layers)
         )
@@ -93,6 +97,7 @@ class BEiT3(VisionLanguageBackbone):
             "text_layers": beit3.TEXT_LAYERS,
             "init_std": beit3.INIT_STD,
             "embed_std": beit3.EMBED_STD,
+            "text_embedding": beit3.TEXT_EMBEDDING,
         }
 
     @property

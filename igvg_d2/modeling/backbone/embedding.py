@@ -8,6 +8,8 @@ from torch import nn
 
 from .stem import WordStem
 
+_TRAINING_MODES = ("dense", "frozen", "sparse")
+
 
 class VisionEmbedding(nn.Module):
     """Patches and the CLS token, plus positions interpolated to the input's grid at run time."""
@@ -72,16 +74,34 @@ class VisionEmbedding(nn.Module):
 class TextEmbedding(nn.Module):
     """Word embeddings with learned positions; padded positions are zero (as in BEiT-3)."""
 
-    def __init__(self, vocab_size: int, embed_dim: int, max_positions: int, init_std: float):
+    def __init__(
+        self,
+        vocab_size: int,
+        embed_dim: int,
+        max_positions: int,
+        init_std: float,
+        training_mode: str = "dense",
+    ):
         """
         Args:
             vocab_size: rows of the token table.
             embed_dim: C.
             max_positions: longest text in tokens.
             init_std: standard deviation of the tables' initial values.
+            training_mode: "dense"; "frozen", the token table is not trained; or "sparse", its
+                gradient has the rows of the batch's words only.
+
+        Raises:
+            ValueError: unknown training mode.
         """
         super().__init__()
-        self.tokens = nn.Embedding(vocab_size, embed_dim)
+        if training_mode not in _TRAINING_MODES:
+            raise ValueError(
+                f"MODEL.BEIT3.TEXT_EMBEDDING: expected one of {_TRAINING_MODES}, found "
+                f"{training_mode!r}"
+            )
+        self.tokens = nn.Embedding(vocab_size, embed_dim, sparse=training_mode == "sparse")
+        self.tokens.weight.requires_grad_(training_mode != "frozen")
         self.positions = nn.Parameter(torch.zeros(1, max_positions, embed_dim))
         nn.init.trunc_normal_(self.tokens.weight, std=init_std)
         nn.init.trunc_normal_(self.positions, std=init_std)

@@ -1,6 +1,6 @@
 """IGVG: instance-aware generalized multi-task visual grounding, the wiring (Fig. 2)."""
 
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 from detectron2.config import configurable
@@ -20,6 +20,7 @@ from ..postprocessing import PostprocessOptions, grounding_postprocess
 from ..query_generator import build_query_generator
 from ..scene_head import SceneHead, build_scene_head
 from ..targets import GroundingTargets
+from ..training_options import convert_batch_norm, freeze_parameters
 
 
 @META_ARCH_REGISTRY.register()
@@ -44,6 +45,8 @@ class IGVG(nn.Module):
         scene_head: Optional[SceneHead] = None,
         input_format: str = "RGB",
         vis_period: int = 0,
+        freeze: Sequence[str] = (),
+        sync_batch_norm: bool = False,
     ):
         """
         Args:
@@ -57,9 +60,12 @@ class IGVG(nn.Module):
             scene_head: auxiliary objectives in training, or None.
             input_format: order of the image's channels, for pictures only.
             vis_period: iterations between training pictures; 0 = none.
+            freeze: beginnings of names of parameters that are not trained.
+            sync_batch_norm: BatchNorm over the batches of all processes.
 
         Raises:
-            ValueError: only one of query generator and grounding head, or an unknown resolution.
+            ValueError: only one of query generator and grounding head, an unknown resolution, or
+                nothing to freeze under a name.
         """
         super().__init__()
         if (query_generator is None) != (grounding_head is None):
@@ -90,6 +96,10 @@ class IGVG(nn.Module):
         self.vis_period = vis_period
         for name, value in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             self.register_buffer(name, torch.tensor(value).view(-1, 1, 1), persistent=False)
+        convert_batch_norm(self, everywhere=sync_batch_norm)
+        # A tuple, so that it is not registered a second time as a part of the model.
+        self._resting = tuple(freeze_parameters(self, freeze))
+        self.train(self.training)
 
     @classmethod
     def from_config(cls, cfg):
@@ -127,7 +137,16 @@ class IGVG(nn.Module):
             "scene_head": build_scene_head(cfg, backbone),
             "input_format": cfg.INPUT.FORMAT,
             "vis_period": cfg.VIS_PERIOD,
+            "freeze": cfg.MODEL.FREEZE,
+            "sync_batch_norm": cfg.MODEL.SYNC_BN,
         }
+
+    def train(self, mode: bool = True) -> "IGVG":
+        """As ``nn.Module.train``; BatchNorm of frozen parts stays in evaluation mode."""
+        super().train(mode)
+        for module in self._resting:
+            module.eval()
+        return self
 
     @property
     def device(self) -> torch.device:
