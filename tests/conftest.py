@@ -13,3 +13,14 @@ def shared_dir():
     if not SHARED.is_dir():
         pytest.skip(f"reference data not found beside the repository: {SHARED}")
     return SHARED
+
+
+@pytest.fixture
+def assert_within(record_property):
+    """Callable (quantity, difference, bound): asserts; dev/parity_table.py prints what it saw."""
+
+    def check(quantity, difference, bound):
+        record_property(quantity, (float(difference), float(bound)))
+        assert difference <= bound, f"{quantity}: difference {difference:.1e} > {bound:.0e}"
+
+    return check
