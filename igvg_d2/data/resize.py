@@ -135,6 +135,12 @@ class ReleasedResize(SquashResize):
         rows, columns = size
         return cv2.resize(mask, (columns, rows), interpolation=cv2.INTER_NEAREST) > 0
 
+    def resize_boxes(self, boxes: np.ndarray, original_size: Tuple[int, int]) -> np.ndarray:
+        """See :meth:`SquashResize.resize_boxes`; the release clips to [0, width - 1] first."""
+        height, width = original_size
+        clipped = np.minimum(np.maximum(boxes, 0.0), [width - 1, height - 1] * 2)
+        return super().resize_boxes(clipped, original_size)
+
 
 _RESIZE_RULES = {"pil": AntialiasedResize, "cv2": ReleasedResize}
 
