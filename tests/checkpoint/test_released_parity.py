@@ -255,7 +255,7 @@ def test_points_end_to_end(end_to_end, assert_within, assert_close):
 def test_one_short_text_without_padding_is_the_same(
     released_model, end_to_end, rule_input, assert_close
 ):
-    """The release pads every text to 50 tokens; ours runs on the 7 there are, fewer than queries."""
+    """The release pads texts to 50 tokens; ours runs on the 7 there are, fewer than queries."""
     expected, _, features = end_to_end
     length = int((~features.text_padding_mask[0]).sum())
     assert length < expected["points_xy"].shape[1]

@@ -1,6 +1,6 @@
 """Image, masks and boxes of the released presets on real photographs: the release's, to the bit.
 
-The expected arrays are made step by step from the specification of the release: OpenCV, BGR, float32.
+The expected arrays are made step by step from the release's specification: OpenCV, BGR, float32.
 """
 
 from pathlib import Path
