@@ -307,7 +307,7 @@ def _add_solver(cfg: CN) -> None:
     # Total norm over all parameters that gradients are clipped to; 0 switches clipping off.
     cfg.SOLVER.CLIP_TOTAL_NORM = 0.0
     # Length of the training in epochs, from which the trainer computes MAX_ITER, WARMUP_ITERS and
-    # STEPS for the batch and data at hand; 0 = those three count.
+    # STEPS for the batch and data at hand; 0 = MAX_ITER counts.
     cfg.SOLVER.EPOCHS = 0
     # Epochs of warm-up. WARMUP_METHOD "staircase" (paper) goes with it: in epoch e (from 0) of w
     # the learning rate has the factor (e + 1) / (w + 1).

@@ -17,7 +17,9 @@ def resolve_epochs(cfg: CfgNode, num_items: int) -> CfgNode:
     """Fill in the iterations of a config that states epochs, and log both.
 
     An epoch has ceil(items / SOLVER.IMS_PER_BATCH) iterations. ``SOLVER.EPOCHS`` > 0 decides
-    MAX_ITER, WARMUP_ITERS and STEPS of SOLVER; ``TEST.EVAL_EPOCHS`` and
+    MAX_ITER, WARMUP_ITERS and STEPS of SOLVER. If it is 0, MAX_ITER stays, and WARMUP_EPOCHS and
+    STEP_EPOCHS decide only if they are set: the schedule of a long training, cut off.
+    ``TEST.EVAL_EPOCHS`` and
     ``SOLVER.CHECKPOINT_EPOCHS`` > 0 decide TEST.EVAL_PERIOD and SOLVER.CHECKPOINT_PERIOD, so that
     the last evaluation falls on the last iteration. Applying it twice changes nothing.
 
@@ -29,8 +31,8 @@ def resolve_epochs(cfg: CfgNode, num_items: int) -> CfgNode:
         CfgNode, frozen.
 
     Raises:
-        ValueError: names the key: epochs of warm-up or steps without ``SOLVER.EPOCHS`` or outside
-            of them, or a number of iterations that contradicts the epochs.
+        ValueError: names the key: epochs that make no sense together, or a number of iterations
+            that contradicts them.
     """
     _check_epochs(cfg)
     resolved = cfg.clone()
@@ -38,13 +40,20 @@ def resolve_epochs(cfg: CfgNode, num_items: int) -> CfgNode:
     solver = resolved.SOLVER
     per_epoch = -(-num_items // solver.IMS_PER_BATCH)
     if solver.EPOCHS > 0:
-        _set(resolved, "MAX_ITER", solver.EPOCHS * per_epoch)
-        _set(resolved, "WARMUP_ITERS", solver.WARMUP_EPOCHS * per_epoch)
-        _set(resolved, "STEPS", tuple(round(e * per_epoch) for e in solver.STEP_EPOCHS))
+        _set(resolved, "SOLVER.MAX_ITER", "SOLVER.EPOCHS", solver.EPOCHS * per_epoch)
+    steps = tuple(round(epochs * per_epoch) for epochs in solver.STEP_EPOCHS)
+    if solver.EPOCHS > 0 or solver.WARMUP_EPOCHS > 0:
+        warmup = solver.WARMUP_EPOCHS * per_epoch
+        _set(resolved, "SOLVER.WARMUP_ITERS", "SOLVER.WARMUP_EPOCHS", warmup)
+    if solver.EPOCHS > 0 or steps:
+        steps = tuple(step for step in steps if step < solver.MAX_ITER)
+        _set(resolved, "SOLVER.STEPS", "SOLVER.STEP_EPOCHS", steps)
     if solver.CHECKPOINT_EPOCHS > 0:
-        solver.CHECKPOINT_PERIOD = solver.CHECKPOINT_EPOCHS * per_epoch
+        period = solver.CHECKPOINT_EPOCHS * per_epoch
+        _set(resolved, "SOLVER.CHECKPOINT_PERIOD", "SOLVER.CHECKPOINT_EPOCHS", period)
     if resolved.TEST.EVAL_EPOCHS > 0:
-        resolved.TEST.EVAL_PERIOD = resolved.TEST.EVAL_EPOCHS * per_epoch
+        period = resolved.TEST.EVAL_EPOCHS * per_epoch
+        _set(resolved, "TEST.EVAL_PERIOD", "TEST.EVAL_EPOCHS", period)
     _log_schedule(resolved, num_items, per_epoch)
     resolved.freeze()
     return resolved
@@ -87,15 +96,7 @@ def _check_epochs(cfg: CfgNode) -> None:
     for key in ("EPOCHS", "WARMUP_EPOCHS", "CHECKPOINT_EPOCHS"):
         if solver[key] < 0:
             raise ValueError(f"SOLVER.{key}: expected 0 or more, found {solver[key]}")
-    if solver.EPOCHS == 0:
-        for key in ("WARMUP_EPOCHS", "STEP_EPOCHS"):
-            if solver[key]:
-                raise ValueError(
-                    f"SOLVER.{key} = {solver[key]} needs SOLVER.EPOCHS; set it, or state "
-                    "iterations only (MAX_ITER, WARMUP_ITERS, STEPS)"
-                )
-        return
-    bounds = [solver.WARMUP_EPOCHS, *solver.STEP_EPOCHS, solver.EPOCHS]
+    bounds = [solver.WARMUP_EPOCHS, *solver.STEP_EPOCHS, solver.EPOCHS or float("inf")]
     rising = all(first < second for first, second in zip(bounds, bounds[1:]))
     if not rising and not (len(bounds) == 2 and bounds[0] == bounds[1]):
         raise ValueError(
@@ -104,18 +105,19 @@ def _check_epochs(cfg: CfgNode) -> None:
         )
 
 
-def _set(cfg: CfgNode, key: str, value) -> None:
-    """Set a key of SOLVER; a different number that somebody asked for is not overwritten."""
-    found = cfg.SOLVER[key]
+def _set(cfg: CfgNode, key: str, epochs_key: str, value) -> None:
+    """Set an option; a different value that somebody asked for is not overwritten silently."""
+    section, name = key.split(".")
+    found = cfg[section][name]
     # With a reference world size, Detectron2 has already scaled the numbers.
-    asked = found != get_cfg().SOLVER[key] and cfg.SOLVER.REFERENCE_WORLD_SIZE == 0
+    asked = found != get_cfg()[section][name] and cfg.SOLVER.REFERENCE_WORLD_SIZE == 0
     if asked and found != value:
+        epochs = cfg[epochs_key.split(".")[0]][epochs_key.split(".")[1]]
         raise ValueError(
-            f"SOLVER.{key} = {found} contradicts SOLVER.EPOCHS = {cfg.SOLVER.EPOCHS}, which makes "
-            f"it {value}; leave SOLVER.{key} out, or count in iterations with SOLVER.EPOCHS 0 "
-            "SOLVER.WARMUP_EPOCHS 0 SOLVER.STEP_EPOCHS '()'"
+            f"{key} = {found} contradicts {epochs_key} = {epochs}, which makes it {value} for this "
+            f"batch and these data; leave {key} out, or empty {epochs_key} (0 or an empty tuple)"
         )
-    cfg.SOLVER[key] = value
+    cfg[section][name] = value
 
 
 def _log_schedule(cfg: CfgNode, num_items: int, per_epoch: int) -> None:

@@ -37,6 +37,9 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer):
     values = [(epoch + 1) / (stairs + 1) for epoch in range(stairs)]
     values += [solver.GAMMA**k for k in range(len(solver.STEPS) + 1)]
     milestones = [per_epoch * (epoch + 1) for epoch in range(stairs)] + list(solver.STEPS)
+    # A trial may be shorter than the schedule.
+    milestones = [milestone for milestone in milestones if milestone < solver.MAX_ITER]
+    values = values[: len(milestones) + 1]
     multiplier = MultiStepParamScheduler(
         values=values, milestones=milestones, num_updates=solver.MAX_ITER
     )

@@ -4,12 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
 import igvg_d2.modeling  # noqa: F401
 from igvg_d2.config import add_igvg_config
-from igvg_d2.engine import setup_config
+from igvg_d2.engine import resolve_epochs, setup_config
+from igvg_d2.solver import build_lr_scheduler
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml")) + sorted((ROOT / "projects").rglob("*.yaml"))
@@ -46,6 +48,49 @@ def test_large_config_builds_with_one_encoder_layer(path):
     cfg = setup_config(str(path), opts)
     model = build_model(cfg)
     assert model.backbone.embed_dim == cfg.MODEL.BEIT3.EMBED_DIM >= 768
+
+
+BENCHMARKS = {"gRefCOCO": 10, "Ref-ZOM": 10, "R-RefCOCO": 10, "RefCOCO": 20}
+
+
+@pytest.mark.parametrize("size, width", [("base", 768), ("large", 1024)])
+@pytest.mark.parametrize("folder, epochs", BENCHMARKS.items())
+def test_paper_configs_have_the_recipe(folder, epochs, size, width):
+    """Adam with amsgrad, clipping at 0.15, encoder at a tenth; 10 or 20 epochs."""
+    path = ROOT / "configs" / folder / f"igvg_beit3_{size}_320_{epochs}ep.yaml"
+    cfg = setup_config(str(path))
+    solver = cfg.SOLVER
+    assert (solver.OPTIMIZER, solver.AMSGRAD, solver.BETAS) == ("Adam", True, (0.9, 0.98))
+    assert (solver.EPS, solver.WEIGHT_DECAY, solver.CLIP_TOTAL_NORM) == (1e-9, 0.0, 0.15)
+    assert (solver.BASE_LR, solver.BACKBONE_MULTIPLIER) == (5e-4, 0.1)
+    assert cfg.MODEL.BEIT3.EMBED_DIM == width
+    unit = "object" if folder in ("R-RefCOCO", "RefCOCO") else "expression"
+    assert cfg.DATALOADER.SAMPLE_UNIT == unit
+    # Options that the paper's runs do not have.
+    assert cfg.INPUT.COLOR_JITTER == cfg.INPUT.FLIP.HORIZONTAL_PROB == 0.0
+    assert solver.LAYER_DECAY == 1.0 and not cfg.MODEL.FREEZE and not cfg.MODEL.SYNC_BN
+    assert cfg.MODEL.BEIT3.TEXT_EMBEDDING == "dense"
+    head = path.read_text().split("_BASE_")[0]
+    for word in ("Command: ", "Hardware: ", "Expected"):
+        assert word in head, f"the head comment lacks {word!r}"
+    assert path.name in head
+    resolved = resolve_epochs(cfg, 10 * solver.IMS_PER_BATCH).SOLVER
+    warmup, step = (1, 6) if epochs == 10 else (3, 14)
+    assert (resolved.MAX_ITER, resolved.WARMUP_ITERS) == (10 * epochs, 10 * warmup)
+    assert (resolved.STEPS, resolved.CHECKPOINT_PERIOD) == ((10 * step,), 10)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=name_of)
+def test_schedules_resolve_for_any_size(path):
+    cfg = setup_config(str(path))
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
+    for num_items in (1, 1000, 209344):
+        resolved = resolve_epochs(cfg, num_items)
+        build_lr_scheduler(resolved, optimizer)
+        if cfg.SOLVER.EPOCHS:
+            epoch = -(-num_items // cfg.SOLVER.IMS_PER_BATCH)
+            assert resolved.SOLVER.MAX_ITER == epoch * cfg.SOLVER.EPOCHS
+            assert resolved.TEST.EVAL_PERIOD == epoch
 
 
 def flatten(node, prefix=""):

@@ -97,13 +97,26 @@ def test_no_warm_up_and_no_steps():
     )
 
 
+def test_a_trial_is_the_beginning_of_the_schedule():
+    # 5 iterations per epoch: warm-up to 5, decay after 30.
+    for length, steps in ((32, (30,)), (30, ()), (8, ()), (3, ())):
+        cfg = resolve_epochs(make_cfg("SOLVER.EPOCHS", 0, "SOLVER.MAX_ITER", length), 640)
+        assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS) == (length, 5)
+        assert cfg.SOLVER.STEPS == steps
+        whole = [0.5] * 5 + [1.0] * 25 + [0.1] * 20
+        assert learning_rates(cfg, list(range(length))) == pytest.approx(whole[:length])
+
+
 @pytest.mark.parametrize(
     "opts, message",
     [
-        (["SOLVER.MAX_ITER", 7], "SOLVER.MAX_ITER = 7 contradicts SOLVER.EPOCHS = 10.* 50;"),
+        (["SOLVER.MAX_ITER", 7], "MAX_ITER = 7 contradicts SOLVER.EPOCHS = 10, .* 50 for"),
         (["SOLVER.STEPS", (9,)], "SOLVER.STEPS = .* contradicts"),
+        (
+            ["TEST.EVAL_PERIOD", 3, "TEST.EVAL_EPOCHS", 1],
+            "TEST.EVAL_PERIOD = 3 contra.*EVAL_EPOCHS",
+        ),
         (["SOLVER.WARMUP_ITERS", 9], "SOLVER.WARMUP_ITERS = 9 contradicts"),
-        (["SOLVER.EPOCHS", 0], "SOLVER.WARMUP_EPOCHS = 1 needs SOLVER.EPOCHS"),
         (["SOLVER.EPOCHS", -1], "SOLVER.EPOCHS: expected 0 or more"),
         (["SOLVER.EPOCHS", 6], "WARMUP_EPOCHS < .* found 1, .6,., 6"),
         (["SOLVER.STEP_EPOCHS", (8, 6)], "found 1, .8, 6., 10"),
