@@ -110,8 +110,9 @@ class BEiT3Tokenizer:
         if not os.path.isfile(path):
             raise FileNotFoundError(
                 f"INPUT.TOKENIZER.FILE: expected BEiT-3's sentencepiece model beit3.spm, found no "
-                f"file at {file!r}. Get it from the BEiT-3 release page (github.com/microsoft/"
-                f"unilm, folder beit3, 'Text Tokenizer') and set INPUT.TOKENIZER.FILE to its path."
+                f"file at {file!r}. Get it (1,356,293 bytes) from the BEiT-3 release page "
+                f"(github.com/microsoft/unilm, folder beit3, 'Text Tokenizer') and put it at "
+                f"{os.path.abspath(file or 'beit3.spm')}, or set INPUT.TOKENIZER.FILE to its path."
             )
         self.path = path
         self.max_tokens = _check_max_tokens(max_tokens)

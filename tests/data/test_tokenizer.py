@@ -1,11 +1,15 @@
 """Token ids of both tokenizers, and what they say about wrong input."""
 
 import json
+import multiprocessing
+import os
 import pickle
 
 import pytest
 from detectron2.config import CfgNode
+from torch.utils.data import DataLoader, Dataset
 
+import igvg_d2.data.tokenizer as tokenizer_module
 from igvg_d2.data.tokenizer import (
     TOKENIZER_REGISTRY,
     BEiT3Tokenizer,
@@ -107,11 +111,82 @@ def test_beit3_cleaning_is_that_of_the_release(beit3_file):
         cleaned("?!")
 
 
+@pytest.mark.parametrize(
+    "text, cleaned",
+    [
+        # Every character that is deleted, and the two that become spaces; nothing else changes.
+        (".,'!?\"()*#:;A", "a"),
+        ("A-B/C", "a b c"),
+        ("man's T-shirt (#2)", "mans t shirt 2"),
+        ("50% off & more_[x]", "50% off & more_[x]"),
+        ("  two  spaces ", "  two  spaces "),
+    ],
+)
+def test_cleaning_by_hand(beit3_file, text, cleaned):
+    tokenizer = BEiT3Tokenizer(file=str(beit3_file), clean_text=True)
+    assert tokenizer(text) == BEiT3Tokenizer(file=str(beit3_file))(cleaned)
+
+
+def test_truncation_cuts_the_tail_only(beit3_file):
+    """The release: BOS, the first MAX_TOKENS - 2 pieces, EOS; 20 tokens for RefCOCO."""
+    text = "the man in the white shirt " * 10
+    whole = BEiT3Tokenizer(file=str(beit3_file), max_tokens=1000)(text)
+    for max_tokens in (3, 20, 50, len(whole) - 1, len(whole)):
+        ids = BEiT3Tokenizer(file=str(beit3_file), max_tokens=max_tokens)(text)
+        assert ids == [*whole[: max_tokens - 1], 2] and len(ids) == max_tokens
+
+
+def test_file_is_read_once_per_process(beit3_file):
+    tokenizer_module._load_xlm_roberta.cache_clear()
+    for _ in range(3):
+        BEiT3Tokenizer(file=str(beit3_file))("the man")
+    assert tokenizer_module._load_xlm_roberta.cache_info().misses == 1
+    # A copy for a worker holds the path, not the model.
+    assert len(pickle.dumps(BEiT3Tokenizer(file=str(beit3_file)))) < 1000
+
+
+class Tokenized(Dataset):
+    """Token ids of a few texts, and how often the worker has read the file."""
+
+    def __init__(self, tokenizer, texts):
+        self.tokenizer, self.texts = tokenizer, texts
+
+    def __len__(self):
+        return len(self.texts)
+
+    def __getitem__(self, index):
+        ids = self.tokenizer(self.texts[index])
+        return os.getpid(), ids, tokenizer_module._load_xlm_roberta.cache_info().misses
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_data_loader_workers_give_the_same_ids(beit3_file, start):
+    if start not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no start method {start} here")
+    tokenizer = BEiT3Tokenizer(file=str(beit3_file), clean_text=True)
+    texts = ["Left man", "the red-haired woman", "2nd dog from right", "no one", "sky", "a car"]
+    loader = DataLoader(
+        Tokenized(tokenizer, texts),
+        batch_size=None,
+        num_workers=2,
+        multiprocessing_context=start,
+    )
+    workers, reads = set(), set()
+    for text, (worker, ids, misses) in zip(texts, loader, strict=True):
+        assert ids == tokenizer(text)
+        workers.add(worker)
+        reads.add(misses)
+    assert len(workers) == 2 and os.getpid() not in workers
+    assert reads == {1} or start == "fork"
+
+
 @pytest.mark.parametrize("file", ["", "missing/beit3.spm"])
 def test_beit3_missing_file(file):
+    """It says where the file is obtained, and where to put it."""
     with pytest.raises(FileNotFoundError) as error:
         build_tokenizer(make_cfg("BEiT3Tokenizer", file))
-    for part in ("INPUT.TOKENIZER.FILE", "beit3.spm", repr(file), "microsoft/unilm"):
+    place = os.path.abspath(file or "beit3.spm")
+    for part in ("INPUT.TOKENIZER.FILE", "beit3.spm", repr(file), "microsoft/unilm", place):
         assert part in str(error.value)
 
 
