@@ -20,6 +20,9 @@ from .instancevg_keys import (
 
 Tensors = Dict[str, torch.Tensor]
 
+# The one buffer of integers, BatchNorm's.
+COUNTER = "num_batches_tracked"
+
 
 @dataclass(frozen=True)
 class ConversionReport:
@@ -202,6 +205,9 @@ def compare_shapes(state: Tensors, shapes: Dict[str, Shape]) -> List[str]:
     for key, shape in shapes.items():
         if key in state and tuple(state[key].shape) != tuple(shape):
             problems.append(f"{key} has shape {tuple(state[key].shape)}, expected {tuple(shape)}")
+        if key in state and state[key].is_floating_point() == key.endswith(COUNTER):
+            expected = "an integer" if key.endswith(COUNTER) else "a float"
+            problems.append(f"{key} has type {state[key].dtype}, expected {expected} type")
     return problems
 
 

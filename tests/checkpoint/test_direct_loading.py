@@ -1,12 +1,19 @@
 """``MODEL.WEIGHTS`` takes released files and files of BEiT-3, as downloaded and converted."""
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 
+import igvg_d2.modeling  # noqa: F401
 from igvg_d2.checkpoint import GroundingCheckpointer, convert_beit3, write_checkpoint
 from igvg_d2.checkpoint.beit3_conversion import MASK_TOKEN, POSITIONS
+from igvg_d2.engine import setup_config
+from tests.modeling.test_gradients import TINY
+
+ROOT = Path(__file__).resolve().parents[2]
 
 QKV = "backbone.encoder.layers.3.text.qkv.weight"
 HEAD = "text_projection.weight"
@@ -163,3 +170,22 @@ def test_damaged_files_name_file_key_and_shapes(released_cheap, shell_model, tmp
         checkpointer.load(str(path))
     path.write_bytes(content)
     assert checkpointer.load(str(path))["__author__"] == "BEiT-3"
+
+
+def test_one_changed_key_in_a_converted_file_is_noticed(tmp_path):
+    """Through files and the checkpointer, every key of a small model of the released preset."""
+    config = str(ROOT / "configs" / BASE)
+    model = build_model(setup_config(config, TINY))
+    path, state = tmp_path / "instancevg.safetensors", model.state_dict()
+    checkpointer = GroundingCheckpointer(model)
+    for index, (key, tensor) in enumerate(state.items()):
+        damaged = {k: v for k, v in state.items() if k != key}
+        if index % 3 == 1:
+            damaged[f"{key}_"] = tensor
+        elif index % 3 == 2:
+            damaged[key] = torch.zeros(*tensor.shape, 2)
+        write_checkpoint(str(path), damaged, "InstanceVG", num_queries=4)
+        with pytest.raises(ValueError, match=f"instancevg.safetensors(.*\n)*.*{key}"):
+            checkpointer.load(str(path))
+    write_checkpoint(str(path), state, "InstanceVG", num_queries=4)
+    assert checkpointer.load(str(path))["num_queries"] == 4

@@ -26,10 +26,9 @@ def released_shapes(request, fixtures_dir):
 
 
 @pytest.fixture(scope="module")
-def cheap_state(fixtures_dir):
+def cheap_state(released_cheap):
     """A released state dict of zeros that takes no memory."""
-    keys = json.loads((fixtures_dir / f"state_dict_{KEY_FILES[0]}.json").read_text())
-    return {key: torch.zeros(()).expand(tuple(shape)) for key, (shape, _) in keys.items()}
+    return released_cheap(KEY_FILES[0])
 
 
 def test_table_names_every_released_key_once(released_shapes):
@@ -57,25 +56,55 @@ def test_every_element_is_carried_over_or_named_as_dead(released_shapes):
     assert set(DEAD_PARTS) < set(state)
 
 
-def test_conversion_is_strict_about_every_key(cheap_state):
-    """Each key missing, misspelt or of another shape: always an error that names it."""
-    for key, tensor in cheap_state.items():
-        rest = {k: v for k, v in cheap_state.items() if k != key}
+def damage(state, key, kind):
+    """A copy of a state dict with one key changed."""
+    tensor, damaged = state[key], dict(state)
+    if kind == "missing":
+        damaged.pop(key)
+    elif kind == "renamed":
+        damaged[f"{key}_"] = damaged.pop(key)
+    elif kind == "added":
+        damaged[f"{key}_"] = tensor
+    elif kind == "reshaped":
         wider = (*tensor.shape[:-1], tensor.shape[-1] + 1) if tensor.dim() else (1,)
-        for damaged in (
-            rest,
-            {**rest, f"{key}_": tensor},
-            {**rest, key: torch.zeros(()).expand(wider)},
-        ):
-            with pytest.raises(ValueError) as error:
-                convert_instancevg(damaged)
-            assert key in str(error.value)
+        damaged[key] = torch.zeros((), dtype=tensor.dtype).expand(wider)
+    else:
+        other = torch.int64 if tensor.is_floating_point() else torch.float32
+        damaged[key] = torch.zeros((), dtype=other).expand(tensor.shape)
+    return damaged
 
 
-def test_aliases_must_be_equal(cheap_state):
+DAMAGES = ("missing", "renamed", "added", "reshaped", "retyped")
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_conversion_is_strict_about_every_key(cheap_state, kind):
+    """697 keys, each damaged on its own: always an error that names it."""
+    for key in cheap_state:
+        with pytest.raises(ValueError) as error:
+            convert_instancevg(damage(cheap_state, key, kind))
+        assert key in str(error.value)
+
+
+@pytest.mark.parametrize("name", KEY_FILES[1:])
+def test_other_published_models_are_as_strict(released_cheap, name):
+    """Every key of them, with one kind of damage after the other."""
+    state = released_cheap(name)
+    for index, key in enumerate(state):
+        with pytest.raises(ValueError) as error:
+            convert_instancevg(damage(state, key, DAMAGES[index % len(DAMAGES)]))
+        assert key in str(error.value)
+
+
+@pytest.mark.parametrize("name", KEY_FILES)
+def test_aliases_must_be_equal(released_cheap, name):
+    """One changed number in one of the sixteen copies is enough."""
+    state = released_cheap(name)
     for alias, key in released_aliases().items():
+        changed = state[alias].clone()
+        changed.view(-1)[-1] = 1e-6
         with pytest.raises(ValueError, match=f"{alias} differs from {key}"):
-            convert_instancevg({**cheap_state, alias: torch.ones_like(cheap_state[alias])})
+            convert_instancevg({**state, alias: changed})
 
 
 def test_prefix_and_container_do_not_matter(cheap_state):
