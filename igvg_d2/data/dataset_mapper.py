@@ -13,7 +13,7 @@ from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps
 
-from .augmentation import flip, is_flippable, jitter_color, swap_direction_words
+from .augmentation import flip, jitter_color
 from .bad_samples import (
     BadSampleError,
     ImageSizeError,
@@ -22,6 +22,7 @@ from .bad_samples import (
     describe_sample,
 )
 from .datasets.instances import to_rle
+from .directions import is_flippable, swap_direction_words
 from .resize import SquashResize, build_resize
 from .tokenizer import build_tokenizer
 

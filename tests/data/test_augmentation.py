@@ -1,5 +1,8 @@
 """Direction words, flips, colour jitter and the two resize rules."""
 
+import json
+import re
+
 import cv2
 import numpy as np
 import pytest
@@ -22,7 +25,9 @@ HORIZONTAL = [
     ("Left-hand cup", "Right-hand cup"),
     ("the Leftmost one (upper-right)", "the Rightmost one (upper-left)"),
     ("lefthand side's topright", "righthand side's topleft"),
-    ("top of the brightest lefty", "top of the brightest lefty"),
+    ("top of the brightest lefty", "top of the brightest righty"),
+    ("L guy, rt side of the R couch", "R guy, lt side of the L couch"),
+    ("they'r on the left's", "they'r on the right's"),
     ("", ""),
 ]
 VERTICAL = [
@@ -49,6 +54,76 @@ def test_expressions_with_unknown_directions_are_not_flipped():
     assert not is_flippable("ball beneath the chair", "vertical")
     assert is_flippable("ball beneath the chair", "horizontal")
     assert is_flippable("the small cup", "vertical")
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        *("the right man", "man on the right", "second from left to right", "which is left of it"),
+        *("girl with bright red shirt on l", "a left-handed batter", "R guy", "lefty", "right one"),
+        *(
+            "chair on right, next to the wall",
+            "that is right of the tree",
+            "leftovers on the plate",
+        ),
+        *(
+            "upright left bike",
+            "right front wheel",
+            "far left",
+            "person looking left",
+            "right person",
+        ),
+    ],
+)
+def test_sides_of_the_picture_are_flippable(expression):
+    assert is_flippable(expression, "horizontal")
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        *("right behind the man", "right next to the car", "all right guys", "right in front"),
+        *(
+            "right to the left of him",
+            "the right answer",
+            "the slice that is left",
+            "he left the bus",
+        ),
+        *(
+            "pizza left over",
+            "the wrong one, right cup",
+            "player number five",
+            "12",
+            "player 7 left",
+        ),
+        *("the letter A on the left", 'bus that says "LONDON"', "text on left", "at three o'clock"),
+        *(
+            "sign with writing, right",
+            "left fielder",
+            "right near us",
+            "L shaped couch",
+            "toys r us bag",
+        ),
+        *("man on the rigth", "leftish cow", "guy onleft", "driver side of the car", "facing east"),
+    ],
+)
+def test_what_may_be_no_side_is_not_flipped(expression):
+    assert not is_flippable(expression, "horizontal")
+
+
+def test_real_expressions(shared_dir):
+    """Nearly all expressions of RefCOCO that name a side can be used, and all are restored."""
+    path = shared_dir / "data" / "refer_sample_expressions" / "sample_expressions_testB.json"
+    if not path.is_file():
+        pytest.skip("no sample expressions")
+    texts = [item["sent"] for item in json.loads(path.read_text())["predictions"]]
+    sided = [text for text in texts if re.search("left|right", text)]
+    usable = [text for text in sided if is_flippable(text, "horizontal")]
+    assert len(sided) > 1000 and 0.9 < len(usable) / len(sided) <= 1.0
+    for text in texts:
+        assert swap_direction_words(swap_direction_words(text, "horizontal"), "horizontal") == text
+    for text in usable:
+        assert swap_direction_words(text, "horizontal") != text or re.search("bright|upright", text)
 
 
 @pytest.mark.parametrize("function", [swap_direction_words, is_flippable])
