@@ -64,10 +64,12 @@ def _add_input(cfg: CN) -> None:
     cfg.DATALOADER.MAX_BAD_RATIO = 0.5
     # With SKIP_BAD_SAMPLES: batches in a row that may have a non-finite loss and teach nothing.
     cfg.DATALOADER.MAX_BAD_BATCHES = 10
-    # Network input as (height, width); images are squashed to it, multiples of the patch size.
+    # Network input as (height, width), multiples of the patch size; see RESIZE_MODE.
     cfg.INPUT.IMAGE_SIZE = (320, 320)
     # "pil": antialiased resize (better masks); "cv2": OpenCV bilinear without it, released.
     cfg.INPUT.RESIZE = "pil"
+    # "squash" (paper), or "letterbox": keep the aspect ratio and pad at the right or bottom.
+    cfg.INPUT.RESIZE_MODE = "squash"
     cfg.INPUT.FLIP = CN()
     # Probability of a horizontal flip with left/right words swapped in the expression.
     cfg.INPUT.FLIP.HORIZONTAL_PROB = 0.0

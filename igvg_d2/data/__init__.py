@@ -10,5 +10,11 @@ from .build import (
 )
 from .dataset_mapper import GroundingDatasetMapper
 from .directions import is_flippable, swap_direction_words
-from .resize import AntialiasedResize, ReleasedResize, SquashResize, build_resize
+from .resize import (
+    AntialiasedResize,
+    LetterboxResize,
+    ReleasedResize,
+    SquashResize,
+    build_resize,
+)
 from .tokenizer import TOKENIZER_REGISTRY, BEiT3Tokenizer, ShapesTokenizer, build_tokenizer

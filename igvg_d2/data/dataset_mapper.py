@@ -3,7 +3,6 @@
 import logging
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
@@ -42,6 +41,8 @@ class GroundingDatasetMapper:
 
     * ``image``: uint8 (3, H, W), network frame, channels in ``cfg.INPUT.FORMAT``;
     * ``height``, ``width``: int, of the original picture;
+    * ``content_size``: (rows, columns) of ``image`` that the picture fills, (H, W) unless it is
+      letterboxed; flips in training may move the padding to another side;
     * ``text_ids``: int64 (L,), begin and end tokens included, L as long as this expression needs;
     * ``text_padding_mask``: bool (L,), all False (the model pads to the longest of the batch);
     * ``expression``: the text that was tokenized, after a flip with its direction words
@@ -140,6 +141,7 @@ class GroundingDatasetMapper:
             sample["instances"] = _to_instances(boxes, masks)
             if categories is not None:
                 sample["scene_categories"] = torch.from_numpy(np.ascontiguousarray(categories))
+        sample["content_size"] = self.resize.content_size((sample["height"], sample["width"]))
         sample["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         sample["text_ids"] = torch.tensor(self.tokenizer(sample["expression"]), dtype=torch.int64)
         sample["text_padding_mask"] = torch.zeros(len(sample["text_ids"]), dtype=torch.bool)
@@ -185,8 +187,7 @@ class GroundingDatasetMapper:
             masks = mask_util.decode([to_rle(item["segmentation"], *size) for item in scene])
             for item, mask in zip(scene, np.moveaxis(masks, 2, 0)):
                 categories[mask > 0] = 1 + item["category_id"]
-        height, width = self.resize.image_size
-        return cv2.resize(categories, (width, height), interpolation=cv2.INTER_NEAREST)
+        return self.resize.resize_categories(categories)
 
     def _augment(
         self,

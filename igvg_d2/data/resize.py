@@ -1,10 +1,10 @@
-"""Squashing resize of pictures, masks and boxes to the network's input size.
+"""Resize of pictures, masks and boxes to the network's input size, squashed or letterboxed.
 
 Two rules. "pil" filters before it samples (Detectron2's ``ResizeTransform`` for pictures, area
 coverage for masks). "cv2" is the rule of the released model, which samples without filtering.
 """
 
-from typing import Tuple
+from typing import Sequence, Tuple, Type
 
 import cv2
 import numpy as np
@@ -81,6 +81,19 @@ class SquashResize:
         scaled = np.minimum(np.maximum(boxes * scale, 0.0), [width, height] * 2)
         return scaled.astype(np.float32)
 
+    def resize_categories(self, categories: np.ndarray) -> np.ndarray:
+        """Nearest neighbours of a map of numbers, uint8 (height, width) -> uint8 (H, W)."""
+        height, width = self.image_size
+        return cv2.resize(categories, (width, height), interpolation=cv2.INTER_NEAREST)
+
+    def content_size(self, original_size: Tuple[int, int]) -> Tuple[int, int]:
+        """(rows, columns) of the network input that the picture fills, from its top left corner.
+
+        Args:
+            original_size: (height, width) of the original picture.
+        """
+        return self.image_size
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}(image_size={self.image_size})"
 
@@ -142,12 +155,86 @@ class ReleasedResize(SquashResize):
         return super().resize_boxes(clipped, original_size)
 
 
+class LetterboxResize(SquashResize):
+    """Keeps the aspect ratio: the picture fills the input from the top left, the rest is padding.
+
+    Padding has the colour of the mean, which is 0 after normalisation, and is never part of a mask.
+
+    Args:
+        image_size: network input (H, W).
+        rule: resizes the picture to the part it fills.
+        fill: colour of the padding, in the order of the picture's channels.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: Tuple[int, int],
+        rule: Type[SquashResize] = AntialiasedResize,
+        fill: Sequence[float] = (0, 0, 0),
+    ):
+        super().__init__(image_size=image_size)
+        self.rule = rule
+        self.fill = np.array([round(value) for value in fill], np.uint8)
+
+    def content_size(self, original_size: Tuple[int, int]) -> Tuple[int, int]:
+        """See :meth:`SquashResize.content_size`."""
+        scale = min(side / original for side, original in zip(self.image_size, original_size))
+        rows, columns = (
+            min(side, max(1, round(original * scale)))
+            for side, original in zip(self.image_size, original_size)
+        )
+        return rows, columns
+
+    def _inner(self, original_size: Tuple[int, int]) -> SquashResize:
+        """The rule for the part of the input that the picture fills."""
+        return self.rule(image_size=self.content_size(original_size))
+
+    def resize_image(self, image: np.ndarray) -> np.ndarray:
+        """See :meth:`SquashResize.resize_image`."""
+        content = self._inner(image.shape[:2]).resize_image(image)
+        padded = np.empty((*self.image_size, 3), np.uint8)
+        padded[...] = self.fill
+        padded[: content.shape[0], : content.shape[1]] = content
+        return padded
+
+    def resize_masks(self, masks: np.ndarray) -> np.ndarray:
+        """See :meth:`SquashResize.resize_masks`."""
+        content = self._inner(masks.shape[:2]).resize_masks(masks)
+        padded = np.zeros((len(content), *self.image_size), bool)
+        padded[:, : content.shape[1], : content.shape[2]] = content
+        return padded
+
+    def resize_boxes(self, boxes: np.ndarray, original_size: Tuple[int, int]) -> np.ndarray:
+        """See :meth:`SquashResize.resize_boxes`; clips to the picture, not to the padding."""
+        return self._inner(original_size).resize_boxes(boxes, original_size)
+
+    def resize_categories(self, categories: np.ndarray) -> np.ndarray:
+        """See :meth:`SquashResize.resize_categories`; padding is background, 0."""
+        content = self._inner(categories.shape[:2]).resize_categories(categories)
+        padded = np.zeros(self.image_size, np.uint8)
+        padded[: content.shape[0], : content.shape[1]] = content
+        return padded
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(image_size={self.image_size}, rule={self.rule.__name__})"
+
+
 _RESIZE_RULES = {"pil": AntialiasedResize, "cv2": ReleasedResize}
 
 
 def build_resize(cfg: CfgNode) -> SquashResize:
-    """Builds the rule named by ``cfg.INPUT.RESIZE`` for the size ``cfg.INPUT.IMAGE_SIZE``."""
-    name = cfg.INPUT.RESIZE
+    """Builds the rule ``INPUT.RESIZE`` in the mode ``INPUT.RESIZE_MODE`` for ``INPUT.IMAGE_SIZE``.
+
+    Raises:
+        ValueError: unknown rule or mode.
+    """
+    name, mode = cfg.INPUT.RESIZE, cfg.INPUT.RESIZE_MODE
     if name not in _RESIZE_RULES:
         raise ValueError(f"INPUT.RESIZE: expected one of {sorted(_RESIZE_RULES)}, found {name!r}")
-    return _RESIZE_RULES[name](image_size=cfg.INPUT.IMAGE_SIZE)
+    rule, image_size = _RESIZE_RULES[name], cfg.INPUT.IMAGE_SIZE
+    if mode == "squash":
+        return rule(image_size=image_size)
+    if mode == "letterbox":
+        return LetterboxResize(image_size=image_size, rule=rule, fill=cfg.MODEL.PIXEL_MEAN)
+    raise ValueError(f"INPUT.RESIZE_MODE: expected 'squash' or 'letterbox', found {mode!r}")

@@ -112,6 +112,7 @@ class GroundingPredictor:
         resized = self._resize.resize_image(image)
         return {
             "image": torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1))),
+            "content_size": self._resize.content_size(image.shape[:2]),
             "height": image.shape[0],
             "width": image.shape[1],
             "text_ids": torch.tensor(text_ids, dtype=torch.int64),

@@ -69,7 +69,7 @@ def test_paper_configs_have_the_recipe(folder, epochs, size, width):
     # Options that the paper's runs do not have.
     assert cfg.INPUT.COLOR_JITTER == cfg.INPUT.FLIP.HORIZONTAL_PROB == 0.0
     assert solver.LAYER_DECAY == 1.0 and not cfg.MODEL.FREEZE and not cfg.MODEL.SYNC_BN
-    assert cfg.MODEL.BEIT3.TEXT_EMBEDDING == "dense"
+    assert cfg.MODEL.BEIT3.TEXT_EMBEDDING == "dense" and cfg.INPUT.RESIZE_MODE == "squash"
     head = path.read_text().split("_BASE_")[0]
     for word in ("Command: ", "Hardware: ", "Expected"):
         assert word in head, f"the head comment lacks {word!r}"

@@ -216,7 +216,7 @@ def test_boxes_scale_per_axis_and_are_clipped():
 
 
 def test_build_resize_selects_the_rule():
-    cfg = CfgNode({"INPUT": {"IMAGE_SIZE": (8, 6), "RESIZE": "pil"}})
+    cfg = CfgNode({"INPUT": {"IMAGE_SIZE": (8, 6), "RESIZE": "pil", "RESIZE_MODE": "squash"}})
     assert isinstance(build_resize(cfg), AntialiasedResize)
     cfg.INPUT.RESIZE = "cv2"
     assert isinstance(build_resize(cfg), ReleasedResize)

@@ -14,6 +14,7 @@ from igvg_d2.config import frame_sizes
 from ..backbone import VisionLanguageBackbone, VLFeatures, build_vl_backbone
 from ..global_head import GlobalHead
 from ..grounding_head import build_grounding_head
+from ..letterbox import crop_outputs
 from ..neck import build_neck
 from ..pixel_decoder import build_pixel_decoder
 from ..postprocessing import PostprocessOptions, grounding_postprocess
@@ -162,7 +163,9 @@ class IGVG(nn.Module):
                 * "instances" (training): ``Instances`` with gt_boxes, gt_masks, network frame;
                 * "scene_categories" (training, ``INPUT.SCENE_CATEGORIES``): uint8 (H, W), 0 =
                   background, else 1 + category;
-                * "height", "width" (inference): size of the output, default (H, W).
+                * "height", "width" (inference): size of the output, default (H, W);
+                * "content_size" (inference): (rows, columns) of the picture in the top left corner
+                  of a padded input, default (H, W).
 
         Returns:
             In training, a dict of weighted scalar losses with constant keys. At inference, a list
@@ -225,7 +228,16 @@ class IGVG(nn.Module):
             (x.get("height", network_size[0]), x.get("width", network_size[1]))
             for x in batched_inputs
         ]
-        return grounding_postprocess(outputs, tuple(network_size), sizes, self.postprocess)
+        network_size, options = tuple(network_size), self.postprocess
+        contents = [tuple(x.get("content_size", network_size)) for x in batched_inputs]
+        if all(content == network_size for content in contents):
+            return grounding_postprocess(outputs, network_size, sizes, options)
+        align_corners = options.align_corners and options.mask_resize == "binary"
+        results = []
+        for i, (content, size) in enumerate(zip(contents, sizes)):
+            cropped = crop_outputs(outputs, i, network_size, content, align_corners)
+            results += grounding_postprocess(cropped, content, [size], options)
+        return results
 
     def preprocess_image(self, batched_inputs: List[Dict]) -> torch.Tensor:
         """Normalise and stack: float (N, 3, H, W) on the model's device.
