@@ -54,6 +54,9 @@ def _add_input(cfg: CN) -> None:
     # Data sets of your own, [name, JSON file, image folder] each, registered when the config is
     # read; the file format stands in datasets/README.md.
     cfg.DATASETS.EXPRESSION_FILES = []
+    # Leave out malformed records of DATASETS.TRAIN and TEST, counted and listed in the log, instead
+    # of stopping at the first one.
+    cfg.DATASETS.SKIP_INVALID = False
     # What an epoch visits once: each "expression", or each "object" (ref_id) with one of its
     # expressions drawn anew at every visit (released: RefCOCO, and R-RefCOCO with its false ones).
     cfg.DATALOADER.SAMPLE_UNIT = "expression"

@@ -20,7 +20,7 @@ from .bad_samples import (
     check_targets,
     describe_sample,
 )
-from .datasets.instances import to_rle
+from .datasets.masks import to_rle
 from .directions import is_flippable, swap_direction_words
 from .resize import SquashResize, build_resize
 from .tokenizer import build_tokenizer

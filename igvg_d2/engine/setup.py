@@ -7,7 +7,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from igvg_d2.config import add_igvg_config
-from igvg_d2.data.datasets import register_expressions
+from igvg_d2.data.datasets import register_expressions, set_skip_invalid
 
 
 def setup_config(config_file: str = "", opts: List[str] = ()) -> CfgNode:
@@ -19,7 +19,8 @@ def setup_config(config_file: str = "", opts: List[str] = ()) -> CfgNode:
 
     Returns:
         CfgNode, not frozen. On a machine without a GPU, ``MODEL.DEVICE`` becomes "cpu". The data
-        sets of ``DATASETS.EXPRESSION_FILES`` are registered.
+        sets of ``DATASETS.EXPRESSION_FILES`` are registered, and ``DATASETS.SKIP_INVALID`` is in
+        force for those of the config.
     """
     cfg = get_cfg()
     add_igvg_config(cfg)
@@ -29,6 +30,7 @@ def setup_config(config_file: str = "", opts: List[str] = ()) -> CfgNode:
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     _register_expression_files(cfg)
+    set_skip_invalid((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST), cfg.DATASETS.SKIP_INVALID)
     return cfg
 
 

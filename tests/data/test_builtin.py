@@ -35,6 +35,7 @@ def registered(tmp_path, monkeypatch):
         builtin.register_all_refcoco,
         builtin.register_all_refzom,
         builtin.register_all_rrefcoco,
+        builtin.register_all_seqtr,
     ):
         register(str(tmp_path))
     return entries
@@ -50,8 +51,21 @@ def test_builtin_names_are_in_the_catalog_and_metadata_is_complete(registered, t
     expected |= {f"refzom_final_{split}" for split in ("train", "test")}
     robust = ("rrefcoco_unc", "rrefcoco+_unc", "rrefcocop_unc", "rrefcocog_umd")
     expected |= {f"{name}_{split}" for name in robust for split in ("train", "val")}
+    names = ("seqtr_grefcoco", "seqtr_refcoco_unc", "seqtr_refcocoplus_unc")
+    expected |= {f"{name}_{split}" for name in names for split in splits}
+    mixed = ("refcoco_unc", "refcocoplus_unc")
+    expected |= {f"seqtr_mixed_{s}_{name}" for name in mixed for s in splits[1:]}
+    expected |= {
+        *("seqtr_mixed_train", "seqtr_mixed_val_refcocog_umd", "seqtr_mixed_test_refcocog_umd"),
+        *("seqtr_mixed_val_refcocog_google", "seqtr_refzom_train", "seqtr_refzom_test"),
+        *("seqtr_refcocog_google_train", "seqtr_refcocog_google_val", "seqtr_rrefcoco_train"),
+        *("seqtr_rrefcoco_val_rrefcoco", "seqtr_rrefcoco_val_rrefcoco+"),
+        *("seqtr_rrefcoco_val_rrefcocoplus", "seqtr_rrefcoco_val_rrefcocog"),
+        *(f"seqtr_refcocog_umd_{split}" for split in ("train", "val", "test")),
+    }
     assert set(registered) == expected and expected <= set(DatasetCatalog.list())
     metadata, _ = registered["shapes_testB"]
+    assert "prepare_synthetic" in metadata.pop("hint")
     assert metadata == {
         "annotation_file": str(tmp_path / "shapes/grefcoco/grefs(unc).json"),
         "instances_file": str(tmp_path / "shapes/grefcoco/instances.json"),
@@ -96,14 +110,32 @@ def test_builtin_loads_once_the_data_are_there(registered, tmp_path):
 
 
 def test_files_are_found_under_each_of_their_names(tmp_path, monkeypatch):
-    for folder, name in (("refzom", "Ref_ZOM.p"), ("rrefcocog", "refs(unc).p")):
+    files = (
+        *(("refzom", "Ref_ZOM.p"), ("rrefcocog", "refs(unc).p"), ("R-RefCOCO", "refs(umd).p")),
+        *(("rrefcoco+", "refs(google).p"), ("refcoco+", "README"), ("refcocoplus", "refs(unc).p")),
+        *(("gRefCOCO", "grefs(unc).p"), ("refcocog", "refs(umd).json")),
+    )
+    for folder, name in files:
         (tmp_path / folder).mkdir()
         (tmp_path / folder / name).write_bytes(b"")
     found = {}
     record = lambda name, metadata, loader: found.update({name: metadata["annotation_file"]})
     monkeypatch.setattr(builtin, "register_grounding", record)
+    (tmp_path / "seqtr_type/annotations/mixed-seg").mkdir(parents=True)
+    (tmp_path / "seqtr_type/annotations/mixed-seg/instances_nogoogle.json").write_bytes(b"")
     builtin.register_all_refzom(str(tmp_path))
     builtin.register_all_rrefcoco(str(tmp_path))
+    builtin.register_all_refcoco(str(tmp_path))
+    builtin.register_all_grefcoco(str(tmp_path))
+    builtin.register_all_seqtr(str(tmp_path))
     assert found["refzom_final_test"] == str(tmp_path / "refzom/Ref_ZOM.p")
     assert found["rrefcocog_umd_val"] == str(tmp_path / "rrefcocog/refs(unc).p")
-    assert found["rrefcoco_unc_val"] == str(tmp_path / "rrefcoco/refs(unc).p")
+    assert found["rrefcoco_unc_val"] == str(tmp_path / "R-RefCOCO/refs(umd).p")
+    assert found["rrefcocop_unc_val"] == str(tmp_path / "rrefcoco+/refs(google).p")
+    assert found["refcoco+_unc_val"] == str(tmp_path / "refcocoplus/refs(unc).p")
+    assert found["refcocog_umd_val"] == str(tmp_path / "refcocog/refs(umd).json")
+    assert found["grefcoco_unc_val"] == str(tmp_path / "gRefCOCO/grefs(unc).p")
+    annotations = tmp_path / "seqtr_type/annotations"
+    mixed = str(annotations / "mixed-seg/instances_nogoogle.json")
+    assert found["seqtr_mixed_train"] == mixed
+    assert found["seqtr_grefcoco_train"] == str(annotations / "grefs/instances.json")

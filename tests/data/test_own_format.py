@@ -9,7 +9,13 @@ import pycocotools.mask as mask_util
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from igvg_d2.data.datasets import load_expressions, load_grefcoco
+from igvg_d2.data.datasets import (
+    load_dataset,
+    load_expressions,
+    load_grefcoco,
+    register_expressions,
+    register_grounding,
+)
 from igvg_d2.data.synthetic import write_shapes
 from igvg_d2.engine import setup_config
 
@@ -87,6 +93,34 @@ def test_a_config_registers_its_own_data(tmp_path):
         MetadataCatalog.remove("test_mine")
 
 
+def test_invalid_records_are_skipped_only_if_asked(tmp_path, caplog):
+    items = [{"image_id": 7, "text": t, "annotation_ids": []} for t in ("a", 3, "b", " ")]
+    path = write_expressions(tmp_path, items)
+    register_expressions("test_skip", path, "images")
+    try:
+        with pytest.raises(ValueError, match="expression 1, field 'text'"):
+            DatasetCatalog.get("test_skip")
+        opts = ["DATASETS.TRAIN", ("test_skip",), "DATASETS.SKIP_INVALID"]
+        setup_config("", [*opts, True])
+        with caplog.at_level("WARNING", logger="igvg_d2"):
+            assert [s["expression"] for s in DatasetCatalog.get("test_skip")] == ["a", "b"]
+        assert "skipped: " in caplog.text and "expression 3, field 'text'" in caplog.text
+        assert "'test_skip': 2 invalid records skipped, 2 expressions left" in caplog.text
+        samples, skipped = load_dataset("test_skip", skip_invalid=True)
+        assert len(samples) == len(skipped) == 2
+        setup_config("", [*opts, False])
+        with pytest.raises(ValueError, match="expression 1"):
+            DatasetCatalog.get("test_skip")
+        register_grounding("test_skip_none", {}, lambda: [])
+        with pytest.raises(ValueError, match="its reader cannot skip invalid records"):
+            load_dataset("test_skip_none", skip_invalid=True)
+    finally:
+        for name in ("test_skip", "test_skip_none"):
+            if name in DatasetCatalog.list():
+                DatasetCatalog.remove(name)
+                MetadataCatalog.remove(name)
+
+
 def write_expressions(tmp_path, expressions):
     content = {
         "images": [{"id": 7, "file_name": "a.jpg", "height": 10, "width": 12}],
@@ -116,17 +150,17 @@ def test_own_format(tmp_path):
 @pytest.mark.parametrize(
     "item, message",
     [
-        ({"image_id": 7, "text": "x"}, "expression 0: expected the keys .*annotation_ids"),
-        ({"image_id": 7, "text": " ", "annotation_ids": []}, "'text' must have a word"),
-        ({"image_id": 7, "text": "x", "annotation_ids": "1"}, "'ann_id'.*list of ints"),
+        ({"image_id": 7, "text": "x"}, "expression 0, field 'annotation_ids': missing"),
+        ({"image_id": 7, "text": " ", "annotation_ids": []}, "'text': expected text with a word"),
+        ({"image_id": 7, "text": "x", "annotation_ids": "1"}, "'annotation_ids'.*list of ints"),
         ({"image_id": 8, "text": "x", "annotation_ids": []}, "image 8 is not among the 1"),
         ({"image_id": 7, "text": "x", "annotation_ids": [9]}, "annotation 9 is not among"),
-        ("x", "expression 0: expected the keys"),
+        ("x", "expression 0, field 'image_id': expected an object"),
     ],
 )
 def test_own_format_errors(tmp_path, item, message):
     with pytest.raises(ValueError, match=f"mine.json.*{message}"):
         load_expressions(write_expressions(tmp_path, [item]), "images")
     (tmp_path / "mine.json").write_text("[]")
-    with pytest.raises(ValueError, match="list 'expressions', found list"):
+    with pytest.raises(ValueError, match="object with 'expressions', found list"):
         load_expressions(str(tmp_path / "mine.json"), "images")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -15,7 +14,6 @@ from igvg_d2.data.datasets import (
     load_refzom,
     load_rrefcoco,
     read_refs,
-    to_rle,
 )
 
 SQUARE = [2.0, 3.0, 6.0, 3.0, 6.0, 8.0, 2.0, 8.0]  # 4 wide, 5 high
@@ -122,6 +120,16 @@ def test_an_object_is_converted_once_and_shared(write):
         (ref(ann_id=(5,)), ["record 0", "ref_id 0", "'ann_id'", "annotation 5", "instances.json"]),
         (ref(image_id=8), ["'image_id'", "image 8"]),
         (ref(ann_id=(1, -1)), ["'ann_id'", "[1, -1]"]),
+        (ref(ann_id=(True,)), ["'ann_id'", "[True]"]),
+        ({**ref(), "ref_id": None}, ["'ref_id'", "None"]),
+        ({**ref(), "ref_id": 1.5}, ["'ref_id'", "1.5"]),
+        (ref(image_id="7"), ["'image_id'", "'7'"]),
+        (ref(split=None), ["record 0", "'split'", "None"]),
+        (ref(sentences=(5,)), ["'sentences'", "5"]),
+        (ref(sentences=({"sent_id": 0},)), ["'sentences'", "'raw' or 'sent'"]),
+        (ref(sentences=({"sent_id": 0, "sent": 3},)), ["'sentences'", "[3]"]),
+        (ref(sentences=({"sent": "dog"},)), ["'sent_id'", "missing"]),
+        ([], ["record 0", "'split'", "[]"]),
         (ref(ann_id="1"), ["'ann_id'", "list of ints"]),
         (ref(ann_id=(3,)), ["'ann_id'", "annotation 3 belongs to image 9"]),
         (ref(sentences=("a", {"sent_id": 0, "sent": "b"})), ["'sent_id'", "0_0 occurs twice"]),
@@ -154,22 +162,6 @@ def test_missing_field_and_wrong_files_are_named(write, tmp_path):
 def test_degenerate_box_is_replaced_by_the_box_of_the_mask(write):
     files = write([ref()], [annotation(1, bbox=(0.0, 0.0, 0.0, 0.0))])
     assert load_grefcoco(*files, "val")[0]["annotations"][0]["bbox"] == [2.0, 3.0, 4.0, 5.0]
-
-
-def test_to_rle_accepts_every_coco_form_and_joins_parts():
-    rle = mask_util.frPyObjects([SQUARE], 10, 12)[0]
-    mask = np.zeros((10, 12), np.uint8)
-    mask[3:8, 2:6] = 1
-    runs = {"size": [10, 12], "counts": [23, 5, 5, 5, 5, 5, 5, 5, 62]}
-    text = {**rle, "counts": rle["counts"].decode()}
-    shifted = [x + 2 for x in SQUARE]
-    for segmentation in ([SQUARE], rle, text, runs, [rle], [rle, runs], [SQUARE, SQUARE, [1, 1]]):
-        assert (mask_util.decode(to_rle(segmentation, 10, 12)) == mask).all()
-    union = mask_util.decode(to_rle([SQUARE, shifted], 10, 12))
-    assert union.max() == 1 and union.sum() == 20 + 20 - 2 * 3
-    for wrong in (None, [], [[1.0, 2.0, 3.0, 4.0]], {"size": [12, 10], "counts": b""}, {}):
-        with pytest.raises(ValueError, match="expected"):
-            to_rle(wrong, 10, 12)
 
 
 def test_crowd_and_rle_targets_of_the_fixture_are_kept(shared_dir):
@@ -220,60 +212,63 @@ def test_grefcoco_fixture_agrees_with_the_official_masks(shared_dir):
         assert mask_util.area(mask_util.merge(both)) == result["U"]
 
 
-@pytest.mark.parametrize(
-    "variant", ["py2_proto0.p", "py2_proto2.p", "py3_proto4.p", "as_json.json"]
-)
-def test_pickles_of_every_python_read_the_same(shared_dir, variant):
-    fixture = shared_dir / "reference/metric_fixtures/refcoco"
-    refs = read_refs(str(fixture / "pickle_variants" / f"refs_{variant}"))
-    assert refs == json.loads((fixture / "pickle_variants/refs_as_json.json").read_text())
-    instances = str(fixture / "data/refcoco/instances.json")
-    path = str(fixture / "pickle_variants" / f"refs_{variant}")
-    samples = load_refcoco(path, instances, "none", "val")
-    assert len(samples) == 30 and all(len(s["annotations"]) == 1 for s in samples)
-
-
-def test_latin1_byte_strings_of_python_2_are_read(tmp_path):
-    # Protocol 0 as Python 2 writes [{'sent': 'caf\xe9'}].
-    (tmp_path / "refs(unc).p").write_bytes(b"(lp0\n(dp1\nS'sent'\np2\nS'caf\\xe9'\np3\nsa.")
-    assert read_refs(str(tmp_path / "refs(unc).p")) == [{"sent": "caf\u00e9"}]
-
-
-class Hostile:
-    """Unpickling this with pickle.load would run a command."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.system, (f"touch '{self.path}'",)
-
-
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_hostile_pickles_are_refused_and_not_run(tmp_path, protocol):
-    path, proof = tmp_path / "refs(unc).p", tmp_path / "was_run"
-    path.write_bytes(pickle.dumps([{"ref_id": 0, "sentences": Hostile(proof)}], protocol))
-    with pytest.raises(ValueError, match=r"refused.*system"):
-        read_refs(str(path))
-    for module in ("builtins", "__builtin__"):
-        path.write_bytes(f"c{module}\neval\n(S'1'\ntR.".encode())
-        with pytest.raises(ValueError, match=r"refused.*eval"):
-            read_refs(str(path))
-    assert not proof.exists()
-
-
-def test_damaged_pickle_is_named(tmp_path):
-    path = tmp_path / "refs(unc).p"
-    path.write_bytes(pickle.dumps([{"ref_id": 0}])[:-3])
-    with pytest.raises(ValueError, match=r"refs\(unc\).p: refused"):
-        read_refs(str(path))
-
-
 def test_refcoco_takes_one_target_only(write):
-    assert len(load_refcoco(*write([ref(ann_id=1)]), "val")) == 1
-    for ann_id in ((1,), -1):
+    for ann_id in (1, (1,)):
+        assert len(load_refcoco(*write([ref(ann_id=ann_id)]), "val")) == 1
+    for ann_id in ((1, 1), (), (-1,), -1):
         with pytest.raises(ValueError, match="expected one annotation id"):
             load_refcoco(*write([ref(ann_id=ann_id)]), "val")
+
+
+def test_invalid_records_are_left_out_and_listed(write):
+    refs = [ref(0), ref(1, ann_id=(5,)), {**ref(2), "split": None}, ref(3, image_id=8), ref(4)]
+    skipped = []
+    samples = load_grefcoco(*write(refs), "val", skipped=skipped)
+    assert [sample["ref_id"] for sample in samples] == [0, 4]
+    positions = [message.split(": record ")[1][0] for message in skipped]
+    assert positions == ["2", "1", "3"]
+    with pytest.raises(ValueError, match="no valid expression"):
+        load_grefcoco(*write(refs[1:2]), "val", skipped=[])
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"bbox": [1.0, 2.0, 3.0]}, ["'bbox' of annotation 1", "[1.0, 2.0, 3.0]"]),
+        ({"bbox": [1.0, float("nan"), 3.0, 4.0]}, ["'bbox'", "nan"]),
+        ({"bbox": [1.0, 2.0, -3.0, 4.0]}, ["'bbox'", "-3.0"]),
+        ({"iscrowd": "yes"}, ["'iscrowd'", "'yes'"]),
+        ({"segmentation": None}, ["'segmentation'", "None"]),
+        ({"image_id": None}, ["belongs to image None"]),
+        ({"id": "1"}, ["annotations[0], field 'id'", "'1'"]),
+    ],
+)
+def test_errors_in_instances_are_named(write, change, words):
+    files = write([ref()], [{**annotation(1), **change}])
+    with pytest.raises(ValueError) as error:
+        load_grefcoco(*files, "val")
+    for word in ["instances.json", *words]:
+        assert word in str(error.value)
+
+
+def test_ids_in_instances_must_mean_one_thing(write):
+    (sample,) = load_grefcoco(*write([ref()], [annotation(1), annotation(1)]), "val")
+    assert len(sample["annotations"]) == 1
+    files = write([ref()], [annotation(1), annotation(1, iscrowd=1)])
+    with pytest.raises(ValueError, match="instances.json: id 1 stands for two different entries"):
+        load_grefcoco(*files, "val")
+
+
+@pytest.mark.parametrize("field, value", [("height", 0), ("width", "12"), ("file_name", None)])
+def test_wrong_images_are_named(write, field, value):
+    files = write([ref()])
+    with open(files[1], encoding="utf-8") as file:
+        content = json.load(file)
+    content["images"][0][field] = value
+    with open(files[1], "w", encoding="utf-8") as file:
+        json.dump(content, file)
+    with pytest.raises(ValueError, match=f"field 'image_id': '{field}' of image 7 of .*instances"):
+        load_grefcoco(*files, "val")
 
 
 def test_scene_has_all_objects_of_the_picture(write):
@@ -323,4 +318,10 @@ def test_rrefcoco_false_sentences_have_no_target(write):
     with pytest.raises(ValueError, match="'exist' of a sentence to be true or false, found 'no'"):
         load_rrefcoco(*write([ref(5, 1, [{"sent_id": 1, "sent": "x", "exist": "no"}])]), "val")
     with pytest.raises(ValueError, match="expected one annotation id"):
-        load_rrefcoco(*write([ref(5, [1])]), "val")
+        load_rrefcoco(*write([ref(5, [1, 2])]), "val")
+
+
+def test_rrefcoco_records_are_groups_even_if_they_share_an_id(write):
+    refs = [ref(5, 1), ref(6, 1), {**ref(7, 1), "ref_id": 5}]
+    records = load_rrefcoco(*write(refs), "val")
+    assert [r.get("group_id", r["ref_id"]) for r in records] == [5, 6, "5#2"]

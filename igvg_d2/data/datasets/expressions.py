@@ -1,24 +1,30 @@
 """The project's own format for custom data: one COCO file with expressions in it."""
 
-from typing import Any, Dict, List
+import os
+from typing import Any, Dict, List, Optional
 
-from .common import list_ids, records_from_refs, register_grounding
-from .files import describe, read_json
+from .common import collect_samples, log_counts
+from .fields import RecordError, list_ids, read_field, read_id, read_int, read_text, short
+from .files import iterate_json, paused_garbage_collection
 from .instances import InstanceFile
+from .registration import register_grounding
 
-_FIELDS = {"image_id", "text", "annotation_ids"}
 
-
-def load_expressions(annotation_file: str, image_root: str) -> List[Dict[str, Any]]:
+def load_expressions(
+    annotation_file: str, image_root: str, skipped: Optional[List[str]] = None
+) -> List[Dict[str, Any]]:
     """Reads a COCO instances file that also says what its expressions refer to.
 
     ``{"images": [...], "annotations": [...], "categories": [...], "expressions": [{"id": 1,
     "image_id": 17, "text": "the two dogs", "annotation_ids": [3, 4]}, ...]}``. No annotation ids
-    means no target. ``id`` may be left out; then the position counts.
+    means no target. ``id`` may be left out; then the position counts. Exported benchmarks have
+    ``ref_id`` and ``sent_id`` instead, and ``kind`` may name the type of the expression.
 
     Args:
         annotation_file: the JSON file.
         image_root: folder of the images it names.
+        skipped: gets a message for each malformed expression, which is left out; None makes it an
+            error.
 
     Returns:
         Dataset dicts, one per expression; see :mod:`igvg_d2.data.datasets.common`.
@@ -26,22 +32,22 @@ def load_expressions(annotation_file: str, image_root: str) -> List[Dict[str, An
     Raises:
         ValueError: names the file, the expression and the field.
     """
-    content = read_json(annotation_file)
-    expressions = content.get("expressions") if isinstance(content, dict) else None
-    if not isinstance(expressions, list):
-        raise ValueError(
-            f"{annotation_file}: expected a JSON object with a list 'expressions', found "
-            f"{describe(content)}"
+    with paused_garbage_collection():
+        lists = iterate_json(annotation_file, ("expressions",))
+        items = {position: item for position, (_, item) in enumerate(lists)}
+        for position, item in items.items():
+            if isinstance(item, dict):
+                item.setdefault("id", position)
+        instances = InstanceFile(annotation_file)
+        samples = collect_samples(
+            items,
+            lambda item: [_to_sample(item, instances, image_root)],
+            lambda position, item: f"expression {position}",
+            annotation_file,
+            skipped,
         )
-    refs = [_to_ref(item, i, annotation_file) for i, item in enumerate(expressions)]
-    return records_from_refs(
-        refs,
-        InstanceFile(annotation_file),
-        image_root,
-        split="all",
-        target_ids=lambda ref, sentence: list_ids(ref["ann_id"]),
-        source=annotation_file,
-    )
+        log_counts(samples, annotation_file, "all")
+        return samples
 
 
 def register_expressions(name: str, annotation_file: str, image_root: str) -> None:
@@ -51,22 +57,39 @@ def register_expressions(name: str, annotation_file: str, image_root: str) -> No
         name: new name in Detectron2's catalogs.
         annotation_file, image_root: see :func:`load_expressions`; opened when the data are used.
     """
+
+    def load(skipped: Optional[List[str]] = None) -> List[Dict[str, Any]]:
+        return load_expressions(annotation_file, image_root, skipped)
+
     metadata = {"annotation_file": annotation_file, "image_root": image_root}
-    register_grounding(name, metadata, lambda: load_expressions(annotation_file, image_root))
+    register_grounding(name, metadata, load)
 
 
-def _to_ref(item: Any, position: int, path: str) -> Dict[str, Any]:
-    """An expression as a record of the refer API with one sentence."""
-    where = f"{path}: expression {position}"
-    if not isinstance(item, dict) or not _FIELDS <= item.keys():
-        raise ValueError(f"{where}: expected the keys {sorted(_FIELDS)}, found {describe(item)}")
-    text = item["text"]
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{where}: 'text' must have a word, found {text!r}")
-    return {
-        "ref_id": item.get("id", position),
-        "ann_id": item["annotation_ids"],
-        "image_id": item["image_id"],
-        "split": "all",
-        "sentences": [{"sent_id": 0, "raw": text}],
+def _to_sample(item: Any, instances: InstanceFile, image_root: str) -> Dict[str, Any]:
+    """Dataset dict of an expression."""
+    image_id, text = read_int(item, "image_id"), read_text(item, "text")
+    ann_ids = list_ids(read_field(item, "annotation_ids"), "annotation_ids")
+    ref_id = read_id(item, "ref_id" if "ref_id" in item else "id")
+    sent_id = read_id(item, "sent_id") if "sent_id" in item else 0
+    image = instances.image(image_id)
+    try:
+        annotations = [instances.target(ann_id, image_id) for ann_id in ann_ids]
+    except RecordError as error:
+        raise RecordError("annotation_ids", str(error)) from error
+    sample = {
+        "file_name": os.path.join(image_root, image["file_name"]),
+        "height": image["height"],
+        "width": image["width"],
+        "image_id": image_id,
+        "sample_id": f"{ref_id}_{sent_id}",
+        "ref_id": ref_id,
+        "sent_id": sent_id,
+        "expression": text,
+        "annotations": annotations,
     }
+    for key in ("kind", "group_id"):
+        if key in item:
+            if not isinstance(item[key], str):
+                raise RecordError(key, f"expected text, found {short(item[key])}")
+            sample[key] = item[key]
+    return sample

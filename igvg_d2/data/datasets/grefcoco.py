@@ -1,8 +1,9 @@
 """Reader of gRefCOCO (generalized referring expressions: no target, one or several)."""
 
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
-from .common import list_ids, load_referring
+from .common import load_referring
+from .fields import RecordError, list_ids
 
 NO_TARGET_ID = -1
 
@@ -13,6 +14,7 @@ def load_grefcoco(
     image_root: str,
     split: str,
     with_scene: bool = False,
+    skipped: Optional[List[str]] = None,
 ) -> List[Dict[str, Any]]:
     """Reads one split of gRefCOCO, or of anything written in its format (Shapes).
 
@@ -26,6 +28,8 @@ def load_grefcoco(
         image_root: folder with the COCO train2014 images.
         split: "train", "val", "testA" or "testB".
         with_scene: add all objects of the picture; ``INPUT.SCENE_CATEGORIES`` needs them.
+        skipped: gets a message for each malformed record, which is left out; None makes it an
+            error.
 
     Returns:
         Dataset dicts, one per sentence; see :mod:`igvg_d2.data.datasets.common`.
@@ -37,6 +41,7 @@ def load_grefcoco(
         split,
         target_ids=_target_ids,
         with_scene=with_scene,
+        skipped=skipped,
     )
 
 
@@ -45,5 +50,7 @@ def _target_ids(ref: Dict[str, Any], sentence: Dict[str, Any]) -> List[int]:
     ids = list_ids(ref["ann_id"])
     targets = [i for i in ids if i != NO_TARGET_ID]
     if targets and len(targets) != len(ids):
-        raise ValueError(f"expected either targets or [{NO_TARGET_ID}] (no target), found {ids}")
+        raise RecordError(
+            "ann_id", f"expected either targets or [{NO_TARGET_ID}] (no target), found {ids}"
+        )
     return targets

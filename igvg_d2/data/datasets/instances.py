@@ -1,64 +1,88 @@
-"""Objects of a COCO-style instances.json, as RLE masks in the original image frame."""
+"""Images and objects of a COCO-style instances.json, looked up by id."""
 
-from typing import Any, Dict, List
+from typing import Any, Container, Dict, List, Optional
 
-import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 
-from .files import describe, read_json
+from .fields import RecordError, describe, is_int, read_box, read_int, read_text, short
+from .files import iterate_json
+from .masks import to_rle_and_polygons
 
-_MIN_POLYGON_COORDINATES = 6
-
-
-class RecordError(ValueError):
-    """A wrong field of one record; the reader adds which file and which record it was.
-
-    Args:
-        field: name of the field that is wrong.
-        message: what was expected and what was found.
-    """
-
-    def __init__(self, field: str, message: str):
-        super().__init__(message)
-        self.field = field
+# The largest side a JPEG can have.
+_MAX_SIDE = 65535
 
 
 class InstanceFile:
     """Images and objects of a COCO-style ``instances.json``, looked up by id.
 
-    An object is converted to an annotation dict the first time an expression names it and is shared
-    afterwards: gRefCOCO has 260,000 expressions about 60,000 of its objects.
+    An object is checked and converted to an annotation dict the first time an expression names it
+    and is shared afterwards: gRefCOCO has 260,000 expressions about 60,000 of its 200,000 objects.
 
     Args:
         path: the ``instances.json`` that belongs to the annotation file.
+        ann_ids: objects that will be asked for; others are not kept. None keeps all.
+
+    Raises:
+        ValueError: it is not such a file, or an id in it is missing or means two things.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, ann_ids: Optional[Container[int]] = None):
         self.path = path
-        content = read_json(path)
-        if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
-            raise ValueError(
-                f"{path}: expected a COCO detection file, a JSON object with 'images' and "
-                f"'annotations', found {describe(content)}"
-            )
-        self._images = {image["id"]: image for image in content["images"]}
-        self._objects = {item["id"]: item for item in content["annotations"]}
+        self._tables: Dict[str, Dict[int, Any]] = {"images": {}, "annotations": {}}
+        self._sizes = {"images": 0, "annotations": 0}
         self._converted: Dict[int, Dict[str, Any]] = {}
-        categories = sorted(item["id"] for item in content.get("categories", []))
-        self._categories = {category: index for index, category in enumerate(categories)}
         self._scenes: Dict[int, List[int]] = {}
+        categories = []
+        kind = "a COCO detection file, a JSON object"
+        lists = iterate_json(path, ("images", "annotations"), ("categories",), kind)
+        for key, item in lists:
+            if key == "categories":
+                categories.append(self._read_id(key, len(categories), item))
+                continue
+            number = self._read_id(key, self._sizes[key], item)
+            self._sizes[key] += 1
+            if key == "images" or ann_ids is None or number in ann_ids:
+                self._add(key, number, item)
+        self._categories = {category: i for i, category in enumerate(sorted(categories))}
+
+    def _read_id(self, key: str, position: int, item: Any) -> int:
+        """Id of an entry of one of the lists."""
+        if not isinstance(item, dict) or not is_int(item.get("id")):
+            raise ValueError(
+                f"{self.path}: {key}[{position}], field 'id': expected an object with an integer "
+                f"id, found {describe(item)} and id "
+                f"{short(item.get('id') if isinstance(item, dict) else None)}"
+            )
+        return item["id"]
+
+    def _add(self, key: str, number: int, item: Dict[str, Any]) -> None:
+        """Keep an entry; the same twice is the same, anything else under its id is an error."""
+        known = self._tables[key].setdefault(number, item)
+        if known is not item and known != item:
+            raise ValueError(
+                f"{self.path}: id {number} stands for two different entries of '{key}'; ids must "
+                "be unique"
+            )
 
     def image(self, image_id: int) -> Dict[str, Any]:
         """Returns the COCO image entry (``file_name``, ``height``, ``width``) of ``image_id``."""
         try:
-            return self._images[image_id]
+            image = self._tables["images"][image_id]
         except (KeyError, TypeError):
             raise RecordError(
                 "image_id",
-                f"image {image_id!r} is not among the {len(self._images)} images of {self.path}; "
-                "annotation and instances file must come from the same release",
+                f"image {short(image_id)} is not among the {self._sizes['images']} images of "
+                f"{self.path}; annotation and instances file must come from the same release",
             ) from None
+        try:
+            read_text(image, "file_name")
+            for side in ("height", "width"):
+                read_int(image, side, 1, _MAX_SIDE)
+        except RecordError as error:
+            where = f"'{error.field}' of image {image_id} of {self.path}"
+            raise RecordError("image_id", f"{where}: {error}") from error
+        return image
 
     def target(self, ann_id: int, image_id: int) -> Dict[str, Any]:
         """Returns the annotation dict of an object (shared: do not modify).
@@ -71,15 +95,35 @@ class InstanceFile:
             ann_id: COCO annotation id.
             image_id: the image the expression is about; the object must be in it.
         """
-        if ann_id not in self._converted:
-            self._converted[ann_id] = self._convert(ann_id)
-        if self._objects[ann_id]["image_id"] != image_id:
+        item = self.raw(ann_id)
+        if item.get("image_id") != image_id:
             raise RecordError(
                 "ann_id",
-                f"annotation {ann_id} belongs to image {self._objects[ann_id]['image_id']} in "
-                f"{self.path}, not to image {image_id} of this record",
+                f"annotation {ann_id} belongs to image {short(item.get('image_id'))} in "
+                f"{self.path}, not to image {short(image_id)} of this record",
             )
+        if ann_id not in self._converted:
+            image = self.image(image_id)
+            try:
+                self._converted[ann_id] = to_annotation(
+                    item, ann_id, image["height"], image["width"]
+                )
+            except RecordError as error:
+                where = f"'{error.field}' of annotation {ann_id} of {self.path}"
+                raise RecordError("ann_id", f"{where}: {error}") from error
         return self._converted[ann_id]
+
+    def raw(self, ann_id: int) -> Dict[str, Any]:
+        """Returns the entry of an object as it stands in the file."""
+        try:
+            return self._tables["annotations"][ann_id]
+        except (KeyError, TypeError):
+            raise RecordError(
+                "ann_id",
+                f"annotation {short(ann_id)} is not among the {self._sizes['annotations']} "
+                f"annotations of {self.path}; annotation and instances file must come from the "
+                "same release",
+            ) from None
 
     def scene(self, image_id: int) -> List[Dict[str, Any]]:
         """All objects of an image, in the order of the file (shared: do not modify).
@@ -89,16 +133,16 @@ class InstanceFile:
             file's category ids.
         """
         if not self._scenes:
-            for ann_id, item in self._objects.items():
-                self._scenes.setdefault(item["image_id"], []).append(ann_id)
+            for ann_id, item in self._tables["annotations"].items():
+                self._scenes.setdefault(item.get("image_id"), []).append(ann_id)
         objects = []
         for ann_id in self._scenes.get(image_id, ()):
-            category = self._objects[ann_id].get("category_id")
-            if category not in self._categories:
+            category = self.raw(ann_id).get("category_id")
+            if not is_int(category) or category not in self._categories:
                 raise RecordError(
                     "ann_id",
-                    f"annotation {ann_id} of {self.path} has category_id {category!r}, the file's "
-                    f"'categories' have {sorted(self._categories)}",
+                    f"annotation {ann_id} of {self.path} has category_id {short(category)}, the "
+                    f"file's 'categories' have {sorted(self._categories)}",
                 )
             segmentation = self.target(ann_id, image_id)["segmentation"]
             objects.append(
@@ -106,91 +150,39 @@ class InstanceFile:
             )
         return objects
 
-    def _convert(self, ann_id: int) -> Dict[str, Any]:
-        """Annotation dict of one object, box and mask in the original image frame."""
-        if ann_id not in self._objects:
-            raise RecordError(
-                "ann_id",
-                f"annotation {ann_id} is not among the {len(self._objects)} annotations of "
-                f"{self.path}; annotation and instances file must come from the same release",
-            )
-        item = self._objects[ann_id]
-        image = self.image(item["image_id"])
-        try:
-            rle = to_rle(item.get("segmentation"), image["height"], image["width"])
-        except ValueError as error:
-            raise RecordError("ann_id", f"annotation {ann_id} of {self.path}: {error}") from error
-        bbox = [float(value) for value in item.get("bbox") or (0, 0, 0, 0)]
-        # All zeros is how files say that there is no box. Another box without area is a mistake,
-        # which is for the mapper to report.
-        if not any(bbox):
-            bbox = mask_util.toBbox(rle).tolist()
-        annotation = {
-            "id": ann_id,
-            "bbox": bbox,
-            "bbox_mode": BoxMode.XYWH_ABS,
-            "category_id": 0,
-            "segmentation": rle,
-            "iscrowd": int(bool(item.get("iscrowd", 0))),
-        }
-        polygons = valid_polygons(item["segmentation"])
-        if polygons:
-            annotation["polygons"] = [np.asarray(polygon, np.float64) for polygon in polygons]
-        return annotation
 
-
-def to_rle(segmentation: Any, height: int, width: int) -> Dict[str, Any]:
-    """Converts any COCO segmentation to one compressed RLE, parts joined by union.
-
-    Rasterisation is pycocotools' own, which is what the benchmarks' masks are defined by.
+def to_annotation(item: Dict[str, Any], ann_id: int, height: int, width: int) -> Dict[str, Any]:
+    """A COCO annotation as a target of a dataset dict, see :mod:`igvg_d2.data.datasets.common`.
 
     Args:
-        segmentation: list of polygons [x0, y0, x1, y1, ...] in pixels, an RLE dict (counts
-            compressed or a list of run lengths), or a list of RLE dicts (RefClef).
+        item: COCO annotation: ``segmentation``, optionally ``bbox`` and ``iscrowd``. A box that is
+            missing or all zero is replaced by that of the mask.
+        ann_id: its id in the result.
         height, width: of the original image.
 
-    Returns:
-        ``{"size": [height, width], "counts": bytes or str}``.
-
     Raises:
-        ValueError: nothing to rasterise, or an RLE of another size.
+        RecordError: names the field that is wrong.
     """
-    if isinstance(segmentation, dict):
-        return _check_rle(segmentation, height, width)
-    if not isinstance(segmentation, (list, tuple)) or not segmentation:
-        raise ValueError(f"expected polygons or RLE as segmentation, found {segmentation!r}")
-    if isinstance(segmentation[0], dict):
-        return mask_util.merge([_check_rle(part, height, width) for part in segmentation])
-    polygons = valid_polygons(segmentation)
-    if not polygons:
-        raise ValueError(f"expected a polygon with at least three corners, found {segmentation!r}")
-    parts = mask_util.frPyObjects(polygons, height, width)
-    return parts[0] if len(parts) == 1 else mask_util.merge(parts)
-
-
-def valid_polygons(segmentation: Any) -> List[List[float]]:
-    """The polygons of a COCO segmentation that have at least three corners; ``[]`` for an RLE.
-
-    Fewer corners have no area, and pycocotools would read four numbers as a box.
-    """
-    if not isinstance(segmentation, (list, tuple)):
-        return []
-    return [
-        part
-        for part in segmentation
-        if not isinstance(part, dict)
-        and len(part) >= _MIN_POLYGON_COORDINATES
-        and len(part) % 2 == 0
-    ]
-
-
-def _check_rle(rle: Dict[str, Any], height: int, width: int) -> Dict[str, Any]:
-    """One RLE dict, compressed, after a check of its size."""
-    if "counts" not in rle or list(rle.get("size", ())) != [height, width]:
-        raise ValueError(
-            f"expected an RLE dict with 'counts' and size [{height}, {width}] of the image, "
-            f"found keys {sorted(rle)} and size {rle.get('size')}"
-        )
-    if isinstance(rle["counts"], list):
-        return mask_util.frPyObjects(rle, height, width)
-    return rle
+    try:
+        rle, polygons = to_rle_and_polygons(item.get("segmentation"), height, width)
+    except ValueError as error:
+        raise RecordError("segmentation", str(error)) from error
+    bbox = read_box(item, "bbox")
+    # All zeros is how files say that there is no box. Another box without area is a mistake, which
+    # is for the mapper to report.
+    if bbox is None or not any(bbox):
+        bbox = mask_util.toBbox(rle).tolist()
+    iscrowd = item.get("iscrowd", 0)
+    if iscrowd not in (0, 1, None):
+        raise RecordError("iscrowd", f"expected 0 or 1, found {short(iscrowd)}")
+    annotation = {
+        "id": ann_id,
+        "bbox": bbox,
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": 0,
+        "segmentation": rle,
+        "iscrowd": int(iscrowd or 0),
+    }
+    if polygons:
+        annotation["polygons"] = polygons
+    return annotation
