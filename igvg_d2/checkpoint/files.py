@@ -188,6 +188,9 @@ def write_checkpoint(
         facts["num_queries"] = num_queries
     unfinished = f"{path}.unfinished"
     try:
+        # safetensors would keep its file from other users; it gets the rights of any new file.
+        with open(unfinished, "wb") as file:
+            mode = os.stat(file.fileno()).st_mode
         if path.endswith(".safetensors"):
             header = {key.strip("_"): str(value) for key, value in facts.items()}
             contiguous = {key: tensor.contiguous() for key, tensor in state.items()}
@@ -197,7 +200,9 @@ def write_checkpoint(
         else:
             arrays = {key: tensor.numpy() for key, tensor in state.items()}
             with open(unfinished, "wb") as file:
-                pickle.dump({container: arrays, **facts}, file, protocol=4)
+                # Older protocols copy every array, and hold the copies until the end.
+                pickle.dump({container: arrays, **facts}, file, protocol=5)
+        os.chmod(unfinished, mode)
         os.replace(unfinished, path)
     finally:
         # Still there only when writing failed, e.g. on a full disk.

@@ -106,6 +106,9 @@ def test_number_of_queries_is_recorded(tmp_path, ending):
     path = str(tmp_path / f"weights{ending}")
     write_checkpoint(path, STATE, "somebody", num_queries=1)
     read = read_weights(path)
+    other = tmp_path / "other"
+    other.touch()
+    assert os.stat(path).st_mode == other.stat().st_mode
     assert read["num_queries"] == 1 and read["__author__"] == "somebody"
     assert torch.equal(read["model"]["bias"], STATE["bias"])
 
