@@ -111,7 +111,7 @@ _SOLVER = (
         "Muon has no AMSGrad",
     ),
     Rule(
-        ("SOLVER.STEPS", "SOLVER.GAMMA"),
+        ("SOLVER.STEPS", "SOLVER.STEP_EPOCHS", "SOLVER.GAMMA"),
         lambda cfg: cfg.SOLVER.LR_SCHEDULER_NAME not in _STEPPED,
         "SOLVER.LR_SCHEDULER_NAME has no steps",
     ),

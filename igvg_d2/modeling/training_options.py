@@ -10,17 +10,16 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
-    """PyTorch's SyncBatchNorm, which knows GPUs only, and the same on CPU processes.
+class SyncBatchNorm(_BatchNorm):
+    """BatchNorm over the batches of all processes, on GPUs and, unlike PyTorch's, on the CPU.
 
     Mean and variance are those of all samples of all processes, in float32 and in two passes; the
-    gradient flows through both. Parameters and buffers are those of BatchNorm.
+    gradient flows through both. Parameters and buffers are those of BatchNorm. It is no subclass of
+    ``nn.SyncBatchNorm``, which DistributedDataParallel refuses on the CPU.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """float (N, C, ...) -> the same shape, normalised over all axes but C."""
-        if x.is_cuda:
-            return super().forward(x)
         if not self.training or comm.get_world_size() == 1:
             return F.batch_norm(
                 *(x, self.running_mean, self.running_var, self.weight, self.bias, self.training),
@@ -59,10 +58,9 @@ def convert_batch_norm(module: nn.Module, everywhere: bool) -> nn.Module:
     Returns:
         the module, or what takes its place.
     """
-    is_sync = isinstance(module, nn.SyncBatchNorm)
-    if is_sync or (everywhere and isinstance(module, _BatchNorm)):
-        if isinstance(module, SyncBatchNorm):
-            return module
+    if isinstance(module, SyncBatchNorm):
+        return module
+    if isinstance(module, nn.SyncBatchNorm) or (everywhere and isinstance(module, _BatchNorm)):
         new = SyncBatchNorm(module.num_features, module.eps, module.momentum)
         new.weight, new.bias = module.weight, module.bias
         for name, buffer in module.named_buffers():

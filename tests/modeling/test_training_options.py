@@ -33,12 +33,19 @@ def step(layer, x):
     return {"y": y.detach(), "x.grad": x.grad, **{name: value.clone() for name, value in named}}
 
 
+def make_layer_on_cpu_processes():
+    """What ``PIXEL_DECODER.NORM "SyncBN"`` becomes."""
+    return convert_batch_norm(nn.Sequential(get_norm("SyncBN", 3)), everywhere=False)
+
+
 def work(rank, path, x, queue):
     """One of two processes with half the batch."""
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{path}", rank=rank, world_size=2
     )
     layer = convert_batch_norm(make_layer(), everywhere=True)
+    # PyTorch's own layer is refused here.
+    torch.nn.parallel.DistributedDataParallel(make_layer_on_cpu_processes())
     queue.put((rank, {k: v.numpy() for k, v in step(layer, x.chunk(2)[rank]).items()}))
     torch.distributed.destroy_process_group()
 
