@@ -126,6 +126,7 @@ def test_an_object_is_converted_once_and_shared(write):
         (ref(image_id="7"), ["'image_id'", "'7'"]),
         (ref(split=None), ["record 0", "'split'", "None"]),
         (ref(sentences=(5,)), ["'sentences'", "5"]),
+        ({**ref(), "sentences": 5}, ["'sentences'", "expected a list, found 5"]),
         (ref(sentences=({"sent_id": 0},)), ["'sentences'", "'raw' or 'sent'"]),
         (ref(sentences=({"sent_id": 0, "sent": 3},)), ["'sentences'", "[3]"]),
         (ref(sentences=({"sent": "dog"},)), ["'sent_id'", "missing"]),

@@ -105,7 +105,8 @@ def _select_split(path: str, split: str, skipped: Optional[List[str]]) -> Dict[i
         if split in (found, _SPLIT_NAMES.get(found)):
             # Tokens are half of the memory and never read.
             selected[position] = {key: ref[key] for key in ref if key != "sent_ids"}
-            for sentence in ref.get("sentences") or ():
+            sentences = ref.get("sentences")
+            for sentence in sentences if isinstance(sentences, list) else ():
                 if isinstance(sentence, dict):
                     sentence.pop("tokens", None)
     logger.info("%s: records by split: %s", path, dict(splits))
