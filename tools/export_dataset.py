@@ -5,10 +5,12 @@
     python tools/export_dataset.py shapes_val out/shapes --format grefcoco
 
 "expressions" is one COCO file with the expressions in it, see datasets/README.md; "grefcoco" is a
-folder with the two official files, grefs(unc).json and instances.json.
+folder with the two official files, grefs(unc).json and instances.json. Read again, both are the
+same data set: ids, texts, boxes, polygons, masks and crowds, hence the same fingerprint.
 """
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -34,51 +36,68 @@ def parse_args(args=None):
     return parser.parse_args(args)
 
 
-def convert(samples):
+def convert(samples, image_root=""):
     """COCO images and annotations of the samples, and each sample's annotation ids."""
     images, annotations, target_ids = {}, {}, []
+    taken = {item["id"] for s in samples for item in s["annotations"] if item.get("id", -1) >= 0}
+    free = itertools.count(max(taken, default=0) + 1)
     for sample in samples:
-        images.setdefault(
-            sample["image_id"],
-            {
-                "id": sample["image_id"],
-                "file_name": os.path.basename(sample["file_name"]),
-                "height": sample["height"],
-                "width": sample["width"],
-            },
-        )
+        entry = {
+            "id": sample["image_id"],
+            "file_name": picture_name(sample, image_root),
+            "height": sample["height"],
+            "width": sample["width"],
+        }
+        if images.setdefault(sample["image_id"], entry) != entry:
+            sys.exit(f"image_id {sample['image_id']} stands for two pictures: {entry}")
         ids = []
         for item in sample["annotations"]:
             # Expressions about one object share its annotation.
-            entry = annotations.setdefault(
-                id(item), to_annotation(item, len(annotations) + 1, sample["image_id"])
-            )
-            ids.append(entry["id"])
+            if id(item) not in annotations:
+                # Negative ids are of objects that have none in their file.
+                ann_id = item["id"] if item.get("id", -1) >= 0 else next(free)
+                annotations[id(item)] = to_annotation(item, ann_id, sample["image_id"])
+            ids.append(annotations[id(item)]["id"])
         target_ids.append(ids)
     return list(images.values()), list(annotations.values()), target_ids
 
 
+def picture_name(sample, image_root):
+    """Path of the picture below the folder of the pictures."""
+    name = os.path.relpath(sample["file_name"], image_root) if image_root else ""
+    outside = not name or name.startswith(os.pardir)
+    return os.path.basename(sample["file_name"]) if outside else name
+
+
 def to_annotation(item, ann_id, image_id):
-    """A target as a COCO annotation."""
-    rle = dict(item["segmentation"])
-    if isinstance(rle["counts"], bytes):
-        rle["counts"] = rle["counts"].decode("ascii")
-    box = BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYWH_ABS)
+    """A target as a COCO annotation; polygons stay polygons."""
+    segmentation = [polygon.tolist() for polygon in item.get("polygons", ())]
+    if not segmentation:
+        segmentation = dict(item["segmentation"])
+        if isinstance(segmentation["counts"], bytes):
+            segmentation["counts"] = segmentation["counts"].decode("ascii")
+    box = [float(value) for value in item["bbox"]]
+    if item["bbox_mode"] != BoxMode.XYWH_ABS:
+        box = BoxMode.convert(box, item["bbox_mode"], BoxMode.XYWH_ABS)
     return {
         "id": ann_id,
         "image_id": image_id,
         "category_id": 1,
-        "bbox": [float(value) for value in box],
+        "bbox": box,
         "area": float(mask_util.area(item["segmentation"])),
-        "iscrowd": 0,
-        "segmentation": rle,
+        "iscrowd": item.get("iscrowd", 0),
+        "segmentation": segmentation,
     }
 
 
 def to_expressions(samples, target_ids):
-    """One entry per sample; ids are positions, because official ids are pairs."""
+    """One entry per sample, with the ids of the benchmark."""
     return [
-        {"id": i, "image_id": s["image_id"], "text": s["expression"], "annotation_ids": ids}
+        {
+            **{"id": i, "image_id": s["image_id"], "ref_id": s["ref_id"], "sent_id": s["sent_id"]},
+            **{"text": s["expression"], "annotation_ids": ids},
+            **{key: s[key] for key in ("kind", "group_id") if key in s},
+        }
         for i, (s, ids) in enumerate(zip(samples, target_ids))
     ]
 
@@ -104,6 +123,7 @@ def to_refs(samples, target_ids, split):
         )
         text = sample["expression"]
         sentence = {"sent_id": sample["sent_id"], "raw": text, "sent": text.lower()}
+        sentence.update({key: sample[key] for key in ("kind",) if key in sample})
         ref["sentences"].append({**sentence, "tokens": text.lower().split()})
     return list(refs.values())
 
@@ -117,7 +137,8 @@ def main(args=None):
         samples = DatasetCatalog.get(args.name)
     except (FileNotFoundError, ValueError) as error:
         sys.exit(str(error))
-    images, annotations, target_ids = convert(samples)
+    image_root = MetadataCatalog.get(args.name).get("image_root", "")
+    images, annotations, target_ids = convert(samples, image_root)
     coco = {"images": images, "annotations": annotations}
     coco["categories"] = [{"id": 1, "name": "target", "supercategory": ""}]
     if args.format == "expressions":
@@ -130,8 +151,9 @@ def main(args=None):
         }
     for path, content in files.items():
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(content, file)
+        with open(path + ".part", "w", encoding="utf-8") as file:
+            file.write(json.dumps(content))
+        os.replace(path + ".part", path)
         print(f"wrote {path}")
     print(f"{len(samples)} expressions on {len(images)} pictures, {len(annotations)} objects")
 

@@ -10,9 +10,14 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from igvg_d2.data.datasets import (
+    fingerprint,
     load_dataset,
     load_expressions,
     load_grefcoco,
+    load_refcoco,
+    load_refzom,
+    load_rrefcoco,
+    load_seqtr,
     register_expressions,
     register_grounding,
 )
@@ -61,6 +66,38 @@ def test_nothing_is_lost(shapes, tmp_path, style):
         assert {s["sample_id"] for s in found} == {s["sample_id"] for s in shapes}
     assert sorted(map(facts, found)) == sorted(map(facts, shapes))
     assert {len(s["annotations"]) for s in found} >= {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    "load, folder, split",
+    [
+        (load_grefcoco, "grefcoco/data/grefcoco", "val"),
+        (load_grefcoco, "grefcoco_crowd/data/grefcoco", "val"),
+        (load_refcoco, "refcoco/data/refcocog", "val"),
+        (load_refzom, "refzom/data/ref-zom", "test"),
+        (load_rrefcoco, "rrefcoco/data/rrefcoco", "val"),
+        (load_seqtr, "seqtr_type/annotations/rrefcoco", "val_rrefcoco"),
+    ],
+)
+def test_the_round_trip_is_exact_from_every_reader(shared_dir, tmp_path, load, folder, split):
+    folder = shared_dir / "reference/metric_fixtures" / folder
+    if load is load_seqtr:
+        samples = load(str(folder / "instance.json"), "images", split)
+    else:
+        refs = next(path for path in sorted(folder.iterdir()) if "refs(" in path.name)
+        samples = load(str(refs), str(folder / "instances.json"), "images", split)
+    DatasetCatalog.register("test_round_trip", lambda: samples)
+    MetadataCatalog.get("test_round_trip").set(split=split, image_root="images")
+    try:
+        export.main(["test_round_trip", str(tmp_path / "own.json")])
+        export.main(["test_round_trip", str(tmp_path / "g"), "--format", "grefcoco"])
+    finally:
+        DatasetCatalog.remove("test_round_trip")
+        MetadataCatalog.remove("test_round_trip")
+    files = [str(tmp_path / "g" / name) for name in ("grefs(unc).json", "instances.json")]
+    expected = fingerprint(samples)
+    assert fingerprint(load_expressions(str(tmp_path / "own.json"), "images")) == expected
+    assert fingerprint(load_grefcoco(*files, "images", split)) == expected
 
 
 def test_unknown_names_are_told():
