@@ -6,7 +6,8 @@
     python datasets/check.py --quick --workers 8    # do not decode the pictures
 
 Prints for each the SHA-256 of its files, the expressions by number of targets beside those known of
-the public files, and every missing or unreadable picture, box outside its picture and empty mask.
+the public files and the published ones, every missing or unreadable picture, box outside its
+picture and empty mask, and, without names, which data sets are not there and where to get them.
 Exit status 0: all whole; 1: problems; 2: nothing found. datasets/README.md says where to get what.
 """
 
@@ -22,7 +23,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
 import igvg_d2.data  # noqa: F401  registers the data sets
-from igvg_d2.data.datasets.checks import KNOWN_COUNTS, check_dataset
+from igvg_d2.data.datasets.checks import KNOWN_COUNTS, KNOWN_FILES, check_dataset, published
 
 # Problems of one kind that are printed.
 _LISTED = 5
@@ -35,36 +36,61 @@ def parse_args(args=None):
     )
     parser.add_argument("names", nargs="*", help="registered names; default: all that are found")
     parser.add_argument("--quick", action="store_true", help="only look whether pictures exist")
+    parser.add_argument(
+        "--skip-invalid", action="store_true", help="list all malformed records, check the rest"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     return parser.parse_args(args)
 
 
 def found_names():
-    """Registered grounding data sets whose annotation file exists, each under one name."""
-    names, known = [], set()
+    """Registered grounding data sets whose annotation file exists, each under one name.
+
+    Returns:
+        names, and {folder that is missing: (names, where to get it)}.
+    """
+    names, known, missing = [], set(), {}
     for name in DatasetCatalog.list():
         metadata = MetadataCatalog.get(name)
         path, split = metadata.get("annotation_file", None), metadata.get("split", None)
-        if path is None or not os.path.isfile(path) or (path, split) in known:
+        if path is None or (path, split) in known:
             continue
         known.add((path, split))
-        names.append(name)
-    return names
+        if os.path.isfile(path):
+            names.append(name)
+        else:
+            hint = metadata.get("hint", "registered by you")
+            missing.setdefault(path, ([], hint))[0].append(name)
+    return names, missing
+
+
+def describe_missing(missing):
+    """What is not there, and where it is obtained, as text."""
+    lines = [f"not found: {len(missing)} annotation files (fine unless you need them)"]
+    for path, (names, hint) in missing.items():
+        lines.append(f"  {path}\n    for {', '.join(names)}\n    {hint}")
+    return "\n".join(lines)
 
 
 def describe(report):
     """The report as text."""
     status = "PROBLEMS" if report.problems else "whole"
     lines = [f"{report.name}: {status}"]
-    lines += [f"  sha256 {digest}  {path}" for path, digest in report.hashes.items()]
+    for path, digest in report.hashes.items():
+        release = f"  ({KNOWN_FILES[digest]})" if digest in KNOWN_FILES else ""
+        lines.append(f"  sha256 {digest}  {path}{release}")
     if report.hashes:
-        none, one, several = report.counts
-        known = KNOWN_COUNTS.get(report.name)
-        beside = "" if known is None else " (known of the public file: {} / {} / {})".format(*known)
+        none, one, two, more = report.counts
+        known = KNOWN_COUNTS.get(report.name.replace("refcocop_", "refcoco+_"))
         lines.append(
-            f"  {sum(report.counts)} expressions on {report.images} pictures; without / with one / "
-            f"several targets: {none} / {one} / {several}{beside}"
+            f"  {report.expressions} expressions on {report.images} pictures; without / with one / "
+            f"several targets: {none} / {one} / {two + more} (two: {two}, more: {more})"
         )
+        if known is not None:
+            same = "as here" if known == (none, one, two + more) else "DIFFERENT"
+            lines.append("  known of the public file: {} / {} / {}".format(*known) + f", {same}")
+        if published(report.name):
+            lines.append(f"  published: {published(report.name)}")
     for kind, found in report.problems.items():
         lines.append(f"  {kind}: {len(found)}")
         lines += [f"    {text}" for text in found[:_LISTED]]
@@ -79,17 +105,24 @@ def main(args=None) -> int:
     unknown = [name for name in args.names if name not in DatasetCatalog.list()]
     if unknown:
         sys.exit(f"no data set {unknown}; registered: {', '.join(DatasetCatalog.list())}")
-    names = args.names or found_names()
+    found, missing = found_names()
+    names = args.names or found
     if not names:
         root = os.environ.get("DETECTRON2_DATASETS", "datasets")
         print(f"no data set found below '{root}' (DETECTRON2_DATASETS); see datasets/README.md")
+        print(describe_missing(missing))
         return 2
     whole = True
     for name in names:
         bar = partial(tqdm, desc=name, unit=" pictures", leave=False)
-        report = check_dataset(name, not args.quick, max(1, args.workers), bar)
+        report = check_dataset(name, not args.quick, max(1, args.workers), bar, args.skip_invalid)
         whole = whole and not report.problems
         print(describe(report), flush=True)
+        if "missing images" in report.problems:
+            folder = MetadataCatalog.get(name).get("image_root", "?")
+            print(f"  pictures belong into '{folder}', see datasets/README.md")
+    if missing and not args.names:
+        print(describe_missing(missing))
     return 0 if whole else 1
 
 

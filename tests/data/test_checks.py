@@ -8,7 +8,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from igvg_d2.data.datasets import load_grefcoco, register_grounding
+from igvg_d2.data.datasets import checks, load_grefcoco, register_grounding
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = importlib.util.spec_from_file_location("check", ROOT / "datasets" / "check.py")
@@ -42,7 +42,8 @@ def dataset(tmp_path):
     }
     Path(files["annotation_file"]).write_text(json.dumps(refs))
     Path(files["instances_file"]).write_text(json.dumps(instances))
-    register_grounding("test_check_val", files, lambda: load_grefcoco(**files))
+    loader = lambda skipped=None: load_grefcoco(**files, skipped=skipped)
+    register_grounding("test_check_val", files, loader)
     yield "test_check_val", tmp_path
     DatasetCatalog.remove("test_check_val")
     MetadataCatalog.remove("test_check_val")
@@ -54,6 +55,31 @@ def test_a_whole_data_set(dataset, capsys):
     text = capsys.readouterr().out
     assert "test_check_val: whole" in text and text.count("sha256") == 2
     assert "3 expressions on 3 pictures; without / with one / several targets: 1 / 2 / 0" in text
+
+
+def test_invalid_records_are_listed_if_asked(dataset, capsys):
+    name, folder = dataset
+    refs = json.loads((folder / "grefs(unc).json").read_text())
+    refs[0]["image_id"] = "x"
+    (folder / "grefs(unc).json").write_text(json.dumps(refs))
+    assert check.main([name, "--workers", "1", "--quick"]) == 1
+    assert "expressions on" not in capsys.readouterr().out
+    assert check.main([name, "--workers", "1", "--quick", "--skip-invalid"]) == 1
+    text = capsys.readouterr().out
+    assert "invalid records: 1" in text and "record 0 (ref_id 0), field 'image_id'" in text
+    assert "2 expressions on 2 pictures" in text
+
+
+def test_counts_stand_beside_published_and_known_ones():
+    report = checks.DatasetReport("grefcoco_unc_val", {"x.json": "0" * 64}, 1501)
+    report.expressions, report.counts = 14229, (8905, 0, 5000, 324)
+    text = check.describe(report)
+    assert "known of the public file: 8905 / 0 / 5324, as here" in text
+    assert "278,232" in text and "two: 5000, more: 324" in text
+    report.counts = (8905, 1, 5000, 323)
+    assert "DIFFERENT" in check.describe(report)
+    report.hashes = {"x.json": next(iter(checks.KNOWN_FILES))}
+    assert "gRefCOCO's public release" in check.describe(report)
 
 
 def test_damage_is_named(dataset, capsys):
@@ -89,6 +115,7 @@ def test_missing_files_and_names(dataset, capsys, monkeypatch):
     assert "instances.json" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="no data set \\['nope'\\]"):
         check.main(["nope"])
-    monkeypatch.setattr(check, "found_names", list)
+    monkeypatch.setattr(check, "found_names", lambda: ([], {"x.json": (["x_val"], "get x there")}))
     assert check.main([]) == 2
-    assert "datasets/README.md" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "datasets/README.md" in text and "for x_val" in text and "get x there" in text

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Iterable, List, Tuple
 
 import pycocotools.mask as mask_util
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 from PIL import Image
+
+from .registration import load_dataset
 
 # Expressions of the public files by number of targets: (none, one, several).
 # gRefCOCO exists in several versions under one name; other numbers are worth a look, not an error.
@@ -33,6 +35,27 @@ KNOWN_COUNTS: Dict[str, Tuple] = {
     "refcocog_google_train": (0, 85474, 0),
     "refcocog_google_val": (0, 9536, 0),
 }
+# What papers say of whole data sets or splits where it differs from the public files.
+PUBLISHED: Dict[str, str] = {
+    "grefcoco_unc": "278,232 expressions in all: 32,202 no target, 80,022 several (paper); 259,859 "
+    "and 258,836 were counted in public files",
+    "refcoco_unc": "142,210 expressions of 50,000 objects on 19,994 pictures",
+    "refcoco+_unc": "141,564 expressions of 49,856 objects on 19,992 pictures",
+    "refcocog_umd": "95,010 expressions of 49,822 objects on 25,799 pictures",
+    "refcocog_google": "95,010 expressions of 49,822 objects on 25,799 pictures",
+    "refcoco_google_train": "40,000 objects on 19,213 pictures",
+    "refcoco_google_val": "5,000 objects on 4,559 pictures",
+    "refcoco_google_test": "5,000 objects on 4,527 pictures",
+    "refzom_final_train": "58,356 objects on 43,749 pictures; both splits together 90,199 "
+    "expressions: 11,937 no target, 56,972 one, 21,290 several",
+    "refzom_final_test": "16,586 objects on 11,329 pictures; both splits together 90,199 "
+    "expressions: 11,937 no target, 56,972 one, 21,290 several",
+}
+# SHA-256 of releases that others have pinned.
+KNOWN_FILES = {
+    "cc37c5ff95373c78a6a3f98b4c7bc67fde387ea8514752a1392db64223eb3366": "gRefCOCO's public release",
+    "7f86adb7f4c39db19c7f02a3cc604d17f8016e4c4e8312652d0acc4eae3a2cbd": "gRefCOCO's public release",
+}
 # Annotated boxes may stick out by rounding.
 _TOLERANCE_PIXELS = 1.0
 
@@ -45,14 +68,18 @@ class DatasetReport:
         name: registered name.
         hashes: file -> SHA-256.
         images: number of different pictures.
-        counts: expressions with (no, one, several) targets.
+        expressions: their number.
+        counts: expressions with (no, one, two, more) targets.
+        skipped: messages of malformed records that were left out.
         problems: kind -> descriptions; empty means the data set is whole.
     """
 
     name: str
     hashes: Dict[str, str] = field(default_factory=dict)
     images: int = 0
-    counts: Tuple[int, int, int] = (0, 0, 0)
+    expressions: int = 0
+    counts: Tuple[int, int, int, int] = (0, 0, 0, 0)
+    skipped: List[str] = field(default_factory=list)
     problems: Dict[str, List[str]] = field(default_factory=dict)
 
     def add(self, kind: str, description: str) -> None:
@@ -65,6 +92,7 @@ def check_dataset(
     read_images: bool = True,
     num_workers: int = 1,
     progress: Callable[..., Iterable] = lambda items, total: items,
+    skip_invalid: bool = False,
 ) -> DatasetReport:
     """Check one registered data set.
 
@@ -73,13 +101,15 @@ def check_dataset(
         read_images: decode every picture; otherwise only look whether the files are there.
         num_workers: processes that look at pictures.
         progress: wraps an iterable, for a progress bar; called with (items, total=...).
+        skip_invalid: check the rest of a data set with malformed records; they are problems of
+            kind "invalid records", and listed in ``skipped``.
 
     Returns:
         the report; files that are missing or wrong are problems in it, not exceptions.
     """
     report = DatasetReport(name)
     try:
-        samples = DatasetCatalog.get(name)
+        samples, report.skipped = load_dataset(name, skip_invalid)
     except (FileNotFoundError, ValueError) as error:
         report.add("annotations", str(error))
         return report
@@ -88,8 +118,11 @@ def check_dataset(
         path = metadata.get(key, None)
         if path is not None:
             report.hashes[path] = _sha256(path)
-    targets = Counter(min(len(sample["annotations"]), 2) for sample in samples)
-    report.counts = (targets[0], targets[1], targets[2])
+    for message in report.skipped:
+        report.add("invalid records", message)
+    targets = Counter(min(len(sample["annotations"]), 3) for sample in samples)
+    report.expressions = len(samples)
+    report.counts = (targets[0], targets[1], targets[2], targets[3])
     _check_annotations(samples, report)
     sizes = {s["file_name"]: (s["height"], s["width"]) for s in samples}
     report.images = len(sizes)
@@ -144,6 +177,12 @@ def _read_image(item):
     if found != size:
         return "sizes", f"{path} is {found}, the annotations say {size} (height, width)"
     return None
+
+
+def published(name: str) -> str:
+    """What papers say about a data set or, failing that, about the whole of which it is a split."""
+    name = name.replace("refcocop_", "refcoco+_")
+    return PUBLISHED.get(name, PUBLISHED.get(name.rsplit("_", 1)[0], ""))
 
 
 def _sha256(path: str) -> str:
