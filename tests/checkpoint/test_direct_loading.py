@@ -175,7 +175,8 @@ def test_damaged_files_name_file_key_and_shapes(released_cheap, shell_model, tmp
 def test_one_changed_key_in_a_converted_file_is_noticed(tmp_path):
     """Through files and the checkpointer, every key of a small model of the released preset."""
     config = str(ROOT / "configs" / BASE)
-    model = build_model(setup_config(config, TINY))
+    small = [*TINY, "MODEL.BEIT3.DEPTH", 1, "MODEL.GROUNDING_HEAD.DEC_LAYERS", 1]
+    model = build_model(setup_config(config, small))
     path, state = tmp_path / "instancevg.safetensors", model.state_dict()
     checkpointer = GroundingCheckpointer(model)
     for index, (key, tensor) in enumerate(state.items()):
