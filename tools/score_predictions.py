@@ -31,6 +31,7 @@ missing sample, are NaN under official rules.
 """
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -45,13 +46,14 @@ from tqdm import tqdm
 import igvg_d2.data  # noqa: F401  registers the data sets
 from igvg_d2.config import add_igvg_config
 from igvg_d2.data.datasets import fingerprint
-from igvg_d2.evaluation import build_grounding_evaluator, merge_records, parse_protocols
-from igvg_d2.evaluation.predictions import (
-    PredictionError,
-    prediction_to_output,
-    read_predictions,
+from igvg_d2.evaluation import (
+    build_grounding_evaluator,
+    merge_records,
+    parse_protocols,
 )
+from igvg_d2.evaluation.predictions import PredictionError
 from igvg_d2.evaluation.reporting import format_report, write_json
+from igvg_d2.evaluation.scoring import score_file
 
 # Problems of one kind that are listed by name.
 _LISTED = 10
@@ -68,6 +70,9 @@ def parse_args(args=None):
     parser.add_argument("--predictions", required=True, help="JSON list or JSON lines")
     parser.add_argument("--protocol", default="native", help="names with commas (default native)")
     parser.add_argument("--output", help="write the results to this JSON file, too")
+    parser.add_argument(
+        "--num-workers", type=int, default=min(2, os.cpu_count() or 1), help="processes (default 2)"
+    )
     parser.add_argument("--allow-missing", action="store_true", help="score what is there")
     parser.add_argument(
         "--no-target-threshold",
@@ -78,7 +83,14 @@ def parse_args(args=None):
     return parser.parse_args(args)
 
 
-def score(dataset, path, allow_missing=False, protocols=("native",), no_target_threshold=None):
+def score(
+    dataset,
+    path,
+    allow_missing=False,
+    protocols=("native",),
+    no_target_threshold=None,
+    num_workers=0,
+):
     """Report of the predictions in a file, see ``GroundingEvaluator.report``.
 
     Raises:
@@ -86,7 +98,8 @@ def score(dataset, path, allow_missing=False, protocols=("native",), no_target_t
         KeyError, FileNotFoundError: the data set is not registered or its files are missing.
     """
     evaluator = build_evaluator(dataset, protocols, no_target_threshold)
-    problems, with_boxes = collect(evaluator, path)
+    progress = functools.partial(tqdm, total=len(evaluator.samples), unit=" samples")
+    problems, with_boxes = score_file(evaluator, path, num_workers, progress)
     samples, records = evaluator.samples, evaluator.records
     done = {record["sample_id"] for record in records}
     unusable = {name for name, _ in problems["unusable"]}
@@ -132,38 +145,6 @@ def build_evaluator(dataset, protocols, no_target_threshold=None):
     evaluator.fingerprint = fingerprint
     evaluator.reset()
     return evaluator
-
-
-def collect(evaluator, path):
-    """Feed the predictions of a file to an evaluator.
-
-    Returns:
-        problems {"unknown": [sample id], "repeated": [sample id], "unusable": [(sample id, why)]},
-        and whether any prediction has boxes.
-    """
-    samples = evaluator.samples
-    problems, with_boxes, seen = {"unknown": [], "repeated": [], "unusable": []}, False, {}
-    for prediction in tqdm(read_predictions(path), total=len(samples), unit=" samples"):
-        name = prediction["sample_id"]
-        if name not in samples:
-            problems["unknown"].append(name)
-            continue
-        if name in seen:
-            problems["repeated"].append(name)
-        try:
-            output = prediction_to_output(prediction, samples[name])
-            evaluator.process([{"sample_id": name}], [output])
-        except ValueError as error:
-            problems["unusable"].append((name, str(error)))
-            continue
-        with_boxes = with_boxes or "boxes" in prediction
-        record = evaluator.records.pop()
-        if name in seen:
-            evaluator.records[seen[name]] = record
-        else:
-            seen[name] = len(evaluator.records)
-            evaluator.records.append(record)
-    return problems, with_boxes
 
 
 def needs_no_boxes(evaluator):

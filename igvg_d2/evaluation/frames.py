@@ -13,7 +13,7 @@ has a mask of the original size only gets it resized by PIL nearest.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -22,7 +22,6 @@ import torch
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from .metrics import intersection_union
 from .protocols import Protocol
 
 _Annotation = Dict[str, Any]
@@ -71,10 +70,12 @@ class GroundTruth:
         """Check the annotations of a data set dict; raises ValueError on a wrong mask size."""
         annotations = sample["annotations"]
         boxes = np.zeros((len(annotations), 4))
-        for i, annotation in enumerate(annotations):
+        for mode in {a["bbox_mode"] for a in annotations}:
+            rows = [i for i, a in enumerate(annotations) if a["bbox_mode"] == mode]
             # As an array: BoxMode.convert takes a list through float32, which moves x + w.
-            box = np.asarray(annotation["bbox"], dtype=np.float64)[None]
-            boxes[i] = BoxMode.convert(box, annotation["bbox_mode"], BoxMode.XYXY_ABS)[0]
+            found = np.array([annotations[i]["bbox"] for i in rows], dtype=np.float64)
+            boxes[rows] = BoxMode.convert(found, mode, BoxMode.XYXY_ABS)
+        for annotation in annotations:
             size = tuple(annotation["segmentation"]["size"])
             if size != (sample["height"], sample["width"]):
                 raise ValueError(
@@ -85,9 +86,8 @@ class GroundTruth:
 
 
 def decode_rle(rle: Dict[str, Any]) -> np.ndarray:
-    """bool (height, width), C-contiguous, of one compressed RLE."""
-    # decode() is column-major; the copy makes all later operations run on contiguous rows.
-    return np.ascontiguousarray(mask_util.decode(rle)).view(bool)
+    """bool (height, width), column-major as RLEs are: copies to row-major would cost the most."""
+    return mask_util.decode(rle).view(bool)
 
 
 def target_mask(
@@ -142,9 +142,9 @@ def predicted_mask(
 
 def count_pixels(pred: np.ndarray, gt: np.ndarray) -> List[int]:
     """[intersection, union, predicted pixels, target pixels] of two masks of one size."""
-    intersection, union = intersection_union(pred, gt)
-    gt_area = int(np.count_nonzero(gt))
-    return [intersection, union, union + intersection - gt_area, gt_area]
+    intersection = int(np.count_nonzero(pred & gt))
+    pred_area, gt_area = int(np.count_nonzero(pred)), int(np.count_nonzero(gt))
+    return [intersection, pred_area + gt_area - intersection, pred_area, gt_area]
 
 
 def undefined_official(sample: Dict[str, Any]) -> Optional[str]:
@@ -213,14 +213,29 @@ def _resize(mask: np.ndarray, protocol: Protocol) -> np.ndarray:
         return mask
     if protocol.rules == "official":
         return _pil_nearest(mask, protocol.size)
-    frame = (protocol.size, protocol.size)
-    return cv2.resize(mask.view(np.uint8), frame, interpolation=cv2.INTER_NEAREST).view(bool)
+    return _by_rows(mask, _cv2_nearest, protocol.size)
 
 
 def _pil_nearest(mask: np.ndarray, size: int) -> np.ndarray:
     """bool (size, size) by PIL's nearest, whose rounding nothing else reproduces exactly."""
-    image = Image.fromarray(np.ascontiguousarray(mask).view(np.uint8))
-    return np.asarray(image.resize((size, size), Image.NEAREST)).view(bool)
+    return _by_rows(mask, _pil_resize, size)
+
+
+def _by_rows(mask: np.ndarray, resize: Callable[..., np.ndarray], *args: Any) -> np.ndarray:
+    """Apply a resize to a square, which treats both axes alike, to a bool mask in its own order."""
+    if mask.flags.f_contiguous:
+        return resize(mask.T.view(np.uint8), *args).view(bool).T
+    return resize(np.ascontiguousarray(mask).view(np.uint8), *args).view(bool)
+
+
+def _pil_resize(pixels: np.ndarray, size: int) -> np.ndarray:
+    """uint8 (size, size) by PIL's nearest."""
+    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.NEAREST))
+
+
+def _cv2_nearest(pixels: np.ndarray, size: int) -> np.ndarray:
+    """uint8 (size, size) by OpenCV's nearest."""
+    return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_NEAREST)
 
 
 def to_numpy(value: Any) -> np.ndarray:

@@ -16,8 +16,8 @@ Other fields are ignored, unless their name looks like a slip of one of these.
 
 import difflib
 import json
-import math
 import os
+from functools import lru_cache
 from typing import IO, Any, Dict, Iterator, Optional, Tuple
 
 import numpy as np
@@ -33,8 +33,8 @@ from .rle import (
     RLEMasks,
     check_rle,
     mask_to_rle,
+    normalize_rle,
     runs_to_mask,
-    runs_to_rle,
     to_json,
 )
 
@@ -128,9 +128,9 @@ def _check_fields(prediction: Prediction, sample: Dict[str, Any]) -> None:
     """The mask is there, no field is misspelt, and ids that are told belong to the sample."""
     name = prediction["sample_id"]
     for key in prediction.keys() - set(_FIELDS):
-        alike = difflib.get_close_matches(key, _FIELDS, n=1, cutoff=_SLIP)
-        if alike and alike[0] not in prediction:
-            raise PredictionError(f"sample '{name}': no field '{key}'; is '{alike[0]}' meant?")
+        alike = _meant(key)
+        if alike is not None and alike not in prediction:
+            raise PredictionError(f"sample '{name}': no field '{key}'; is '{alike}' meant?")
     for key in ("ref_id", "sent_id", "image_id"):
         if key in prediction and key in sample and str(prediction[key]) != str(sample[key]):
             raise PredictionError(
@@ -138,6 +138,12 @@ def _check_fields(prediction: Prediction, sample: Dict[str, Any]) -> None:
             )
     if "mask" not in prediction:
         raise PredictionError(f"sample '{name}': no 'mask'; found {sorted(prediction)[:8]}")
+
+
+@lru_cache(maxsize=256)
+def _meant(key: str) -> Optional[str]:
+    """The field that an unknown name looks like."""
+    return next(iter(difflib.get_close_matches(key, _FIELDS, n=1, cutoff=_SLIP)), None)
 
 
 def _candidates(prediction: Prediction, size: Tuple[int, int]) -> Instances:
@@ -160,7 +166,7 @@ def _candidates(prediction: Prediction, size: Tuple[int, int]) -> Instances:
         if not isinstance(rles, list) or len(rles) != len(boxes):
             raise PredictionError(f"sample '{name}': 'masks' must be a list, one for each box")
         candidates.pred_masks = RLEMasks(
-            [runs_to_rle(size, _runs(rle, [size], name, "masks")[1]) for rle in rles]
+            [normalize_rle(rle, *_runs(rle, [size], name, "masks")) for rle in rles]
         )
     if "points" in prediction:
         candidates.pred_points = _numbers(prediction["points"], (len(boxes), 2), name, "points")
@@ -262,6 +268,8 @@ def _runs(rle: Any, sizes, name: str, field: str) -> Tuple[Tuple[int, int], np.n
 def _numbers(values: Any, shape: Tuple[int, ...], name: str, field: str) -> torch.Tensor:
     """Finite float64 tensor of the shape."""
     try:
+        if not isinstance(values, list):
+            raise TypeError(f"found {str(values)[:80]}")
         # numpy first: torch would turn True and False into numbers without a word.
         array = np.array(values)
         if array.size and array.dtype.kind not in "iuf":
@@ -269,6 +277,6 @@ def _numbers(values: Any, shape: Tuple[int, ...], name: str, field: str) -> torc
         numbers = torch.from_numpy(array.astype(np.float64)).reshape(shape)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise PredictionError(f"sample '{name}': '{field}' must be numbers: {error}") from error
-    if len(numbers) != len(values) or not all(map(math.isfinite, numbers.flatten().tolist())):
+    if len(numbers) != len(values) or not np.isfinite(array).all():
         raise PredictionError(f"sample '{name}': '{field}' must be finite: {str(values)[:80]}")
     return numbers

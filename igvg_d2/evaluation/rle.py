@@ -12,6 +12,8 @@ import torch
 
 RLE = Dict[str, Any]
 
+# Of a compressed RLE: 6 bits each, the highest one says that the number goes on.
+_CHARACTERS = bytes(range(48, 112))
 # Characters of one number in a compressed RLE: 7 times 5 bits hold every run of an image.
 _MAX_CHARACTERS = 7
 
@@ -65,15 +67,22 @@ def check_rle(rle: Any) -> Tuple[Tuple[int, int], np.ndarray]:
 
 
 def runs_to_mask(size: Tuple[int, int], runs: np.ndarray) -> np.ndarray:
-    """bool (height, width), C-contiguous, of checked runs."""
+    """bool (height, width), column-major, of checked runs."""
     values = np.repeat(np.arange(len(runs), dtype=np.int64) % 2 == 1, runs)
-    return np.ascontiguousarray(values.reshape(size, order="F"))
+    return values.reshape(size, order="F")
 
 
-def runs_to_rle(size: Tuple[int, int], runs: np.ndarray) -> RLE:
-    """Compressed RLE of checked runs, without empty runs after the first."""
+def normalize_rle(rle: RLE, size: Tuple[int, int], runs: np.ndarray) -> RLE:
+    """Compressed RLE without empty runs after the first.
+
+    Args:
+        rle: from elsewhere.
+        size, runs: what :func:`check_rle` says about it.
+    """
     if (runs[1:] == 0).any():
         return mask_to_rle(runs_to_mask(size, runs))
+    if not isinstance(rle["counts"], list):
+        return {"size": list(size), "counts": rle["counts"]}
     return mask_util.frPyObjects({"size": list(size), "counts": runs.tolist()}, *size)
 
 
@@ -100,14 +109,15 @@ def _decompress(counts: Any) -> np.ndarray:
             raise ValueError(f"'counts' has a character that is not ASCII: {error}") from error
     if not isinstance(counts, bytes):
         raise ValueError(f"'counts' is {type(counts).__name__}, expected text or a list of runs")
-    bits = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
-    wrong = np.flatnonzero((bits < 0) | (bits >= 64))
-    if len(wrong):
-        raise ValueError(f"'counts' has the character {chr(counts[wrong[0]])!r}")
-    ends = np.flatnonzero(bits < 32)
+    wrong = counts.translate(None, _CHARACTERS)
+    if wrong:
+        raise ValueError(f"'counts' has the character {chr(wrong[0])!r}")
+    bits = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - _CHARACTERS[0]
+    ends = (bits < 32).nonzero()[0]
     if not len(ends) or ends[-1] != len(bits) - 1:
         raise ValueError("'counts' ends inside a number")
-    starts = np.concatenate([[0], ends[:-1] + 1])
+    starts = np.zeros_like(ends)
+    starts[1:] = ends[:-1] + 1
     lengths = ends - starts + 1
     if lengths.max() > _MAX_CHARACTERS:
         raise ValueError("'counts' holds a number that is too long")
