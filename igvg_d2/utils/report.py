@@ -87,7 +87,8 @@ def build_report(
         section("Training curves", *_curve_charts(curves)),
         section("This run", *_run_facts(output_dir, summary)),
         *(_picture_section(index, output_dir, embed) for index in pictures),
-        "<footer>Written by igvg_d2. Rates in percent, at the original image resolution.</footer>",
+        "<footer>Written by igvg_d2. Rates in percent; tasks without a protocol in their name are "
+        "at the original image resolution.</footer>",
     ]
     path = os.path.join(output_dir, REPORT_NAME)
     with open(path, "w", encoding="utf-8") as f:
