@@ -10,7 +10,7 @@ import pycocotools.mask as mask_util
 import pytest
 from PIL import Image
 
-from igvg_d2.data.augmentation import is_flippable, swap_direction_words
+from igvg_d2.data import is_flippable, swap_direction_words
 from igvg_d2.data.synthetic import (
     COLORS,
     GENERATOR_VERSION,
