@@ -188,6 +188,42 @@ def test_degenerate_gres(fixtures_dir, make_sample, make_output, register, feed)
         assert_close(results, official)
 
 
+@pytest.mark.parametrize("protocol, authors", [("official", "rela"), ("released", "instancevg")])
+def test_degenerate_gres_by_the_rules_of_each_protocol(
+    fixtures_dir, make_sample, register, feed, protocol, authors
+):
+    """At the original size, where the fixtures were made. Where the code stops, ours is NaN."""
+    for name, case in load(fixtures_dir / "degenerate" / "gres_cases.json").items():
+        samples, predictions = [], []
+        for i, s in enumerate(case["samples"]):
+            gt = [] if s["gt_no_target"] else [s["gt"]]
+            samples.append(make_sample(f"{i}_{i}", gt, [[0, 0, 1, 1]] * len(gt), s["gt"]["size"]))
+            samples[-1].update(height=s["gt"]["size"][0], width=s["gt"]["size"][1])
+            # The release has no flag; its no-target decision is "no box above 0.7".
+            boxes = [] if s["pred_no_target"] else [[0, 0, 1, 1]]
+            predictions.append(
+                dict(ref_id=i, sent_id=i, mask=s["pred"], no_target=s["pred_no_target"])
+            )
+            predictions[-1].update(boxes=boxes, scores=[0.9] * len(boxes))
+        evaluator = GRefCOCOEvaluator(
+            dataset_name=register(samples), protocols=(f"{protocol}_native",)
+        )
+        results = feed(evaluator, predictions)[f"gres_{protocol}_native"]
+        expected = case.get(authors, {})
+        if "error" in expected:
+            assert any(np.isnan(value) for value in results.values()), name
+            continue
+        if authors == "rela":
+            blocks = expected.get("results", {})
+            expected = dict(blocks.get("full") or blocks.get("grefcoco") or {})
+            expected.update({k: 100 * expected[k] for k in ("N_acc", "T_acc") if k in expected})
+        else:
+            precision = dict(expected).pop("Pr@0.7-0.9", ())
+            expected = {k: v for k, v in expected.items() if k != "Pr@0.7-0.9"}
+            expected.update({f"Pr@{t}": v for t, v in zip((0.7, 0.8, 0.9), precision)})
+        assert_close(results, expected)
+
+
 def test_degenerate_grec(fixtures_dir, make_sample, register, feed):
     empty = mask_util.encode(np.zeros((100, 200), dtype=np.uint8, order="F"))
     for name, case in load(fixtures_dir / "degenerate" / "grec_cases.json").items():
