@@ -9,7 +9,7 @@ so memory does not grow with the image size and gathering costs bytes.
 import contextlib
 import io
 from collections import defaultdict
-from typing import Any, Dict, List, Sequence
+from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -217,21 +217,27 @@ class _RecordedOverlapEval(COCOeval):
 
     def _prepare(self) -> None:
         """Fill the tables COCOeval reads from its ground-truth and result files."""
-        self._gts, self._dts = defaultdict(list), defaultdict(list)
+        self._gts = _Objects(lambda i: [{} for _ in range(self._records[i]["num_targets"])])
+        self._dts = _Objects(lambda i: [{"score": s} for s in self._records[i]["scores"]])
         self.evalImgs, self.eval = defaultdict(list), {}
-        common: Dict[str, Any] = {"area": 1.0, "ignore": 0, "iscrowd": 0}
-        next_id = 1  # COCOeval reads a match with id 0 as "no match".
-        for image_id, record in enumerate(self._records):
-            objects: List[Dict[str, Any]] = [{} for _ in range(record["num_targets"])]
-            objects += [{"score": score} for score in record["scores"]]
-            for item in objects:
-                item.update(common, id=next_id)
-                table = self._dts if "score" in item else self._gts
-                table[image_id, 0].append(item)
-                next_id += 1
 
     def computeIoU(self, imgId: int, catId: int) -> np.ndarray:
         """Overlaps float64 (n, T) of one sample; rows are already in descending score."""
         record = self._records[imgId]
         ious = np.asarray(record[self._iou_key], dtype=np.float64)
         return ious.reshape(len(record["scores"]), record["num_targets"])
+
+
+class _Objects:
+    """What COCOeval looks up by (image, category), made when asked for instead of kept for all."""
+
+    def __init__(self, make: Callable[[int], List[Dict[str, Any]]]):
+        """`make` gives the objects of an image, new ones at each call."""
+        self._make = make
+
+    def __getitem__(self, key: Tuple[int, int]) -> List[Dict[str, Any]]:
+        """Objects of an image; ids are its own, from 1: COCOeval reads 0 as "no match"."""
+        common: Dict[str, Any] = {"area": 1.0, "ignore": 0, "iscrowd": 0}
+        return [
+            {**item, **common, "id": number} for number, item in enumerate(self._make(key[0]), 1)
+        ]
