@@ -16,8 +16,9 @@ TESTS    ?=
 PY := $(VENV)/bin/python
 SHAPES = $(DATASETS)/shapes
 
-# Detectron2 imports torch.jit.script, which new PyTorch releases announce to replace.
-export PYTHONWARNINGS ?= ignore:`torch.jit.script` is deprecated:FutureWarning
+# Detectron2 imports torch.jit.script, which new PyTorch releases announce to replace; and DDP tells of
+# gradients of 1x1 convolutions that it has to copy, a few numbers each.
+export PYTHONWARNINGS ?= ignore:`torch.jit.script` is deprecated:FutureWarning,ignore:Grad strides do not match bucket view strides:UserWarning
 
 .DEFAULT_GOAL := help
 .PHONY: help env data train report demo test lint clean clean-all
