@@ -181,7 +181,14 @@ def main(args=None):
         sys.exit(f"no data set '{args.dataset}'; registered: {', '.join(DatasetCatalog.list())}")
     try:
         threshold = args.no_target_threshold and read_threshold(args.no_target_threshold)
-        report = score(args.dataset, args.predictions, args.allow_missing, args.protocol, threshold)
+        report = score(
+            args.dataset,
+            args.predictions,
+            args.allow_missing,
+            args.protocol,
+            threshold,
+            args.num_workers,
+        )
     except (ValueError, OSError) as error:
         sys.exit(f"cannot score: {error}")
     print(format_report(report))

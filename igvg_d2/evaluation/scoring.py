@@ -1,10 +1,11 @@
 """Prediction files through an evaluator, with everything that is wrong with them collected."""
 
+import collections
 import functools
 import gc
 import itertools
 import multiprocessing
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
 
 import torch
 
@@ -13,7 +14,7 @@ from .grounding_evaluation import GroundingEvaluator
 from .predictions import prediction_to_output, read_predictions
 
 # Predictions per worker process that are in memory at a time.
-_BLOCK = 256
+_BLOCK = 128
 # What a forked worker finds.
 _evaluator: Optional[GroundingEvaluator] = None
 
@@ -66,9 +67,15 @@ def _judge_all(evaluator, predictions, num_workers):
     global _evaluator
     _evaluator = evaluator
     with multiprocessing.get_context("fork").Pool(num_workers) as pool:
-        # In blocks: a pool would read the whole file ahead and keep it in memory.
+        # In blocks: a pool would read the whole file ahead and keep it in memory. One block ahead,
+        # so that the workers judge while the file is being read.
+        waiting: Deque[Any] = collections.deque()
         while block := list(itertools.islice(predictions, _BLOCK * num_workers)):
-            yield from pool.map(_judge_inherited, block, chunksize=_BLOCK // 4)
+            waiting.append(pool.map_async(_judge_inherited, block, chunksize=_BLOCK // 4))
+            if len(waiting) > 1:
+                yield from waiting.popleft().get()
+        for judged in waiting:
+            yield from judged.get()
 
 
 def _judge_inherited(prediction):

@@ -157,6 +157,23 @@ def test_command_line(two_samples, outputs, tmp_path, capsys):
         scorer.main(["--dataset", name, "--predictions", str(tmp_path / "absent.json")])
 
 
+def test_command_line_hands_the_number_of_processes_on(
+    two_samples, outputs, tmp_path, monkeypatch, capsys
+):
+    name, samples = two_samples
+    predictions = [output_to_prediction(o, s) for o, s in zip(outputs, samples)]
+    path, score_file, used = write(tmp_path / "p.json", predictions), scorer.score_file, []
+
+    def watch(evaluator, file, num_workers, progress):
+        used.append(num_workers)
+        return score_file(evaluator, file, num_workers, progress)
+
+    monkeypatch.setattr(scorer, "score_file", watch)
+    scorer.main(["--dataset", name, "--predictions", path, "--num-workers", "2"])
+    assert used == [2]
+    assert "native: original resolution" in capsys.readouterr().out
+
+
 def corrupt(text, generator):
     """The text with a character replaced, a piece cut out, repeated or truncated."""
     start = generator.randrange(len(text))
