@@ -346,3 +346,10 @@ def _add_engine(cfg: CN) -> None:
     # Minutes a process waits for the others before the job ends with an error. A process that dies
     # is noticed within seconds; this is for machines that vanish and processes that hang.
     cfg.DISTRIBUTED.TIMEOUT_MINUTES = 10.0
+    cfg.WANDB = CN()
+    # Send scalars and pictures to Weights & Biases too; needs the package wandb.
+    cfg.WANDB.ENABLED = False
+    # Project there.
+    cfg.WANDB.PROJECT = "igvg_d2"
+    # Name of the run there; empty lets it choose.
+    cfg.WANDB.NAME = ""

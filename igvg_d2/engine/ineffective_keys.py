@@ -136,6 +136,11 @@ _SOLVER = (
         "without DATALOADER.SKIP_BAD_SAMPLES the first bad sample stops the training",
     ),
     Rule(
+        ("WANDB.PROJECT", "WANDB.NAME"),
+        lambda cfg: not cfg.WANDB.ENABLED,
+        "WANDB.ENABLED is False",
+    ),
+    Rule(
         ("TEST.PRECISE_BN.NUM_ITER",),
         lambda cfg: not cfg.TEST.PRECISE_BN.ENABLED,
         "TEST.PRECISE_BN.ENABLED is False",

@@ -29,6 +29,7 @@ from igvg_d2.solver import build_lr_scheduler, build_optimizer
 from .bad_sample_log import watch_batches
 from .config_checks import check_config
 from .hooks import AverageBatchNormHook, RunSummaryHook
+from .monitoring import MonitorHook, build_writers
 from .schedule import resolve_schedule
 
 
@@ -65,7 +66,8 @@ class GroundingTrainer(DefaultTrainer):
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
-        self.register_hooks([bad_sample_log, *self.build_hooks()])
+        monitor = MonitorHook(cfg.SOLVER.IMS_PER_BATCH, getattr(data_loader, "num_items", None))
+        self.register_hooks([monitor, bad_sample_log, *self.build_hooks()])
 
     def build_hooks(self):
         """Detectron2's hooks; before them the run summary and one set of BatchNorm statistics."""
@@ -78,6 +80,10 @@ class GroundingTrainer(DefaultTrainer):
             0, RunSummaryHook(self.cfg.OUTPUT_DIR, self.cfg.SOLVER.IMS_PER_BATCH, self.cfg.SEED)
         )
         return hooks
+
+    def build_writers(self):
+        """See :func:`igvg_d2.engine.monitoring.build_writers`."""
+        return build_writers(self.cfg, self.max_iter)
 
     def after_train(self):
         """Run the hooks, but after an error only close the writers.

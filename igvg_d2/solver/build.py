@@ -1,5 +1,7 @@
 """Optimizers with Detectron2's parameter groups and clipping by the total gradient norm."""
 
+import math
+
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver.build import get_default_optimizer_params
@@ -54,8 +56,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
             f"SOLVER.OPTIMIZER must be 'AdamW', 'Adam' or 'Muon', got {solver.OPTIMIZER!r}."
         )
     # Hooks run in this order: gradients are clipped before any row is updated.
-    if solver.CLIP_TOTAL_NORM > 0:
-        clip_total_norm(optimizer, solver.CLIP_TOTAL_NORM)
+    clip_total_norm(optimizer, solver.CLIP_TOTAL_NORM)
     if any(isinstance(m, nn.Embedding) and m.sparse for m in model.modules()):
         check_sparse_backend()
         step_sparse_rows(optimizer)
@@ -67,15 +68,17 @@ def clip_total_norm(optimizer: torch.optim.Optimizer, max_norm: float) -> None:
 
     Detectron2 knows clipping per parameter only. A pre-step hook comes after the gradient scaler of
     mixed precision has unscaled the gradients, a trainer hook would come before.
+
+    Args:
+        optimizer: gets the hook.
+        max_norm: 0 only logs.
     """
 
     def clip(optimizer, args, kwargs):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = _clip_gradients(parameters, max_norm)
+        norm = _clip_gradients(parameters, max_norm if max_norm > 0 else math.inf)
         if has_event_storage():
-            storage = get_event_storage()
-            if storage.iter % 20 == 0:
-                storage.put_scalar("grad_norm", float(norm), smoothing_hint=False)
+            get_event_storage().put_scalar("grad_norm", float(norm), smoothing_hint=False)
 
     optimizer.register_step_pre_hook(clip)
 

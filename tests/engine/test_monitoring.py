@@ -1,0 +1,166 @@
+"""Console, metrics.json, TensorBoard and Weights & Biases show what a training does."""
+
+import json
+import logging
+import math
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from detectron2.engine import SimpleTrainer
+from detectron2.engine.hooks import IterationTimer, PeriodicWriter
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from igvg_d2.engine.monitoring import MonitorHook, WandbWriter, build_writers, import_wandb
+from igvg_d2.solver import build_optimizer
+from igvg_d2.utils.testing import tiny_cfg
+
+
+class Toy(nn.Module):
+    """A model with an encoder and a rest."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Linear(2, 2)
+        self.rest = nn.Linear(2, 1)
+
+    def forward(self, batch):
+        return {
+            "loss_a": self.rest(self.backbone(batch)).square().mean(),
+            "loss_b": 0.0 * self.rest.bias.sum() + 2.0,
+        }
+
+
+class Loader:
+    """The same batch for ever."""
+
+    def __iter__(self):
+        while True:
+            yield torch.ones(4, 2)
+
+
+def make_cfg(tmp_path, *opts):
+    return tiny_cfg(
+        [
+            "SOLVER.BACKBONE_MULTIPLIER", 0.1,
+            "SOLVER.BASE_LR", 0.01,
+            "OUTPUT_DIR", str(tmp_path),
+            *opts,
+        ]
+    )  # fmt: skip
+
+
+def train(cfg, iterations=20):
+    model = Toy()
+    trainer = SimpleTrainer(model, Loader(), build_optimizer(cfg, model))
+    writers = build_writers(cfg, iterations)
+    trainer.register_hooks([MonitorHook(4, 16), IterationTimer(), PeriodicWriter(writers, 10)])
+    trainer.train(0, iterations)
+    return trainer
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_everything_is_in_console_json_and_tensorboard(tmp_path, caplog, clip):
+    cfg = make_cfg(tmp_path, "SOLVER.CLIP_TOTAL_NORM", clip)
+    with caplog.at_level(logging.INFO):
+        train(cfg)
+    line = [r.getMessage() for r in caplog.records if "iter: 20/20" in r.getMessage()][0]
+    for text in ("total_loss: ", "loss_a: ", "loss_b: 2", "lr/backbone: 0.001", "lr/rest: 0.01"):
+        assert text in line
+    for text in ("eta: 0:00:00", "epoch: 5.00", "grad_norm: ", "samples/s: ", "data s/iter: "):
+        assert text in line
+    assert "MiB" in line
+    records = [json.loads(x) for x in (tmp_path / "metrics.json").read_text().splitlines()]
+    wanted = (
+        "total_loss loss_a loss_b lr/backbone lr/rest grad_norm samples_per_second time".split()
+    )
+    wanted += ["data_time", "memory_mib", "eta_seconds", "epoch"]
+    assert set(wanted) <= records[-1].keys() and records[-1]["iteration"] == 19
+    assert all(math.isfinite(records[-1][key]) for key in wanted)
+    assert records[-1]["lr/backbone"] == pytest.approx(0.1 * records[-1]["lr/rest"])
+    assert records[-1]["memory_mib"] > 10 and records[-1]["samples_per_second"] > 0
+    events = [path.read_bytes() for path in tmp_path.glob("events.out.tfevents.*")]
+    assert len(events) == 1 and all(key.encode() in events[0] for key in wanted)
+
+
+def test_the_norm_is_logged_and_clipped_only_if_asked(tmp_path):
+    norms = {}
+    for clip in (0.0, 1e-4):
+        torch.manual_seed(0)
+        trainer = train(make_cfg(tmp_path, "SOLVER.CLIP_TOTAL_NORM", clip), iterations=1)
+        grads = [p.grad for p in trainer.model.parameters()]
+        norms[clip] = float(torch.linalg.vector_norm(torch.cat([g.flatten() for g in grads])))
+        assert trainer.storage.latest()["grad_norm"][0] == pytest.approx(norms[0.0], rel=1e-5)
+    assert norms[1e-4] == pytest.approx(1e-4, rel=1e-3)
+
+
+def test_pictures_do_not_pile_up_in_other_processes(tmp_path, monkeypatch):
+    model = Toy()
+    trainer = SimpleTrainer(model, Loader(), build_optimizer(make_cfg(tmp_path), model))
+    hook = MonitorHook(4)
+    trainer.register_hooks([hook])
+    monkeypatch.setattr("detectron2.utils.comm.is_main_process", lambda: False)
+    with EventStorage() as trainer.storage:
+        hook.before_train()
+        hook.before_step()
+        trainer.storage.put_image("picture", np.zeros((3, 2, 2), np.uint8))
+        hook.after_step()
+        assert trainer.storage._vis_data == []
+
+
+class FakeRun:
+    """Keeps what is logged."""
+
+    def __init__(self, run_id):
+        self.id = run_id or "run7"
+        self.logged = []
+        self.finished = False
+
+    def log(self, values, step):
+        self.logged.append((step, values))
+
+    def finish(self):
+        self.finished = True
+
+
+def fake_wandb():
+    module = types.ModuleType("wandb")
+    module.runs = []
+
+    def init(**kwargs):
+        module.runs.append((kwargs, FakeRun(kwargs["id"])))
+        return module.runs[-1][1]
+
+    module.init = init
+    module.Image = lambda array: ("image", array.shape)
+    return module
+
+
+def test_weights_and_biases_gets_scalars_and_pictures(tmp_path, monkeypatch):
+    wandb = fake_wandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    cfg = make_cfg(tmp_path, "WANDB.ENABLED", True, "WANDB.NAME", "try")
+    train(cfg)
+    kwargs, run = wandb.runs[0]
+    assert kwargs["project"] == "igvg_d2" and kwargs["name"] == "try" and kwargs["id"] is None
+    assert kwargs["config"]["SOLVER.BASE_LR"] == 0.01
+    steps = [step for step, _ in run.logged]
+    assert steps == sorted(steps) and steps[-1] == 19 and run.finished
+    assert {"total_loss", "lr/rest", "grad_norm"} <= run.logged[-1][1].keys()
+    writer = WandbWriter(str(tmp_path), "p", "", {})
+    assert wandb.runs[1][0]["id"] == "run7"  # continued
+    with EventStorage(5) as storage:
+        storage.put_image("sample", np.zeros((3, 4, 6), np.uint8))
+        writer.write()
+    assert wandb.runs[1][1].logged == [(5, {"sample": ("image", (4, 6, 3))})]
+
+
+def test_weights_and_biases_missing_is_one_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ImportError, match="WANDB.ENABLED.*pip install wandb"):
+        import_wandb()
+    with pytest.raises(ImportError, match="WANDB.ENABLED"):
+        build_writers(make_cfg(tmp_path, "WANDB.ENABLED", True), 10)
