@@ -60,12 +60,10 @@ def _add_input(cfg: CN) -> None:
     # What an epoch visits once: each "expression", or each "object" (ref_id) with one of its
     # expressions drawn anew at every visit (released: RefCOCO, and R-RefCOCO with its false ones).
     cfg.DATALOADER.SAMPLE_UNIT = "expression"
-    # A training sample that cannot be used (unreadable picture, box without area, empty mask, NaN)
-    # is replaced by another one, counted and listed in bad_samples.jsonl; False stops at the first.
+    # Replace unusable training samples, listed in bad_samples.jsonl; False stops at the first.
     cfg.DATALOADER.SKIP_BAD_SAMPLES = False
-    # With SKIP_BAD_SAMPLES: share of the data set that may be bad before the training stops.
+    # Then: share of the data set that may be bad, and batches in a row with a non-finite loss.
     cfg.DATALOADER.MAX_BAD_RATIO = 0.5
-    # With SKIP_BAD_SAMPLES: batches in a row that may have a non-finite loss and teach nothing.
     cfg.DATALOADER.MAX_BAD_BATCHES = 10
     # Network input as (height, width), multiples of the patch size; see RESIZE_MODE.
     cfg.INPUT.IMAGE_SIZE = (320, 320)
@@ -343,13 +341,10 @@ def _add_solver(cfg: CN) -> None:
 
 def _add_engine(cfg: CN) -> None:
     cfg.DISTRIBUTED = CN()
-    # Minutes a process waits for the others before the job ends with an error. A process that dies
-    # is noticed within seconds; this is for machines that vanish and processes that hang.
+    # Minutes a process waits for others that vanished or hang; one that dies is noticed in seconds.
     cfg.DISTRIBUTED.TIMEOUT_MINUTES = 10.0
     cfg.WANDB = CN()
-    # Send scalars and pictures to Weights & Biases too; needs the package wandb.
+    # Send scalars and pictures to Weights & Biases too (package wandb); project and name there.
     cfg.WANDB.ENABLED = False
-    # Project there.
     cfg.WANDB.PROJECT = "igvg_d2"
-    # Name of the run there; empty lets it choose.
     cfg.WANDB.NAME = ""
