@@ -1,9 +1,11 @@
 """Detectron2's checkpointer, made strict and safe, plus safetensors files."""
 
+import contextlib
 import logging
 import os
-from typing import Any, Dict, Optional
+from typing import Any, BinaryIO, Callable, Dict, Optional
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from safetensors.torch import save_file
 from torch import nn
@@ -24,6 +26,26 @@ class GroundingCheckpointer(DetectionCheckpointer):
     checkpoints and files of BEiT-3, as downloaded, are converted while they are read. BEiT-3
     initialises the encoder and leaves the other parts as they are.
     """
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """See ``Checkpointer.save``; whole or not at all, whenever the process is killed.
+
+        A file appears under its name when it is complete and on the disk, and becomes the last
+        checkpoint after that. So the last checkpoint can always be loaded.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        states = {key: item.state_dict() for key, item in self.checkpointables.items()}
+        data = {"model": self.model.state_dict(), **states, **kwargs}
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        logger.info("Saving checkpoint to %s", path)
+        _write_whole(path, lambda file: torch.save(data, file))
+        self.tag_last_checkpoint(os.path.basename(path))
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Name the last checkpoint, atomically."""
+        path = os.path.join(self.save_dir, "last_checkpoint")
+        _write_whole(path, lambda file: file.write(last_filename_basename.encode()))
 
     def load(self, path: str, *args, **kwargs) -> Dict[str, Any]:
         """See ``DetectionCheckpointer.load``; an empty path loads nothing.
@@ -82,6 +104,21 @@ class GroundingCheckpointer(DetectionCheckpointer):
                 + "\nUse the config the checkpoint was trained with."
             )
         return incompatible
+
+
+def _write_whole(path: str, write: Callable[[BinaryIO], Any]) -> None:
+    """Let ``write`` fill a file that takes its name when it is complete and on the disk."""
+    unfinished = f"{path}.unfinished"
+    try:
+        with open(unfinished, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        # Still there only when writing failed, e.g. on a full disk.
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(unfinished)
 
 
 def _describe(what: str, keys) -> str:

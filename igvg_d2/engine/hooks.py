@@ -1,12 +1,15 @@
 """Hooks of the trainer."""
 
 import json
+import logging
 import os
 import resource
 import shlex
 import sys
 import time
+from typing import Dict
 
+import numpy as np
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
@@ -66,6 +69,41 @@ class RunSummaryHook(HookBase):
         }
         with open(self.path, "w") as file:
             json.dump(summary, file, indent=2)
+
+
+class StepSeedHook(HookBase):
+    """Makes the random numbers of a step a function of seed, iteration and process.
+
+    Dropout and stochastic depth of a resumed run are then those of an uninterrupted one, and
+    nothing that happens between the steps, such as an evaluation, changes them.
+    """
+
+    def __init__(self, seed: int):
+        """
+        Args:
+            seed: of the run, not negative.
+        """
+        self.seed = seed
+
+    def before_step(self):
+        """Seed PyTorch's generators, of all devices."""
+        sequence = np.random.SeedSequence((self.seed, self.trainer.iter, comm.get_rank()))
+        torch.manual_seed(int(sequence.generate_state(1)[0]))
+
+    def state_dict(self) -> Dict[str, int]:
+        """The seed, to be stored with a checkpoint."""
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state: Dict[str, int]) -> None:
+        """Say so when a run is continued with other random numbers."""
+        if state["seed"] != self.seed:
+            logging.getLogger(__name__).warning(
+                "The run was begun with seed %d and is continued with %d: it will not be what an "
+                "uninterrupted run would have been. Set SEED %d for that.",
+                state["seed"],
+                self.seed,
+                state["seed"],
+            )
 
 
 class AverageBatchNormHook(HookBase):

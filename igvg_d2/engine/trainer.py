@@ -19,6 +19,7 @@ from detectron2.utils import comm
 
 from igvg_d2.checkpoint import GroundingCheckpointer
 from igvg_d2.data import (
+    GroundingTrainLoader,
     build_grounding_test_loader,
     build_grounding_train_loader,
 )
@@ -28,7 +29,7 @@ from igvg_d2.solver import build_lr_scheduler, build_optimizer
 
 from .bad_sample_log import watch_batches
 from .config_checks import check_config
-from .hooks import AverageBatchNormHook, RunSummaryHook
+from .hooks import AverageBatchNormHook, RunSummaryHook, StepSeedHook
 from .monitoring import MonitorHook, build_writers
 from .schedule import resolve_schedule
 
@@ -67,7 +68,17 @@ class GroundingTrainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         monitor = MonitorHook(cfg.SOLVER.IMS_PER_BATCH, getattr(data_loader, "num_items", None))
-        self.register_hooks([monitor, bad_sample_log, *self.build_hooks()])
+        hooks = [monitor, bad_sample_log, *self.build_hooks()]
+        if isinstance(data_loader, GroundingTrainLoader):
+            hooks.insert(0, StepSeedHook(data_loader.seed))
+        self.register_hooks(hooks)
+
+    def resume_or_load(self, resume=True):
+        """See ``DefaultTrainer.resume_or_load``; data go on where the checkpoint was written."""
+        super().resume_or_load(resume)
+        data_loader = self._trainer.data_loader
+        if isinstance(data_loader, GroundingTrainLoader):
+            data_loader.seek(self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH)
 
     def build_hooks(self):
         """Detectron2's hooks; before them the run summary and one set of BatchNorm statistics."""

@@ -161,6 +161,38 @@ def test_interrupted_run_continues_where_it_stopped(shapes, tmp_path):
     assert again.losses == []
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_resumed_run_is_the_uninterrupted_one_bit_by_bit(shapes, tmp_path, num_workers):
+    """With stochastic depth, dropout, augmentation and BatchNorm; an evaluation changes nothing."""
+    opts = ["MODEL.BEIT3.DROP_PATH", 0.5, "MODEL.GROUNDING_HEAD.DROPOUT", 0.1]
+    opts += ["SOLVER.MAX_ITER", 12, "SOLVER.CHECKPOINT_PERIOD", 5, "DATASETS.TEST", ()]
+    opts += ["DATALOADER.NUM_WORKERS", num_workers]
+    whole, _ = train(make_cfg(shapes, tmp_path / "whole", *opts))
+    opts[opts.index("DATASETS.TEST") + 1] = (shapes[1],)
+    cfg = make_cfg(shapes, tmp_path / "parts", *opts, "TEST.EVAL_PERIOD", 4)
+    first, _ = train(cfg, stop_after=8)
+    rest, _ = train(cfg, resume=True)
+    assert rest.start_iter == 5 and first.losses[:5] + rest.losses == whole.losses
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, rest.model.state_dict()[name]), name
+
+
+def test_failed_save_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    checkpointer = GroundingCheckpointer(torch.nn.Linear(2, 2), str(tmp_path))
+    checkpointer.save("model_0000001")
+    torch_save = torch.save
+
+    def full_disk(data, file):
+        torch_save(data, file)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        checkpointer.save("model_0000002")
+    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_0000001.pth"]
+    assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0000001.pth")
+
+
 def test_mixed_precision_trains(shapes, tmp_path):
     if not torch.cuda.is_available():
         pytest.skip("Detectron2's AMPTrainer needs a GPU")
