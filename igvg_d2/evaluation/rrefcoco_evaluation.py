@@ -46,9 +46,7 @@ class RRefCOCOEvaluator(GroundingEvaluator):
 
     def summarize_protocol(self, records: Sequence[Record], protocol: Protocol) -> Results:
         """See the class for the keys."""
-        groups: Dict[Any, List[Record]] = {}
-        for record in records:
-            groups.setdefault(record["group_id"], []).append(record)
+        groups = _groups(records)
         name = protocol.name
         if protocol.rules == "released":
             return {"rref": _summarize(groups.values(), name, "boxes")}
@@ -62,28 +60,65 @@ class RRefCOCOEvaluator(GroundingEvaluator):
             results["rref_flag_union_gt"] = _summarize(groups.values(), name, "flag")
         return results
 
+    def ratios(self, records: Sequence[Record], protocol: Protocol) -> Dict[str, Any]:
+        """The four numbers of "rref"; an object counts at the place of its first sentence."""
+        groups = _groups(records)
+        decision = "boxes" if protocol.rules == "released" else "mask"
+        numbers = _numbers(groups.values(), protocol.name, decision)
+        position = {}
+        for i, record in enumerate(records):
+            position.setdefault(record["group_id"], i)
+        places = [position[group] for group in groups]
+
+        def spread(values) -> np.ndarray:
+            column = np.zeros(len(records))
+            column[places] = values
+            return column
+
+        ones = spread(np.ones(len(groups)))
+        ratios = {name: (spread(numbers[name]), ones) for name in ("mIoU", "mRR", "rIoU")}
+        overall = (spread(numbers["intersection"]), spread(numbers["union"]))
+        # Rates of objects are in percent already, and a ratio becomes a percentage.
+        ratios = {name: (values / 100, weights) for name, (values, weights) in ratios.items()}
+        return {**ratios, "oIoU": overall}
+
+
+def _groups(records: Sequence[Record]) -> Dict[Any, List[Record]]:
+    """The records of each object."""
+    groups: Dict[Any, List[Record]] = {}
+    for record in records:
+        groups.setdefault(record["group_id"], []).append(record)
+    return groups
+
 
 def _summarize(groups, key: str, decision: str) -> Dict[str, float]:
     """The four numbers over objects; each group holds the records of one."""
-    mean_ious, true_negative_rates, robust_ious = [], [], []
-    intersections, unions = [], []
+    numbers = _numbers(groups, key, decision)
+    return {
+        "mIoU": _mean(numbers["mIoU"]),
+        "oIoU": overall_iou(numbers["intersection"], numbers["union"]),
+        "mRR": _mean(numbers["mRR"]),
+        "rIoU": _mean(numbers["rIoU"]),
+    }
+
+
+def _numbers(groups, key: str, decision: str) -> Dict[str, List[float]]:
+    """mIoU, mRR and rIoU in percent, intersection and union in pixels, of each object."""
+    numbers: Dict[str, List[float]] = {
+        name: [] for name in ("mIoU", "mRR", "rIoU", "intersection", "union")
+    }
     for records in groups:
         positives = [_pixels(r, key, decision) for r in records if r["num_targets"]]
         negatives = [_pixels(r, key, decision) for r in records if not r["num_targets"]]
         intersection, union = (sum(pixels[k] for pixels in positives) for k in (0, 1))
-        intersections.append(intersection)
-        unions.append(union)
         ious = iou_ratio([pixels[0] for pixels in positives], [pixels[1] for pixels in positives])
-        mean_ious.append(percent(ious.sum(), len(ious)))
-        true_negative_rates.append(percent(sum(not p[3] for p in negatives), len(negatives)))
         false_area = sum(p[2] for p in negatives if p[3])
-        robust_ious.append(percent(intersection, union + false_area))
-    return {
-        "mIoU": _mean(mean_ious),
-        "oIoU": overall_iou(intersections, unions),
-        "mRR": _mean(true_negative_rates),
-        "rIoU": _mean(robust_ious),
-    }
+        numbers["mIoU"].append(percent(ious.sum(), len(ious)))
+        numbers["mRR"].append(percent(sum(not p[3] for p in negatives), len(negatives)))
+        numbers["rIoU"].append(percent(intersection, union + false_area))
+        numbers["intersection"].append(intersection)
+        numbers["union"].append(union)
+    return numbers
 
 
 def _pixels(record: Record, key: str, decision: str) -> Tuple[int, int, int, bool]:

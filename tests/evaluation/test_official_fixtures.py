@@ -141,6 +141,14 @@ def test_rrefcoco(fixtures_dir, register, feed, name, file):
         for key in ("mIoU", "oIoU", "mRR", "rIoU"):
             # The official code computes in float32.
             assert results[group][key] == pytest.approx(row[key], rel=1e-6), (group, key)
+    # The intervals are about the very numbers of the results.
+    intervals = evaluator.breakdown(evaluator.records)["95% interval"]
+    for metric, (numerators, denominators) in evaluator.ratios(
+        evaluator.records, evaluator.primary
+    ).items():
+        value = 100 * numerators.sum() / denominators.sum()
+        assert value == pytest.approx(results["rref"][metric], rel=1e-9)
+        assert intervals[metric]["low"] <= value <= intervals[metric]["high"]
     # Unlike the official code, neither order nor sharding matters.
     again = feed(evaluator, predictions[::-1])
     assert again == results
