@@ -1,10 +1,14 @@
 """Every option of the project. Only new keys; overrides of Detectron2's own live in the YAML files.
 
+The options of SOLVER stand in solver_config.py.
+
 Where the paper and the released model differ the default is the paper's choice and the comment
 names the released one; ``configs/Released-IGVG.yaml`` selects all released choices together.
 """
 
 from detectron2.config import CfgNode as CN
+
+from .solver_config import add_solver_config
 
 # Evaluation protocol -> side in pixels of the square frame in which it compares masks; None is the
 # original frame. Evaluators compare there, and the model makes its masks there, too.
@@ -46,7 +50,8 @@ def add_igvg_config(cfg: CN) -> None:
     _add_dense_parts(cfg)
     _add_query_generator(cfg)
     _add_grounding_head(cfg)
-    _add_solver(cfg)
+    add_solver_config(cfg)
+    _add_test(cfg)
     _add_engine(cfg)
 
 
@@ -294,35 +299,9 @@ def _add_grounding_head(cfg: CN) -> None:
     cfg.MODEL.GROUNDING_HEAD.MATCHER.CLASS_COST = "ce"
 
 
-def _add_solver(cfg: CN) -> None:
-    # "AdamW", "Adam", or "Muon": orthogonalised steps for weight matrices, AdamW for the rest.
-    cfg.SOLVER.OPTIMIZER = "AdamW"
-    # Learning rate of the weight matrices under "Muon", in the same schedule as BASE_LR.
-    cfg.SOLVER.MUON_LR = 0.02
-    cfg.SOLVER.BETAS = (0.9, 0.999)
-    cfg.SOLVER.EPS = 1e-8
-    cfg.SOLVER.AMSGRAD = False
-    # Factor on the learning rate of the encoder.
-    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
-    # Factor on the learning rate from each encoder layer to the one below (AdamW recipes of ViTs
-    # use 0.7 to 0.9); 1.0 = none (paper).
-    cfg.SOLVER.LAYER_DECAY = 1.0
-    # Total norm over all parameters that gradients are clipped to; 0 switches clipping off.
-    cfg.SOLVER.CLIP_TOTAL_NORM = 0.0
-    # Length of the training in epochs, from which the trainer computes MAX_ITER, WARMUP_ITERS and
-    # STEPS for the batch and data at hand; 0 = MAX_ITER counts.
-    cfg.SOLVER.EPOCHS = 0
-    # Epochs of warm-up. WARMUP_METHOD "staircase" (paper) goes with it: in epoch e (from 0) of w
-    # the learning rate has the factor (e + 1) / (w + 1).
-    cfg.SOLVER.WARMUP_EPOCHS = 0
-    # Numbers of finished epochs after which the learning rate is multiplied by GAMMA.
-    cfg.SOLVER.STEP_EPOCHS = ()
-    # Epochs between two checkpoints; 0 = SOLVER.CHECKPOINT_PERIOD counts, in iterations.
-    cfg.SOLVER.CHECKPOINT_EPOCHS = 0
+def _add_test(cfg: CN) -> None:
     # Epochs between two evaluations; 0 = TEST.EVAL_PERIOD counts, in iterations.
     cfg.TEST.EVAL_EPOCHS = 0
-    # CPU threads of the training process; 0 keeps PyTorch's choice.
-    cfg.SOLVER.NUM_THREADS = 0
     # Pictures rendered by the final evaluation, per dataset; 0 renders none.
     cfg.TEST.VIS_SAMPLES = 0
     # Protocols of an evaluation, all in one pass: "native" (original resolution), "official" (rules
