@@ -9,19 +9,26 @@ from .instancevg_conversion import (
     is_instancevg,
     restore_instancevg,
 )
+from .recovery import FINAL, list_checkpoints, named_checkpoint
+from .whole_file import check_writable, write_whole
 
 __all__ = [
     "ConversionReport",
+    "FINAL",
     "GroundingCheckpointer",
     "check_output",
+    "check_writable",
     "convert_beit3",
     "convert_instancevg",
     "export_safetensors",
     "is_beit3",
     "is_instancevg",
+    "list_checkpoints",
+    "named_checkpoint",
     "read_checkpoint",
     "read_metadata",
     "read_weights",
     "restore_instancevg",
     "write_checkpoint",
+    "write_whole",
 ]

@@ -1,17 +1,19 @@
 """Detectron2's checkpointer, made strict and safe, plus safetensors files."""
 
-import contextlib
 import logging
 import os
-from typing import Any, BinaryIO, Callable, Dict, Optional
+from typing import Any, Dict, Optional
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
 from safetensors.torch import save_file
 from torch import nn
 
 from .files import read_weights
 from .foreign import NOT_IN_BEIT3, adapt_checkpoint, split_expected
+from .recovery import Choice, choose_checkpoint, list_checkpoints, named_checkpoint
+from .whole_file import count_bytes, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -27,25 +29,75 @@ class GroundingCheckpointer(DetectionCheckpointer):
     initialises the encoder and leaves the other parts as they are.
     """
 
-    def save(self, name: str, **kwargs: Any) -> None:
+    _chosen: Optional[Choice] = None
+
+    def save(self, name: str, tag_last: bool = True, **kwargs: Any) -> None:
         """See ``Checkpointer.save``; whole or not at all, whenever the process is killed.
 
         A file appears under its name when it is complete and on the disk, and becomes the last
         checkpoint after that. So the last checkpoint can always be loaded.
+
+        Args:
+            name: of the file, without ".pth".
+            tag_last: a training continues from it.
+            kwargs: more to be stored.
+
+        Raises:
+            OSError: see :func:`write_whole`.
         """
         if not self.save_dir or not self.save_to_disk:
             return
         states = {key: item.state_dict() for key, item in self.checkpointables.items()}
-        data = {"model": self.model.state_dict(), **states, **kwargs}
+        self.write(name, {"model": self.model.state_dict(), **states, **kwargs})
+        if tag_last:
+            self.tag_last_checkpoint(f"{name}.pth")
+
+    def write(self, name: str, data: Dict[str, Any]) -> None:
+        """Write ``data`` alone, as a whole; no training continues from it.
+
+        Args:
+            name: of the file, without ".pth".
+            data: with the weights under "model".
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
         path = os.path.join(self.save_dir, f"{name}.pth")
         logger.info("Saving checkpoint to %s", path)
-        _write_whole(path, lambda file: torch.save(data, file))
-        self.tag_last_checkpoint(os.path.basename(path))
+        write_whole(path, lambda file: torch.save(data, file), count_bytes(data))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the last checkpoint, atomically."""
         path = os.path.join(self.save_dir, "last_checkpoint")
-        _write_whole(path, lambda file: file.write(last_filename_basename.encode()))
+        write_whole(path, lambda file: file.write(last_filename_basename.encode()))
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is one, also if ``last_checkpoint`` got lost."""
+        return bool(self.get_checkpoint_file())
+
+    def get_checkpoint_file(self) -> str:
+        """Path of the last checkpoint, else of the newest one; "" when there is none."""
+        last = named_checkpoint(self.save_dir)
+        return last or next((path for _, path in list_checkpoints(self.save_dir)), "")
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> Dict[str, Any]:
+        """See ``Checkpointer.resume_or_load``; passes over damaged checkpoints and says so.
+
+        Raises:
+            ValueError: there are checkpoints and none can be read; see :func:`choose_checkpoint`.
+        """
+        if not resume:
+            return self.load(path, checkpointables=[])
+        required = ["trainer"] if "trainer" in self.checkpointables else []
+        choice = choose_checkpoint(self.save_dir, required)
+        if choice is None:
+            return self.load(path, checkpointables=[])
+        if comm.is_main_process() and self.save_to_disk:
+            self.tag_last_checkpoint(os.path.basename(choice.path))
+        self._chosen = choice
+        try:
+            return self.load(choice.path)
+        finally:
+            self._chosen = None
 
     def load(self, path: str, *args, **kwargs) -> Dict[str, Any]:
         """See ``DetectionCheckpointer.load``; an empty path loads nothing.
@@ -68,8 +120,11 @@ class GroundingCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> Dict[str, Any]:
         """Read a checkpoint file as a dict with the key "model"."""
-        # Not mapped: a training writes its checkpoints again.
-        loaded = read_weights(filename, mmap=False)
+        if self._chosen is not None and self._chosen.content is not None:
+            loaded = self._chosen.content  # it was read to see whether it can be
+        else:
+            # Not mapped: a training writes its checkpoints again.
+            loaded = read_weights(filename, mmap=False)
         return adapt_checkpoint(loaded, filename, self.model)
 
     def _load_model(self, checkpoint: Any):
@@ -104,21 +159,6 @@ class GroundingCheckpointer(DetectionCheckpointer):
                 + "\nUse the config the checkpoint was trained with."
             )
         return incompatible
-
-
-def _write_whole(path: str, write: Callable[[BinaryIO], Any]) -> None:
-    """Let ``write`` fill a file that takes its name when it is complete and on the disk."""
-    unfinished = f"{path}.unfinished"
-    try:
-        with open(unfinished, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        # Still there only when writing failed, e.g. on a full disk.
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(unfinished)
 
 
 def _describe(what: str, keys) -> str:
