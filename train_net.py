@@ -23,7 +23,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from igvg_d2.checkpoint import GroundingCheckpointer
-from igvg_d2.engine import GroundingTrainer, launch, setup_config
+from igvg_d2.engine import GroundingTrainer, check_output_dir, launch, setup_config
 from igvg_d2.engine.report import write_report
 from igvg_d2.engine.trainer import set_num_threads
 
@@ -66,6 +66,7 @@ def invoke_main():
     parser.set_defaults(dist_url="auto")
     args = parser.parse_args()
     cfg = setup_config(args.config_file, args.opts)
+    check_output_dir(cfg)
     launch(
         main,
         args.num_gpus,

@@ -4,7 +4,7 @@ from .config_checks import check_config
 from .launch import launch
 from .predictor import GroundingPredictor
 from .schedule import resolve_epochs
-from .setup import setup_config
+from .setup import check_output_dir, setup_config
 from .trainer import GroundingTrainer
 from .visualization import render_result_pictures
 
@@ -12,6 +12,7 @@ __all__ = [
     "GroundingPredictor",
     "GroundingTrainer",
     "check_config",
+    "check_output_dir",
     "launch",
     "render_result_pictures",
     "resolve_epochs",

@@ -6,6 +6,7 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from igvg_d2.checkpoint import check_writable
 from igvg_d2.config import add_igvg_config
 from igvg_d2.data.datasets import register_expressions, set_skip_invalid
 
@@ -32,6 +33,18 @@ def setup_config(config_file: str = "", opts: List[str] = ()) -> CfgNode:
     _register_expression_files(cfg)
     set_skip_invalid((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST), cfg.DATASETS.SKIP_INVALID)
     return cfg
+
+
+def check_output_dir(cfg: CfgNode) -> None:
+    """End the program with one line when ``OUTPUT_DIR`` cannot be written; it is made if missing.
+
+    Raises:
+        SystemExit: folder, reason, and what to do.
+    """
+    try:
+        check_writable(cfg.OUTPUT_DIR)
+    except OSError as error:
+        raise SystemExit(error.strerror) from error
 
 
 def _register_expression_files(cfg: CfgNode) -> None:
