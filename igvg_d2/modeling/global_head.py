@@ -105,14 +105,13 @@ class GlobalHead(nn.Module):
 
     def losses(self, outputs, targets: GroundingTargets) -> Dict[str, torch.Tensor]:
         """Weighted losses; every sample counts, no-target ones with an empty mask."""
-        losses = {
-            "loss_no_target": self.no_target_weight
-            * weighted_cross_entropy(
-                outputs["no_target_logits"], targets.no_target.long(), self.class_weights
-            )
-        }
-        logits = outputs["sem_seg"]
-        if logits is not None:
+        total_weight = (self.class_weights * targets.totals.samples()).sum() / targets.totals.parts
+        no_target = weighted_cross_entropy(
+            outputs["no_target_logits"], targets.no_target.long(), self.class_weights, total_weight
+        )
+        losses = {"loss_no_target": self.no_target_weight * no_target}
+        if outputs["sem_seg"] is not None:
+            logits = outputs["sem_seg"].float()
             union = targets.union_masks
             if logits.shape[-2:] != union.shape[-2:]:
                 logits = F.interpolate(

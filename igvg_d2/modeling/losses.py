@@ -3,6 +3,8 @@
 Shapes: N samples, M masks, H x W pixels (legend in ``igvg_d2/modeling/__init__.py``).
 """
 
+from typing import Optional
+
 import torch
 import torch.nn.functional as F
 
@@ -39,22 +41,31 @@ def mask_bce_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return loss.flatten(-2).mean(-1)
 
 
-def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def masked_mean(
+    values: torch.Tensor, mask: torch.Tensor, count: Optional[torch.Tensor] = None
+) -> torch.Tensor:
     """Mean of ``values`` where ``mask`` is True; 0 (with gradient) where it is nowhere.
 
     Args:
         values: float (...).
         mask: bool, same shape.
+        count: float scalar to divide the sum by; default: the number of True, at least 1.
 
     Returns:
         float scalar.
     """
+    values = values.float()
     weight = mask.to(values.dtype)
-    return (values * weight).sum() / weight.sum().clamp(min=1.0)
+    if count is None:
+        count = weight.sum().clamp(min=1.0)
+    return (values * weight).sum() / count
 
 
 def weighted_cross_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, class_weights: torch.Tensor
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    class_weights: torch.Tensor,
+    total_weight: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:
     """Cross-entropy averaged with the weight of each entry's class: sum(w * ce) / sum(w).
 
@@ -62,13 +73,15 @@ def weighted_cross_entropy(
         logits: float (..., K).
         labels: int64 (...) in [0, K).
         class_weights: float (K,).
+        total_weight: float scalar in place of sum(w).
 
     Returns:
         float scalar.
     """
-    return F.cross_entropy(
-        logits.float().flatten(0, -2), labels.flatten(), weight=class_weights.float()
-    )
+    logits, labels, weight = logits.float().flatten(0, -2), labels.flatten(), class_weights.float()
+    if total_weight is None:
+        return F.cross_entropy(logits, labels, weight=weight)
+    return F.cross_entropy(logits, labels, weight=weight, reduction="sum") / total_weight
 
 
 def cxcywh_to_xyxy(boxes: torch.Tensor) -> torch.Tensor:

@@ -106,15 +106,17 @@ class SceneHead(nn.Module):
             features: float (N, C, h, w).
             targets: with scene_categories uint8 (N, H, W), network frame.
         """
-        log_probs = self.category(features.permute(0, 2, 3, 1)).log_softmax(-1)
+        log_probs = self.category(features.permute(0, 2, 3, 1)).float().log_softmax(-1)
         classes = torch.arange(log_probs.shape[-1], device=features.device)
         one_hot = (targets.scene_categories[:, None] == classes[:, None, None]).float()
         share = F.interpolate(one_hot, size=features.shape[-2:], mode="area").permute(0, 2, 3, 1)
         cross_entropy = -(log_probs * share).sum(-1)
         background = share[..., 0]
+        totals, cells = targets.totals, background[0].numel()
+        shares = background.mean(dim=(1, 2)) if totals.background is None else totals.background
         return sum(
-            (cross_entropy * part).sum() / part.sum().clamp(min=1.0)
-            for part in (background, 1 - background)
+            (cross_entropy * part).sum() / totals.per_part(count.sum() * cells)
+            for part, count in ((background, shares), (1 - background, 1 - shares))
         )
 
     def word_loss(self, backbone, features, text_ids, text_padding_mask, targets) -> torch.Tensor:
@@ -128,14 +130,14 @@ class SceneHead(nn.Module):
         """
         area = F.interpolate(targets.union_masks, size=features.shape[-2:], mode="area")
         total = area.sum(dim=(2, 3)).clamp(min=1e-4)
-        region = (features * area).sum(dim=(2, 3)) / total
-        logits = backbone.word_logits(region[:, None])[:, 0] + self.word_bias
+        region = (features.float() * area).sum(dim=(2, 3)) / total
+        logits = backbone.word_logits(region[:, None])[:, 0].float() + self.word_bias
         # Summed, because padding adds 0 to an id that a word may have marked; then the sign.
         present = torch.zeros_like(logits)
         present = present.scatter_add(1, text_ids, (~text_padding_mask).to(logits.dtype)).sign()
         loss = F.binary_cross_entropy_with_logits(logits, present, reduction="none").sum(dim=1)
         has_target = (~targets.no_target).to(loss.dtype)
-        return (loss * has_target).sum() / has_target.sum().clamp(min=1.0)
+        return (loss * has_target).sum() / targets.totals.per_part(targets.totals.samples()[0])
 
 
 def build_scene_head(cfg, backbone: VisionLanguageBackbone) -> Optional[SceneHead]:

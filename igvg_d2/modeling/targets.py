@@ -6,7 +6,8 @@ from typing import List, Optional
 import torch
 import torch.nn.functional as F
 from detectron2.structures import Instances
-from detectron2.utils import comm
+
+from .effective_batch import BatchTotals
 
 
 @dataclass
@@ -20,6 +21,7 @@ class GroundingTargets:
         num_targets: list of N ints; 0 for a no-target sample.
         scene_categories: uint8 (N, H, W), 0 = background, else 1 + category of the object that is
             seen there, whether referred to or not; None if the data do not say.
+        totals: of the effective batch that the samples are a part of; default: they are all of it.
     """
 
     boxes: torch.Tensor
@@ -27,6 +29,11 @@ class GroundingTargets:
     valid: torch.Tensor
     num_targets: List[int]
     scene_categories: Optional[torch.Tensor] = None
+    totals: Optional[BatchTotals] = None
+
+    def __post_init__(self):
+        if self.totals is None:
+            self.totals = BatchTotals(self.valid.sum(dim=1).float())
 
     @classmethod
     def from_instances(cls, instances: List[Instances], device: torch.device) -> "GroundingTargets":
@@ -74,9 +81,5 @@ class GroundingTargets:
         return replace(self, masks=masks)
 
     def num_boxes(self) -> torch.Tensor:
-        """float scalar: targets per process, averaged over processes, at least 1."""
-        total = self.valid.sum().float()
-        world_size = comm.get_world_size()
-        if world_size > 1:
-            torch.distributed.all_reduce(total)
-        return (total / world_size).clamp(min=1.0)
+        """float scalar to divide sums over targets by, see :class:`BatchTotals`."""
+        return self.totals.num_boxes()

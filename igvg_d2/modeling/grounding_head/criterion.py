@@ -94,7 +94,9 @@ class GroundingCriterion(nn.Module):
     def detection_terms(self, logits, boxes, assigned, targets, num_boxes):
         """Unweighted "ce", "bbox", "giou" of one layer; ``assigned`` int64 (N, Q)."""
         matched = assigned >= 0
-        ce = weighted_cross_entropy(logits, (~matched).long(), self.class_weights)
+        counts = targets.totals.queries(assigned.shape[1])
+        total_weight = (self.class_weights * counts).sum() / targets.totals.parts
+        ce = weighted_cross_entropy(logits, (~matched).long(), self.class_weights, total_weight)
         index = assigned.clamp(min=0)[..., None].expand(-1, -1, 4)
         target_boxes = targets.boxes.gather(1, index)
         boxes = boxes.float()
@@ -106,6 +108,7 @@ class GroundingCriterion(nn.Module):
     def mask_terms(self, masks, assigned, targets):
         """Unweighted terms of Eq. 6: means over matched and over unmatched queries."""
         size = targets.masks.shape[-2:]
+        masks = masks.float()
         if masks.shape[-2:] != size:
             masks = F.interpolate(
                 masks, size=size, mode="bilinear", align_corners=self.align_corners
@@ -114,8 +117,12 @@ class GroundingCriterion(nn.Module):
         index = assigned.clamp(min=0)[..., None, None].expand(-1, -1, *size)
         target_masks = targets.masks.gather(1, index) * matched[..., None, None]
         bce, dice = mask_bce_loss(masks, target_masks), dice_loss(masks, target_masks)
-        terms = {"mask": masked_mean(bce, matched), "dice": masked_mean(dice, matched)}
+        counts = targets.totals.per_part(targets.totals.queries(assigned.shape[1]))
+        terms = {
+            "mask": masked_mean(bce, matched, counts[0]),
+            "dice": masked_mean(dice, matched, counts[0]),
+        }
         if "mask_neg" in self.mask_weights:
-            terms["mask_neg"] = masked_mean(bce, ~matched)
-            terms["dice_neg"] = masked_mean(dice, ~matched)
+            terms["mask_neg"] = masked_mean(bce, ~matched, counts[1])
+            terms["dice_neg"] = masked_mean(dice, ~matched, counts[1])
         return terms

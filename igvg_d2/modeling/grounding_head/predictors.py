@@ -39,8 +39,8 @@ class ClassBoxPredictor(nn.Module):
             logits float (..., N, Q, 2), class 0 = target; boxes float (..., N, Q, 4) as
             (cx, cy, w, h) in [0, 1].
         """
-        offset = self.box_embed(states)
-        inside = reference_points.clamp(0, 1)
+        offset = self.box_embed(states).float()
+        inside = reference_points.float().clamp(0, 1)
         # Both sides are clamped on their own, as in the release: torch.logit(eps) gives log(999).
         centre = (inside.clamp(min=LOGIT_EPS) / (1 - inside).clamp(min=LOGIT_EPS)).log()
         boxes = torch.cat([offset[..., :2] + centre, offset[..., 2:]], dim=-1).sigmoid()
@@ -109,5 +109,5 @@ class ReferencePredictor(nn.Module):
         """
         if self.shift is None:
             return points
-        shift = self.shift(query_pos).sigmoid()
+        shift = self.shift(query_pos).float().sigmoid()
         return points + shift if self.mode == "shifted" else shift

@@ -12,6 +12,7 @@ from torch import nn
 from igvg_d2.config import frame_sizes
 
 from ..backbone import VisionLanguageBackbone, VLFeatures, build_vl_backbone
+from ..effective_batch import batch_totals
 from ..global_head import GlobalHead
 from ..grounding_head import build_grounding_head
 from ..letterbox import crop_outputs
@@ -182,6 +183,7 @@ class IGVG(nn.Module):
                 scenes = torch.stack([x["scene_categories"] for x in batched_inputs])
                 self.scene_head.check_categories(scenes)
                 targets.scene_categories = scenes.to(self.device, non_blocking=True)
+            targets.totals = batch_totals(batched_inputs, self.device)
         vl_features = self.backbone(images, text_ids, text_padding_mask, has_padding)
         outputs, losses = self.predict(vl_features, targets)
         if self.training:
@@ -219,7 +221,7 @@ class IGVG(nn.Module):
             losses = {**losses, **query_losses, **head_losses}
         if targets is not None:
             # Not every query generator reads the text; DDP wants all parameters in the graph.
-            losses["loss_no_target"] = losses["loss_no_target"] + 0.0 * projected.text.sum()
+            losses["loss_no_target"] = losses["loss_no_target"] + 0.0 * projected.text.float().sum()
         return outputs, losses
 
     def inference(self, batched_inputs, outputs, network_size) -> List[Dict]:

@@ -53,4 +53,4 @@ class TextGuidedQueryGenerator(nn.Module):
             need_weights=False,
         )[0]
         features = self.norm(queries + read)
-        return GroundingQueries(features, self.points(features).sigmoid()), {}
+        return GroundingQueries(features, self.points(features).float().sigmoid()), {}

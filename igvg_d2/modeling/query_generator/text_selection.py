@@ -33,8 +33,9 @@ def select_text(
         text = F.pad(text, (0, 0, 0, missing))
         text_padding_mask = F.pad(text_padding_mask, (0, missing), value=True)
     valid = ~text_padding_mask
-    scores = text.norm(dim=-1) if score == "l2" else text.mean(dim=-1)
-    scores = scores.detach().float().masked_fill(text_padding_mask, float("-inf"))
+    values = text.detach().float()
+    scores = values.norm(dim=-1) if score == "l2" else values.mean(dim=-1)
+    scores = scores.masked_fill(text_padding_mask, float("-inf"))
     # Descending "-position" is reading order, so one top-k serves both cases.
     reading_order = -torch.arange(text.shape[1], device=text.device, dtype=scores.dtype)
     enough = valid.sum(dim=1, keepdim=True) >= num_tokens

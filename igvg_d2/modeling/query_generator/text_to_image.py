@@ -83,12 +83,14 @@ class TextToImageAttention(nn.Module):
             query = text + content
         q = self._split(self.query_proj(query))
         k = self._split(self.key_proj(image + image_pos))
-        logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        # In float32, because points are selected by small differences.
+        logits = q @ k.transpose(-1, -2)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * q.shape[-1] ** -0.5
         weights = self.dropout(logits.softmax(dim=-1))
         out = None
         if self.with_output:
             v = self._split(self.value_proj(image))
-            out = self.out_proj((weights @ v).transpose(1, 2).flatten(2))
+            out = self.out_proj((weights.to(v.dtype) @ v).transpose(1, 2).flatten(2))
             out = self.norm(content + self.dropout(out))
             if self.decoder_layer:
                 out = self.final_norm(self.ffn(out))

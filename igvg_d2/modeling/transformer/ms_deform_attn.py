@@ -109,11 +109,14 @@ class MSDeformAttn(nn.Module):
         """
         n, q, _ = query.shape
         layout = (n, q, self.num_heads, self.num_levels, self.num_points)
-        value = self.value_proj(memory).view(n, memory.shape[1], self.num_heads, -1)
-        offsets = self.sampling_offsets(query).view(*layout, 2)
-        weights = self.attention_weights(query).view(n, q, self.num_heads, -1).softmax(-1)
+        # Sampling is in float32: half precision places points of an 80-cell map 0.2 cells off, and
+        # grid_sample wants maps and points of one type.
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        value = self.value_proj(memory).to(dtype).view(n, memory.shape[1], self.num_heads, -1)
+        offsets = self.sampling_offsets(query).to(dtype).view(*layout, 2)
+        weights = self.attention_weights(query).to(dtype).view(n, q, self.num_heads, -1).softmax(-1)
         # Offsets are in cells of their level.
-        cells = query.new_tensor([[width, height] for height, width in spatial_shapes])
-        locations = reference_points[:, :, None, None, None] + offsets / cells[:, None]
+        cells = offsets.new_tensor([[width, height] for height, width in spatial_shapes])
+        locations = reference_points.to(dtype)[:, :, None, None, None] + offsets / cells[:, None]
         out = ms_deform_attn_core(value, spatial_shapes, locations, weights.view(layout))
-        return self.output_proj(out)
+        return self.output_proj(out.to(query.dtype))
