@@ -35,3 +35,15 @@ def add_solver_config(cfg: CN) -> None:
     cfg.SOLVER.CHECKPOINT_EPOCHS = 0
     # CPU threads of the training process; 0 keeps PyTorch's choice.
     cfg.SOLVER.NUM_THREADS = 0
+
+    # Micro-batches that a batch of IMS_PER_BATCH is computed in, one after the other: less memory,
+    # the same gradient. Only BatchNorm sees their smaller batches.
+    cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # With SOLVER.AMP.ENABLED (Detectron2's): type of most products in the training, "fp16" with
+    # scaled losses, or "bf16". Losses are computed in float32, and so are evaluations.
+    cfg.SOLVER.AMP.PRECISION = "fp16"
+    cfg.SOLVER.EMA = CN()
+    # Evaluate, and give away, a moving average of the weights; the training itself is the same.
+    cfg.SOLVER.EMA.ENABLED = False
+    # Share that the average keeps of itself in each iteration; less in the first ones.
+    cfg.SOLVER.EMA.DECAY = 0.999

@@ -2,12 +2,14 @@
 
 from typing import Callable, List, Optional
 
+import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils import comm
 
 from igvg_d2.data import build_tokenizer
 
 from .ineffective_keys import report_ineffective_keys
+from .train_step import PRECISIONS, has_grad_scaler
 
 
 def check_config(cfg: CfgNode) -> None:
@@ -107,12 +109,43 @@ def _check_batch(cfg: CfgNode) -> Optional[str]:
                 f"{reference}."
             )
         batch = batch // reference * processes
-    if batch >= processes and batch % processes == 0:
+    steps = cfg.SOLVER.ACCUMULATION_STEPS
+    if steps < 1:
+        return f"SOLVER.ACCUMULATION_STEPS={steps} must be at least 1."
+    parts = processes * steps
+    if batch >= parts and batch % parts == 0:
         return None
+    micro_batches = f" times SOLVER.ACCUMULATION_STEPS, {steps}" if steps > 1 else ""
+    fitting = max(1, batch // parts) * parts
     return (
         f"SOLVER.IMS_PER_BATCH={batch} is the batch over all processes and must be a multiple of "
-        f"their number, {processes}; set it to {max(1, batch // processes) * processes} or "
-        f"{(batch // processes + 1) * processes}."
+        f"their number, {processes}{micro_batches}; set it to {fitting} or {fitting + parts}."
+    )
+
+
+def _check_precision(cfg: CfgNode) -> Optional[str]:
+    if not cfg.SOLVER.AMP.ENABLED:
+        return None
+    precision = cfg.SOLVER.AMP.PRECISION
+    if precision not in PRECISIONS:
+        return f"SOLVER.AMP.PRECISION={precision!r} must be one of {sorted(PRECISIONS)}."
+    device = torch.device(cfg.MODEL.DEVICE).type
+    if precision == "fp16" and not has_grad_scaler(device):
+        return (
+            f"SOLVER.AMP.PRECISION='fp16' on the CPU needs PyTorch 2.3, found {torch.__version__}; "
+            "set it to 'bf16'."
+        )
+    if precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported():
+        return "SOLVER.AMP.PRECISION='bf16' is not known to this GPU; set it to 'fp16'."
+    return None
+
+
+def _check_average(cfg: CfgNode) -> Optional[str]:
+    if not cfg.SOLVER.EMA.ENABLED or 0.0 < cfg.SOLVER.EMA.DECAY < 1.0:
+        return None
+    return (
+        f"SOLVER.EMA.DECAY={cfg.SOLVER.EMA.DECAY} must lie between 0 and 1, as 0.999 does; to do "
+        "without an average set SOLVER.EMA.ENABLED to False."
     )
 
 
@@ -134,5 +167,7 @@ _CHECKS: List[Callable[[CfgNode], Optional[str]]] = [
     _check_vocabulary,
     _check_data,
     _check_batch,
+    _check_precision,
+    _check_average,
     _check_expected_results,
 ]

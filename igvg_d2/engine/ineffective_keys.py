@@ -131,6 +131,21 @@ _SOLVER = (
         "only WarmupCosineLR uses it",
     ),
     Rule(
+        ("SOLVER.AMP.PRECISION",),
+        lambda cfg: not cfg.SOLVER.AMP.ENABLED,
+        "SOLVER.AMP.ENABLED is False",
+    ),
+    Rule(
+        ("SOLVER.EMA.DECAY",),
+        lambda cfg: not cfg.SOLVER.EMA.ENABLED,
+        "SOLVER.EMA.ENABLED is False",
+    ),
+    Rule(
+        ("TEST.PRECISE_BN.*",),
+        lambda cfg: cfg.SOLVER.EMA.ENABLED,
+        "the model that SOLVER.EMA evaluates has averages of the statistics",
+    ),
+    Rule(
         ("DATALOADER.MAX_BAD_*",),
         lambda cfg: not cfg.DATALOADER.SKIP_BAD_SAMPLES,
         "without DATALOADER.SKIP_BAD_SAMPLES the first bad sample stops the training",

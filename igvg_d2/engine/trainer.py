@@ -7,13 +7,7 @@ import weakref
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import (
-    AMPTrainer,
-    DefaultTrainer,
-    SimpleTrainer,
-    TrainerBase,
-    create_ddp_model,
-)
+from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model
 from detectron2.engine.hooks import PeriodicWriter
 from detectron2.utils import comm
 
@@ -33,6 +27,7 @@ from .hooks import AverageBatchNormHook, RunSummaryHook, StepSeedHook
 from .monitoring import MonitorHook, build_writers
 from .schedule import resolve_schedule
 
+from .train_step import build_step_trainer
 
 class GroundingTrainer(DefaultTrainer):
     """Trains and evaluates grounding models; configs that would silently hurt are refused."""
@@ -58,8 +53,7 @@ class GroundingTrainer(DefaultTrainer):
         on_cpu = cfg.MODEL.DEVICE == "cpu"
         ddp_options = {"device_ids": None if on_cpu else [torch.cuda.current_device()]}
         model = create_ddp_model(model, broadcast_buffers=False, **ddp_options)
-        trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = trainer_class(model, data_loader, optimizer)
+        self._trainer = build_step_trainer(cfg, model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = GroundingCheckpointer(
             model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)

@@ -50,6 +50,31 @@ def test_a_batch_must_be_shared_out_equally(monkeypatch, batch, is_fine):
 
 
 @pytest.mark.parametrize(
+    "opts, message",
+    [
+        (["ACCUMULATION_STEPS", 0], "ACCUMULATION_STEPS=0 must be at least 1"),
+        (["ACCUMULATION_STEPS", 3, "SOLVER.IMS_PER_BATCH", 8], "SOLVER.IMS_PER_BATCH=8.* 6 or 9"),
+        (["ACCUMULATION_STEPS", 4, "SOLVER.IMS_PER_BATCH", 2], "SOLVER.IMS_PER_BATCH=2.* 4 or 8"),
+        (["AMP.ENABLED", True, "SOLVER.AMP.PRECISION", "fp8"], r"'fp8' must be .*\['bf16', 'fp16'"),
+        (["EMA.ENABLED", True, "SOLVER.EMA.DECAY", 1.0], "SOLVER.EMA.DECAY=1.0"),
+        (["EMA.ENABLED", True, "SOLVER.EMA.DECAY", 0.0], "SOLVER.EMA.DECAY=0.0"),
+    ],
+)
+def test_contradictions_of_the_step_are_refused(opts, message):
+    with pytest.raises(ValueError, match=message):
+        check_config(setup_config(CONFIG, ["SOLVER." + opts[0], *opts[1:]]))
+
+
+def test_fp16_on_the_cpu_needs_a_scaler_for_it(monkeypatch):
+    opts = ["SOLVER.AMP.ENABLED", True, "MODEL.DEVICE", "cpu"]
+    check_config(setup_config(CONFIG, opts))
+    monkeypatch.delattr("torch.amp.GradScaler")
+    with pytest.raises(ValueError, match="PRECISION='fp16' on the CPU needs .*set it to 'bf16'"):
+        check_config(setup_config(CONFIG, opts))
+    check_config(setup_config(CONFIG, [*opts, "SOLVER.AMP.PRECISION", "bf16"]))
+
+
+@pytest.mark.parametrize(
     "opts, keys",
     [
         (["SOLVER.OPTIMIZER", "AdamW"], ["SOLVER.MUON_LR"]),
@@ -64,6 +89,12 @@ def test_a_batch_must_be_shared_out_equally(monkeypatch, batch, is_fine):
         (["INPUT.TOKENIZER.FILE", "x.spm"], ["INPUT.TOKENIZER.FILE"]),
         (["DATALOADER.MAX_BAD_RATIO", 0.1], ["DATALOADER.MAX_BAD_RATIO"]),
         (["TEST.AUG.ENABLED", True], ["TEST.AUG.ENABLED"]),
+        (["SOLVER.AMP.PRECISION", "bf16"], ["SOLVER.AMP.PRECISION"]),
+        (["SOLVER.EMA.DECAY", 0.9], ["SOLVER.EMA.DECAY"]),
+        (
+            ["SOLVER.EMA.ENABLED", True, "TEST.PRECISE_BN.ENABLED", True],
+            ["TEST.PRECISE_BN.ENABLED"],
+        ),
     ],
 )
 def test_options_without_effect_are_found(opts, keys):

@@ -1,0 +1,169 @@
+"""One optimizer step: mixed precision, and gradients accumulated over micro-batches."""
+
+import contextlib
+import logging
+import time
+from typing import Any, Dict, Iterable, List, Optional
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import SimpleTrainer
+from detectron2.utils.events import get_event_storage
+from torch import nn
+
+from igvg_d2.modeling.effective_batch import effective_batch
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class GroundingStepTrainer(SimpleTrainer):
+    """``SimpleTrainer`` and ``AMPTrainer`` in one, on CPUs and GPUs, with gradient accumulation.
+
+    A batch of the loader is cut into micro-batches, so neither the order of the data nor an
+    iteration depends on their number. The gradient is that of the whole batch, see
+    :mod:`igvg_d2.modeling.effective_batch`; only what looks at a batch while it is computed, as
+    BatchNorm and the draws of dropout, sees micro-batches.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Iterable,
+        optimizer: torch.optim.Optimizer,
+        accumulation_steps: int = 1,
+        precision: Optional[torch.dtype] = None,
+    ):
+        """
+        Args:
+            model: returns a dict of scalar losses; may be wrapped for several processes.
+            data_loader: gives lists of samples, their length a multiple of the micro-batches.
+            optimizer: of the parameters.
+            accumulation_steps: micro-batches per step.
+            precision: of autocast; None computes in float32. Losses of float16 are scaled.
+        """
+        super().__init__(model, data_loader, optimizer)
+        self.accumulation_steps = accumulation_steps
+        self.precision = precision
+        self.device = next(model.parameters()).device
+        self.grad_scaler = None
+        if precision is torch.float16:
+            self.grad_scaler = _make_grad_scaler(self.device.type)
+
+    def run_step(self):
+        """Gradients of one batch of the loader, and one step of the optimizer."""
+        assert self.model.training, "The model was put into evaluation mode by someone."
+        start = time.perf_counter()
+        batch = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+        self.optimizer.zero_grad()
+        losses = self.accumulate(split_batch(batch, self.accumulation_steps))
+        self.after_backward()
+        self._write_metrics(losses, data_time)
+        if self.grad_scaler is None:
+            self.optimizer.step()
+            return
+        # Gradients are unscaled before the optimizer's hooks clip them; without a finite gradient
+        # there is no step.
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+        storage = get_event_storage()
+        storage.put_scalar("amp_scale", self.grad_scaler.get_scale(), smoothing_hint=False)
+
+    def accumulate(self, micro_batches: List[List[Dict[str, Any]]]) -> Dict[str, torch.Tensor]:
+        """Add the gradients of the mean over micro-batches to those of the parameters.
+
+        Processes exchange gradients once, in the last backward pass.
+
+        Args:
+            micro_batches: lists of samples, all of one length.
+
+        Returns:
+            losses of the whole batch, detached.
+        """
+        totals: Dict[str, torch.Tensor] = {}
+        last = len(micro_batches) - 1
+        with effective_batch(micro_batches):
+            for index, micro_batch in enumerate(micro_batches):
+                wait = index < last and hasattr(self.model, "no_sync")
+                with self.model.no_sync() if wait else contextlib.nullcontext():
+                    losses = self._forward_backward(micro_batch, len(micro_batches))
+                for key, value in losses.items():
+                    totals[key] = totals[key] + value if index else value
+        return totals
+
+    def _forward_backward(self, micro_batch, parts: int) -> Dict[str, torch.Tensor]:
+        """Gradients of one micro-batch; returns its share of the losses, detached."""
+        with self._autocast():
+            losses = self.model(micro_batch)
+        if isinstance(losses, torch.Tensor):
+            losses = {"total_loss": losses}
+        losses = {key: value / parts for key, value in losses.items()}
+        total = sum(losses.values())
+        (total if self.grad_scaler is None else self.grad_scaler.scale(total)).backward()
+        return {key: value.detach() for key, value in losses.items()}
+
+    def _autocast(self):
+        """Context of the forward pass."""
+        if self.precision is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.precision)
+
+    def state_dict(self) -> Dict[str, Any]:
+        """As ``SimpleTrainer.state_dict``, with the gradient scaler of fp16."""
+        state = super().state_dict()
+        if self.grad_scaler is not None:
+            state["grad_scaler"] = self.grad_scaler.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        """Continue; a run that changes its precision starts with a new gradient scaler."""
+        super().load_state_dict(state_dict)
+        if self.grad_scaler is None:
+            return
+        if "grad_scaler" in state_dict:
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+        else:
+            logger.warning("The checkpoint is of a run without fp16: gradients are scaled anew.")
+
+
+def build_step_trainer(
+    cfg: CfgNode, model: nn.Module, data_loader: Iterable, optimizer: torch.optim.Optimizer
+) -> GroundingStepTrainer:
+    """Build the step of ``SOLVER.AMP`` and ``SOLVER.ACCUMULATION_STEPS``."""
+    solver = cfg.SOLVER
+    return GroundingStepTrainer(
+        model,
+        data_loader,
+        optimizer,
+        accumulation_steps=solver.ACCUMULATION_STEPS,
+        precision=PRECISIONS[solver.AMP.PRECISION] if solver.AMP.ENABLED else None,
+    )
+
+
+def split_batch(batch: List[Any], parts: int) -> List[List[Any]]:
+    """Cut a list of samples into micro-batches of one length, in order.
+
+    Raises:
+        ValueError: the length is no multiple of ``parts``.
+    """
+    if len(batch) % parts:
+        raise ValueError(
+            f"a batch of {len(batch)} samples per process cannot be cut into {parts} equal "
+            "micro-batches; change SOLVER.IMS_PER_BATCH or SOLVER.ACCUMULATION_STEPS"
+        )
+    size = len(batch) // parts
+    return [batch[i * size : (i + 1) * size] for i in range(parts)]
+
+
+def has_grad_scaler(device_type: str) -> bool:
+    """Whether this PyTorch can scale the losses of fp16 on a kind of device (CPU: from 2.3 on)."""
+    return device_type == "cuda" or hasattr(torch.amp, "GradScaler")
+
+
+def _make_grad_scaler(device_type: str):
+    """PyTorch's gradient scaler, under its name of the installed version."""
+    if hasattr(torch.amp, "GradScaler"):
+        return torch.amp.GradScaler(device_type)
+    return torch.cuda.amp.GradScaler()
