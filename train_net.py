@@ -54,7 +54,7 @@ def main(args):
     trainer.resume_or_load(resume=args.resume)
     results = trainer.train()
     if comm.is_main_process() and cfg.TEST.VIS_SAMPLES > 0 and cfg.DATASETS.TEST:
-        report = write_report(cfg, trainer.model)
+        report = write_report(cfg, trainer.evaluated_model)
         logging.getLogger("igvg_d2").info("Report: %s", os.path.abspath(report))
     return results
 

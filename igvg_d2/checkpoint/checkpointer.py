@@ -2,7 +2,7 @@
 
 import logging
 import os
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -27,6 +27,8 @@ class GroundingCheckpointer(DetectionCheckpointer):
     Reads .pth, .pkl and .safetensors, and runs no code that is in them. Released InstanceVG
     checkpoints and files of BEiT-3, as downloaded, are converted while they are read. BEiT-3
     initialises the encoder and leaves the other parts as they are.
+
+    A checkpoint with averaged weights ("ema") gives those, unless a training is resumed.
     """
 
     _chosen: Optional[Choice] = None
@@ -99,7 +101,7 @@ class GroundingCheckpointer(DetectionCheckpointer):
         finally:
             self._chosen = None
 
-    def load(self, path: str, *args, **kwargs) -> Dict[str, Any]:
+    def load(self, path: str, checkpointables: Optional[List[str]] = None) -> Dict[str, Any]:
         """See ``DetectionCheckpointer.load``; an empty path loads nothing.
 
         Raises:
@@ -112,8 +114,10 @@ class GroundingCheckpointer(DetectionCheckpointer):
                 "checkpoint (.pth, .pkl or .safetensors)."
             )
         self._loading = path
+        wanted = self.checkpointables if checkpointables is None else checkpointables
+        self._resuming = "trainer" in wanted
         try:
-            return super().load(path, *args, **kwargs)
+            return super().load(path, checkpointables)
         finally:
             # Detectron2 forgets this after an error, and could not load again.
             self._parsed_url_during_load = None
@@ -125,6 +129,10 @@ class GroundingCheckpointer(DetectionCheckpointer):
         else:
             # Not mapped: a training writes its checkpoints again.
             loaded = read_weights(filename, mmap=False)
+        average = loaded.get("ema")
+        if isinstance(average, dict) and "num_updates" in average and not self._resuming:
+            logger.info("'%s' has averaged weights (SOLVER.EMA): these are loaded.", filename)
+            loaded = {**loaded, "model": average["model"]}
         return adapt_checkpoint(loaded, filename, self.model)
 
     def _load_model(self, checkpoint: Any):

@@ -126,6 +126,8 @@ class AverageBatchNormHook(HookBase):
         done = self.trainer.iter + 1
         if done == self.trainer.max_iter or any(done % period == 0 for period in self.periods):
             average_batch_norm(self.trainer.model)
+            if getattr(self.trainer, "ema", None) is not None:
+                average_batch_norm(self.trainer.ema.model)
 
 
 def average_batch_norm(model: nn.Module) -> None:

@@ -8,7 +8,7 @@ import weakref
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model
-from detectron2.engine.hooks import PeriodicWriter
+from detectron2.engine.hooks import EvalHook, PeriodicWriter
 from detectron2.utils import comm
 
 from igvg_d2.checkpoint import GroundingCheckpointer
@@ -23,14 +23,19 @@ from igvg_d2.solver import build_lr_scheduler, build_optimizer
 
 from .bad_sample_log import watch_batches
 from .config_checks import check_config
+from .ema import build_weight_average
 from .hooks import AverageBatchNormHook, RunSummaryHook, StepSeedHook
 from .monitoring import MonitorHook, build_writers
 from .schedule import resolve_schedule
-
 from .train_step import build_step_trainer
 
+
 class GroundingTrainer(DefaultTrainer):
-    """Trains and evaluates grounding models; configs that would silently hurt are refused."""
+    """Trains and evaluates grounding models; configs that would silently hurt are refused.
+
+    Attributes:
+        ema: :class:`WeightAverage`, whose model is evaluated, or None (``SOLVER.EMA``).
+    """
 
     def __init__(self, cfg: CfgNode):
         """
@@ -49,15 +54,17 @@ class GroundingTrainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         bad_sample_log = watch_batches(cfg, model)
+        self.ema = build_weight_average(cfg, model, optimizer)
         # A task that sees only its own GPU sees it as number 0, whatever its local rank.
         on_cpu = cfg.MODEL.DEVICE == "cpu"
         ddp_options = {"device_ids": None if on_cpu else [torch.cuda.current_device()]}
         model = create_ddp_model(model, broadcast_buffers=False, **ddp_options)
         self._trainer = build_step_trainer(cfg, model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = GroundingCheckpointer(
-            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
-        )
+        checkpointables = {"trainer": weakref.proxy(self)}
+        if self.ema is not None:
+            checkpointables["ema"] = self.ema
+        self.checkpointer = GroundingCheckpointer(model, cfg.OUTPUT_DIR, **checkpointables)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -68,15 +75,21 @@ class GroundingTrainer(DefaultTrainer):
         self.register_hooks(hooks)
 
     def resume_or_load(self, resume=True):
-        """See ``DefaultTrainer.resume_or_load``; data go on where the checkpoint was written."""
+        """See ``DefaultTrainer.resume_or_load``; data go on where the checkpoint was written.
+
+        The average of the weights continues, or begins with those that were loaded.
+        """
         super().resume_or_load(resume)
+        if self.ema is not None and self.ema.num_updates == 0:
+            self.ema.restart()
         data_loader = self._trainer.data_loader
         if isinstance(data_loader, GroundingTrainLoader):
             data_loader.seek(self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH)
 
     def build_hooks(self):
         """Detectron2's hooks; before them the run summary and one set of BatchNorm statistics."""
-        hooks = super().build_hooks()
+        evaluation = EvalHook(self.cfg.TEST.EVAL_PERIOD, self.evaluate)
+        hooks = [evaluation if isinstance(h, EvalHook) else h for h in super().build_hooks()]
         hooks.insert(
             0,
             AverageBatchNormHook(self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.TEST.EVAL_PERIOD),
@@ -85,6 +98,16 @@ class GroundingTrainer(DefaultTrainer):
             0, RunSummaryHook(self.cfg.OUTPUT_DIR, self.cfg.SOLVER.IMS_PER_BATCH, self.cfg.SEED)
         )
         return hooks
+
+    @property
+    def evaluated_model(self) -> torch.nn.Module:
+        """The average of the weights if there is one, else the model in training."""
+        return self.model if self.ema is None else self.ema.model
+
+    def evaluate(self):
+        """Results of :attr:`evaluated_model`, see ``DefaultTrainer.test``."""
+        self._last_eval_results = self.test(self.cfg, self.evaluated_model)
+        return self._last_eval_results
 
     def build_writers(self):
         """See :func:`igvg_d2.engine.monitoring.build_writers`."""

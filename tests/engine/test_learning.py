@@ -193,8 +193,38 @@ def test_failed_save_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0000001.pth")
 
 
-def test_mixed_precision_trains(shapes, tmp_path):
-    if not torch.cuda.is_available():
-        pytest.skip("Detectron2's AMPTrainer needs a GPU")
-    trainer, _ = train(make_cfg(shapes, tmp_path, "SOLVER.AMP.ENABLED", True), stop_after=2)
-    assert all(math.isfinite(x) for x in trainer.losses)
+def test_saving_options_resume_bit_by_bit_and_evaluate_the_average(shapes, tmp_path):
+    """Scaled losses of fp16, micro-batches, activation checkpointing and EMA together."""
+    opts = ["SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", "fp16"]
+    opts += ["SOLVER.ACCUMULATION_STEPS", 2, "MODEL.BEIT3.CHECKPOINTING", True]
+    opts += ["SOLVER.EMA.ENABLED", True, "SOLVER.EMA.DECAY", 0.8, "MODEL.BEIT3.DROP_PATH", 0.5]
+    opts += ["SOLVER.MAX_ITER", 9, "SOLVER.CHECKPOINT_PERIOD", 4]
+    whole, metrics = train(make_cfg(shapes, tmp_path / "whole", *opts))
+    cfg = make_cfg(shapes, tmp_path / "parts", *opts, "TEST.EVAL_PERIOD", 3)
+    first, _ = train(cfg, stop_after=6)
+    rest, again = train(cfg, resume=True)
+    assert rest.start_iter == 4 and first.losses[:4] + rest.losses == whole.losses
+    assert all(math.isfinite(x) for x in whole.losses)
+    for found, expected in ((rest.model, whole.model), (rest.ema.model, whole.ema.model)):
+        for name, value in expected.state_dict().items():
+            assert torch.equal(value, found.state_dict()[name]), name
+    model = GroundingTrainer.build_model(cfg)
+    GroundingCheckpointer(model).load(os.path.join(cfg.OUTPUT_DIR, "model_final.pth"))
+    results = GroundingTrainer.test(cfg, model)
+    raw = GroundingTrainer.test(cfg, whole.model)
+    for task in metrics:
+        assert again[task] == pytest.approx(metrics[task], abs=0, nan_ok=True), task
+        assert results[task] == pytest.approx(metrics[task], abs=0, nan_ok=True), task
+    assert raw["no_target"]["ECE"] != metrics["no_target"]["ECE"]
+
+
+def test_micro_batches_change_neither_the_data_nor_the_steps(shapes, tmp_path):
+    """Without batch statistics and random numbers the runs are the same up to rounding."""
+    opts = ["MODEL.PIXEL_DECODER.NORM", "LN", "MODEL.BEIT3.DROP_PATH", 0.0]
+    opts += ["MODEL.QUERY_GENERATOR.DROPOUT", 0.0, "MODEL.GROUNDING_HEAD.DROPOUT", 0.0]
+    opts += ["SOLVER.BASE_LR", 0.0001, "SOLVER.MAX_ITER", 4, "DATASETS.TEST", ()]
+    losses = []
+    for steps in (1, 4):
+        cfg = make_cfg(shapes, tmp_path / str(steps), *opts, "SOLVER.ACCUMULATION_STEPS", steps)
+        losses.append(train(cfg)[0].losses)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and losses[0][0] != losses[0][1]
