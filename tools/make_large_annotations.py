@@ -175,11 +175,12 @@ def measure(paths, workers):
         cfg.DATALOADER.NUM_WORKERS = workers
         start, cpu = time.perf_counter(), time.process_time()
         loader = build_grounding_train_loader(cfg, mapper=lambda sample: sample)
+        others = set(children())
         batches = iter(loader)
         for _ in range(max(1, number // (4 * cfg.SOLVER.IMS_PER_BATCH))):
             next(batches)
         result.update(loader_seconds=time.perf_counter() - start, peak_mib=peak_memory())
-        result["worker_mib"] = [private_memory(pid) for pid in children()]
+        result["worker_mib"] = [private_memory(pid) for pid in children() if pid not in others]
         return result
     finally:
         DatasetCatalog.remove(NAME)
