@@ -1,9 +1,9 @@
 """Processes are placed as torchrun and SLURM say, and a job ends when one of them is lost."""
 
+import importlib
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +20,6 @@ from igvg_d2.engine.placement import (
     find_torchrun,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
 # An end by the launcher, not by the time-out of the process group.
 TIMEOUT = timedelta(minutes=5)
 MAX_SECONDS = 150
@@ -140,13 +139,19 @@ def work(folder, mode):
 
 
 @pytest.mark.parametrize(
-    "mode, message",
+    "mode, method, message",
     [
-        ("raise", r"rank 1 of 2 .*failed(.|\n)*sample 7_0 \('x.jpg'\) is bad"),
-        ("kill", "rank 1 of 2 .*was killed by SIGKILL"),
+        ("raise", "fork", r"rank 1 of 2 .*failed(.|\n)*sample 7_0 \('x.jpg'\) is bad"),
+        ("kill", "spawn", "rank 1 of 2 .*was killed by SIGKILL"),
     ],
 )
-def test_a_lost_process_ends_the_job(tmp_path, mode, message):
+def test_a_lost_process_ends_the_job(tmp_path, monkeypatch, mode, method, message):
+    # A spawned process needs 4 s of CPU to import torch and Detectron2, a forked one nothing.
+    context = multiprocessing.get_context(method)
+    monkeypatch.setattr(multiprocessing, "get_context", lambda wanted: context)
+    # The name of the module in its package is that of the function.
+    module = importlib.import_module("igvg_d2.engine.launch")
+    monkeypatch.setattr(module, "GRACE_SECONDS", 2.0)
     start = time.monotonic()
     with pytest.raises(RankFailedError, match=message):
         launch(work, 2, args=(str(tmp_path), mode), device="cpu", timeout=TIMEOUT)
@@ -154,30 +159,26 @@ def test_a_lost_process_ends_the_job(tmp_path, mode, message):
     assert (tmp_path / "ranks").read_text() == "0 0\n1 1"
 
 
-PROGRAM = f"""
-import os, sys
-sys.path.insert(0, {str(ROOT)!r})
-from tests.engine.test_launch import work
-from igvg_d2.engine.launch import launch
-if __name__ == "__main__":
-    num, machines, rank, url, folder = sys.argv[1:]
-    launch(work, int(num), int(machines), int(rank), url, args=(folder, "work"), device="cpu",
-           environ=os.environ)
-"""
+def join_job(folder, arguments, environ):
+    """What the command line does, in a process of its own."""
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "MASTER_"))]:
+        del os.environ[name]
+    os.environ.update(environ)
+    launch(work, *arguments, args=(folder, "work"), device="cpu", environ=os.environ)
 
 
 def run_all(tmp_path, commands):
     """Run (arguments, environment) at once, wait for all, and return the ranks they had."""
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "MASTER_"))}
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(program), *arguments, str(tmp_path)], env={**clean, **environ}
-        )
-        for arguments, environ in commands
-    ]
-    assert [process.wait(timeout=100) for process in running] == [0] * len(running)
+    context = multiprocessing.get_context("fork")
+    running = [context.Process(target=join_job, args=(str(tmp_path), *x)) for x in commands]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join(100)
+    codes = [process.exitcode for process in running]
+    for process in running:
+        process.kill()
+    assert codes == [0] * len(running)
     return (tmp_path / "ranks").read_text().splitlines()
 
 
@@ -189,7 +190,7 @@ def free_port():
 
 def test_two_machines(tmp_path):
     url = f"tcp://127.0.0.1:{free_port()}"
-    commands = [(("1", "2", rank, url), {}) for rank in "01"]
+    commands = [((1, 2, rank, url), {}) for rank in (0, 1)]
     assert run_all(tmp_path, commands) == ["0 0", "1 0"]
 
 
@@ -197,7 +198,6 @@ def test_tasks_of_slurm(tmp_path):
     tasks = {"SLURM_NTASKS": "2", "SLURM_NODELIST": "localhost", "MASTER_PORT": free_port()}
     # The command line of a job without SLURM, unchanged.
     commands = [
-        (("2", "1", "0", "auto"), {**tasks, "SLURM_PROCID": rank, "SLURM_LOCALID": rank})
-        for rank in "01"
+        ((2, 1, 0, "auto"), {**tasks, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}) for rank in "01"
     ]
     assert run_all(tmp_path, commands) == ["0 0", "1 1"]
