@@ -12,6 +12,8 @@ PROCESSES ?= $(shell if nvidia-smi -L >/dev/null 2>&1 || [ "$$(getconf _NPROCESS
                then echo 1; else echo 2; fi)
 OPTS     ?=
 TESTS    ?=
+# Processes that share the tests, one thread each.
+JOBS     ?= $(shell n="$$(getconf _NPROCESSORS_ONLN)"; [ "$$n" -lt 4 ] && echo "$$n" || echo 4)
 
 PY := $(VENV)/bin/python
 SHAPES = $(DATASETS)/shapes
@@ -49,6 +51,7 @@ help:
 	@echo "  PROCESSES=$(PROCESSES)  training processes (--num-gpus), CPU processes where there is no GPU"
 	@echo "  OPTS=$(OPTS)  config overrides, for instance OPTS=\"SEED 2 SOLVER.IMS_PER_BATCH 32\""
 	@echo "  TESTS=$(TESTS)  what make test runs, for instance TESTS=tests/data; empty: all tests"
+	@echo "  JOBS=$(JOBS)  processes that share the tests"
 
 env:
 	@VENV="$(VENV)" PYTHON="$(PYTHON)" DETECTRON2="$(DETECTRON2)" dev/setup_env.sh
@@ -69,7 +72,7 @@ demo: train
 	@$(MAKE) --no-print-directory report
 
 test: env
-	"$(PY)" -m pytest $(TESTS)
+	OMP_NUM_THREADS=1 "$(PY)" -m pytest -n "$(JOBS)" --dist loadfile --no-loadscope-reorder $(TESTS)
 
 lint: env
 	PATH="$(abspath $(VENV))/bin:$$PATH" dev/linter.sh
