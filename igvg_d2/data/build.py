@@ -26,6 +26,7 @@ from .sampling import (
     build_train_sampler,
     group_by_object,
 )
+from .worker_guard import WorkerGuard
 
 logger = logging.getLogger(__name__)
 
@@ -58,12 +59,15 @@ def pack_batch(batch: List[_Sample]) -> bytes:
 class UnpackingLoader:
     """Iterates over a loader of packed batches; yields ``list[dict]`` as Detectron2 loaders do.
 
+    Its workers are guarded, see :class:`igvg_d2.data.worker_guard.WorkerGuard`.
+
     Args:
         loader: its batches were made by :func:`pack_batch`.
     """
 
     def __init__(self, loader: DataLoader):
         self.loader = loader
+        loader.worker_init_fn = WorkerGuard(loader.worker_init_fn)
 
     def __iter__(self) -> Iterator[List[_Sample]]:
         """Yields batches as the mapper made them."""
