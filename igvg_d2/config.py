@@ -302,6 +302,9 @@ def _add_grounding_head(cfg: CN) -> None:
 def _add_test(cfg: CN) -> None:
     # Epochs between two evaluations; 0 = TEST.EVAL_PERIOD counts, in iterations.
     cfg.TEST.EVAL_EPOCHS = 0
+    # Metric, as metrics.json names it ("gres/gIoU"; "shapes_val/gres/gIoU" with several test sets),
+    # whose highest value decides on model_best.pth; empty = no such file.
+    cfg.TEST.BEST_METRIC = ""
     # Pictures rendered by the final evaluation, per dataset; 0 renders none.
     cfg.TEST.VIS_SAMPLES = 0
     # Protocols of an evaluation, all in one pass: "native" (original resolution), "official" (rules

@@ -33,6 +33,9 @@ def add_solver_config(cfg: CN) -> None:
     cfg.SOLVER.STEP_EPOCHS = ()
     # Epochs between two checkpoints; 0 = SOLVER.CHECKPOINT_PERIOD counts, in iterations.
     cfg.SOLVER.CHECKPOINT_EPOCHS = 0
+    # Numbered checkpoints that are kept, the newest ones; 0 = all. The final one, the best model
+    # and files of other runs in the folder stay.
+    cfg.SOLVER.CHECKPOINT_KEEP = 0
     # CPU threads of the training process; 0 keeps PyTorch's choice.
     cfg.SOLVER.NUM_THREADS = 0
 

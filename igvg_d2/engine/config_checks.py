@@ -158,6 +158,25 @@ def _check_expected_results(cfg: CfgNode) -> Optional[str]:
     )
 
 
+def _check_best_metric(cfg: CfgNode) -> Optional[str]:
+    """The evaluation finds out the rest: evaluators know their metrics when they have some."""
+    metric, names = cfg.TEST.BEST_METRIC, list(cfg.DATASETS.TEST)
+    if not metric or (names and len(names) == 1):
+        return None
+    if any(metric.startswith(f"{name}/") for name in names):
+        return None
+    return (
+        f"TEST.BEST_METRIC={metric!r} must begin with one of DATASETS.TEST {names} and a slash, "
+        "for instance 'shapes_val/gres/gIoU'."
+    )
+
+
+def _check_keep(cfg: CfgNode) -> Optional[str]:
+    if cfg.SOLVER.CHECKPOINT_KEEP >= 0:
+        return None
+    return f"SOLVER.CHECKPOINT_KEEP={cfg.SOLVER.CHECKPOINT_KEEP} must be 0 (all) or more."
+
+
 _CHECKS: List[Callable[[CfgNode], Optional[str]]] = [
     _check_no_target_samples,
     _check_flip,
@@ -170,4 +189,6 @@ _CHECKS: List[Callable[[CfgNode], Optional[str]]] = [
     _check_precision,
     _check_average,
     _check_expected_results,
+    _check_best_metric,
+    _check_keep,
 ]
