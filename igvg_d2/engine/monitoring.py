@@ -14,13 +14,12 @@ from detectron2.utils import comm
 from detectron2.utils.events import (
     CommonMetricPrinter,
     EventWriter,
-    JSONWriter,
-    TensorboardXWriter,
     get_event_storage,
 )
 from detectron2.utils.file_io import PathManager
 
 from .ineffective_keys import flatten
+from .training_log import EventFileWriter, MetricsWriter
 
 # Iterations over which noisy scalars are smoothed, as in Detectron2's writers.
 _WINDOW = 20
@@ -202,9 +201,9 @@ def build_writers(cfg: CfgNode, max_iter: int) -> List[EventWriter]:
     PathManager.mkdirs(cfg.OUTPUT_DIR)
     writers: List[EventWriter] = [
         ProgressPrinter(max_iter),
-        JSONWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json")),
+        MetricsWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json")),
     ]
     if cfg.WANDB.ENABLED:
         wandb = cfg.WANDB
         writers.append(WandbWriter(cfg.OUTPUT_DIR, wandb.PROJECT, wandb.NAME, dict(flatten(cfg))))
-    return [*writers, TensorboardXWriter(cfg.OUTPUT_DIR)]
+    return [*writers, EventFileWriter(cfg.OUTPUT_DIR)]
