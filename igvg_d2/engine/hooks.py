@@ -7,13 +7,15 @@ import resource
 import shlex
 import sys
 import time
-from typing import Dict
+from typing import Dict, List
 
 import numpy as np
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import nn
+
+from igvg_d2.checkpoint import write_whole
 
 
 class RunSummaryHook(HookBase):
@@ -67,8 +69,7 @@ class RunSummaryHook(HookBase):
             "train_cpu_seconds": round(previous["train_cpu_seconds"] + cpu_seconds, 1),
             "peak_memory_mib": memory,
         }
-        with open(self.path, "w") as file:
-            json.dump(summary, file, indent=2)
+        write_whole(self.path, lambda file: file.write(json.dumps(summary, indent=2).encode()))
 
 
 class StepSeedHook(HookBase):
@@ -134,13 +135,7 @@ def average_batch_norm(model: nn.Module) -> None:
     """Replace the running statistics by their mean over the processes; call it on all of them."""
     if comm.get_world_size() == 1:
         return
-    buffers = [
-        buffer
-        for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        for buffer in (module.running_mean, module.running_var)
-        if buffer is not None
-    ]
+    buffers = batch_norm_buffers(model)
     if not buffers:
         return
     flat = torch.cat([buffer.float() for buffer in buffers])
@@ -148,6 +143,17 @@ def average_batch_norm(model: nn.Module) -> None:
     flat /= comm.get_world_size()
     for buffer, mean in zip(buffers, flat.split([len(buffer) for buffer in buffers])):
         buffer.copy_(mean)
+
+
+def batch_norm_buffers(model: nn.Module) -> List[torch.Tensor]:
+    """Running means and variances of all BatchNorm layers, (C,) each."""
+    return [
+        buffer
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for buffer in (module.running_mean, module.running_var)
+        if buffer is not None
+    ]
 
 
 def _cpu_seconds() -> float:

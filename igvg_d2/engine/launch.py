@@ -25,6 +25,7 @@ from detectron2.utils import comm
 from torch import distributed
 
 from .placement import choose_gloo_interface, find_slurm_task, find_torchrun
+from .stopping import STOP_SIGNALS, STOPPED_EXIT_CODE
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,6 @@ DEFAULT_TIMEOUT = timedelta(minutes=10)
 # Seconds a process has to end by itself once another one is lost, and again after SIGTERM.
 GRACE_SECONDS = 5.0
 POLL_SECONDS = 0.5
-_FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 # Longest traceback handed to the parent; a pipe takes 64 KiB without a reader.
 _MAX_MESSAGE = 20000
 
@@ -102,6 +102,7 @@ def launch(
     Raises:
         ValueError: numbers or address that make no sense, or too few GPUs.
         RankFailedError: a process of this machine failed; all others have ended.
+        SystemExit: all processes stopped after a signal, see :mod:`igvg_d2.engine.stopping`.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -248,7 +249,7 @@ def _start_and_watch(main_func, args: Tuple, job: Job) -> None:
             if process.is_alive():
                 os.kill(process.pid, number)
 
-    previous = {number: signal.signal(number, forward) for number in _FORWARDED_SIGNALS}
+    previous = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
     try:
         lost = _wait_for_first_failure(processes)
     finally:
@@ -257,6 +258,8 @@ def _start_and_watch(main_func, args: Tuple, job: Job) -> None:
             signal.signal(number, handler)
     if lost is None:
         return
+    if all(process.exitcode == STOPPED_EXIT_CODE for process in processes):
+        sys.exit(STOPPED_EXIT_CODE)
     if received:
         sys.exit(128 + received[-1])
     raise RankFailedError(_describe(processes[lost], reports[lost], lost, job))
