@@ -8,7 +8,6 @@ import weakref
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model
-from detectron2.engine.hooks import EvalHook, PeriodicWriter
 from detectron2.utils import comm
 
 from igvg_d2.checkpoint import GroundingCheckpointer
@@ -26,7 +25,9 @@ from .config_checks import check_config
 from .ema import build_weight_average
 from .hooks import AverageBatchNormHook, RunSummaryHook, StepSeedHook
 from .monitoring import MonitorHook, build_writers
+from .safety import end_after_error, secure_hooks
 from .schedule import resolve_schedule
+from .stopping import StoppableLoader, TrainingStopped
 from .train_step import build_step_trainer
 
 
@@ -87,17 +88,13 @@ class GroundingTrainer(DefaultTrainer):
             data_loader.seek(self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH)
 
     def build_hooks(self):
-        """Detectron2's hooks; before them the run summary and one set of BatchNorm statistics."""
-        evaluation = EvalHook(self.cfg.TEST.EVAL_PERIOD, self.evaluate)
-        hooks = [evaluation if isinstance(h, EvalHook) else h for h in super().build_hooks()]
-        hooks.insert(
-            0,
-            AverageBatchNormHook(self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.TEST.EVAL_PERIOD),
-        )
-        hooks.insert(
-            0, RunSummaryHook(self.cfg.OUTPUT_DIR, self.cfg.SOLVER.IMS_PER_BATCH, self.cfg.SEED)
-        )
-        return hooks
+        """Detectron2's hooks, made safe; before them the run summary and BatchNorm statistics."""
+        cfg = self.cfg
+        return [
+            RunSummaryHook(cfg.OUTPUT_DIR, cfg.SOLVER.IMS_PER_BATCH, cfg.SEED),
+            AverageBatchNormHook(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD),
+            *secure_hooks(self, super().build_hooks(), cfg),
+        ]
 
     @property
     def evaluated_model(self) -> torch.nn.Module:
@@ -114,17 +111,19 @@ class GroundingTrainer(DefaultTrainer):
         return build_writers(self.cfg, self.max_iter)
 
     def after_train(self):
-        """Run the hooks, but after an error only close the writers.
-
-        Detectron2 runs all hooks also while an exception is on its way. Those that gather numbers
-        or evaluate would then wait for processes that are still training.
-        """
-        if sys.exc_info()[0] is None:
+        """Run the hooks, but after an error only those that must; see :func:`end_after_error`."""
+        error = sys.exc_info()[1]
+        if error is not None:
+            return end_after_error(self, self._hooks, error)
+        # Detectron2 counts on when a finished training is resumed and no step was left.
+        self.iter = min(self.iter, self.max_iter)
+        try:
             return super().after_train()
-        self.storage.iter = self.iter
-        for hook in self._hooks:
-            if isinstance(hook, PeriodicWriter):
-                hook.after_train()
+        except TrainingStopped as stopped:
+            # The run summary is written.
+            hooks = [hook for hook in self._hooks if not isinstance(hook, RunSummaryHook)]
+            end_after_error(self, hooks, stopped)
+            raise
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model) -> torch.optim.Optimizer:
@@ -144,7 +143,9 @@ class GroundingTrainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
         """Batched by ``TEST.BATCH_SIZE``: all inputs have one size."""
-        return build_grounding_test_loader(cfg, dataset_name, batch_size=cfg.TEST.BATCH_SIZE)
+        return StoppableLoader(
+            build_grounding_test_loader(cfg, dataset_name, batch_size=cfg.TEST.BATCH_SIZE)
+        )
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder=None):
