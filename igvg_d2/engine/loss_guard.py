@@ -15,7 +15,8 @@ class LossGuard:
     """Looks at every training loss of a model, between the forward and the backward pass.
 
     It hangs on the model, not on the training loop, so it sees every micro-batch of an accumulated
-    one. All processes decide alike: a loss that is not finite in one of them concerns all.
+    one, and "batch" means one of these. All processes decide alike: a loss that is not finite in
+    one of them concerns all.
 
     By default it raises, in all processes, before gradients are computed: nothing of the batch
     reaches weights, optimizer or a checkpoint. With ``skip`` the batch is passed over instead: its

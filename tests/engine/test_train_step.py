@@ -12,6 +12,7 @@ from torch import nn
 import igvg_d2.modeling  # noqa: F401
 from igvg_d2.engine.loss_guard import LossGuard
 from igvg_d2.engine.train_step import GroundingStepTrainer, split_batch
+from igvg_d2.modeling.effective_batch import effective_batch
 from igvg_d2.solver.build import clip_total_norm
 from igvg_d2.utils.testing import random_batch, tiny_cfg
 
@@ -159,6 +160,26 @@ def test_no_exchange_before_the_last_micro_batch():
     losses, grads = gradients(model, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], parts=3)
     assert model.log == [(2, True), (2, True), (2, False)]
     assert losses["loss_a"] == grads["w"] == 7.0
+
+
+def test_a_bad_micro_batch_is_passed_over_alone():
+    """The others keep their share of the gradient, and the samples of the bad one are named."""
+    batch = random_batch([1, 0, 1, 2])
+    model = make_model()
+    LossGuard(model)
+    batch[3]["image"] = torch.full((3, 64, 64), float("nan"))
+    with EventStorage(), pytest.raises(FloatingPointError, match="samples 2 .*, 3 "):
+        gradients(model, batch, parts=2)
+    model = make_model()
+    with effective_batch(split_batch(batch, 2)):
+        (sum(model(batch[:2]).values()) / 2).backward()
+    expected = {name: p.grad for name, p in model.named_parameters()}
+    skipping = make_model()
+    passed_over = []
+    LossGuard(skipping, skip=True, report=lambda samples, reason: passed_over.extend(samples))
+    with EventStorage():
+        assert_same(gradients(skipping, batch, parts=2)[1], expected)
+    assert [sample["sample_id"] for sample in passed_over] == ["2", "3"]
 
 
 def test_a_step_without_options_is_that_of_detectron2():
