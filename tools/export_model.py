@@ -5,7 +5,8 @@
 
 Reads config.yaml, model_final.pth, run_summary.json and inference/*/*_metrics.json of the run. The
 file holds no optimizer and can be used as MODEL.WEIGHTS; its header says the command, the seed and
-the metrics of the last evaluation (--show prints the header of such a file).
+the metrics of the last evaluation (--show prints the header of such a file). Of a run with
+SOLVER.EMA it holds the averaged weights, which are those that were evaluated.
 """
 
 import argparse
@@ -71,7 +72,10 @@ def main():
     cfg = setup_config(os.path.join(args.run, "config.yaml"), ["MODEL.DEVICE", "cpu"])
     model = build_model(cfg)
     GroundingCheckpointer(model).load(weights)
-    export_safetensors(model, args.output, read_facts(args.run))
+    facts = read_facts(args.run)
+    if cfg.SOLVER.EMA.ENABLED:
+        facts["weights"] = f"moving average, SOLVER.EMA.DECAY {cfg.SOLVER.EMA.DECAY}"
+    export_safetensors(model, args.output, facts)
     size = os.path.getsize(args.output) / 1e6
     print(
         f"{args.output}: {size:.1f} MB, {sum(p.numel() for p in model.parameters()):,} parameters"

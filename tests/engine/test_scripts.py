@@ -14,6 +14,8 @@ from PIL import Image
 
 import igvg_d2.modeling  # noqa: F401
 from igvg_d2.checkpoint import GroundingCheckpointer, read_metadata
+from igvg_d2.engine import GroundingPredictor
+from igvg_d2.engine.ema import WeightAverage
 from igvg_d2.utils.testing import tiny_cfg
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,6 +113,26 @@ def test_visualize_results_finds_the_records(tmp_path):
     folder.mkdir(parents=True)
     (folder / "toy_records.json").write_text(json.dumps([{"sample_id": "1"}]))
     assert module.find_records(args, cfg, "toy") == [{"sample_id": "1"}]
+
+
+def test_export_of_a_run_with_an_average_holds_the_average(tmp_path, monkeypatch):
+    cfg = tiny_cfg(["SOLVER.EMA.ENABLED", True])
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    (tmp_path / "run_summary.json").write_text("{}")
+    model = build_model(cfg)
+    average = WeightAverage(model, torch.optim.SGD(model.parameters(), lr=0.1), 0.9)
+    torch.nn.init.ones_(model.image_projection.weight)
+    GroundingCheckpointer(model, str(tmp_path), ema=average).save("model_final")
+    output = str(tmp_path / "model.safetensors")
+    monkeypatch.setattr("sys.argv", ["export_model.py", str(tmp_path), output])
+    load_script("tools/export_model.py").main()
+    assert read_metadata(output)["weights"].startswith("moving average")
+    cfg.MODEL.WEIGHTS = output
+    cfg.INPUT.TOKENIZER.NAME = "ShapesTokenizer"
+    exported = GroundingPredictor(cfg).model.image_projection.weight
+    assert torch.equal(exported, average.model.image_projection.weight)
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
+    assert torch.equal(GroundingPredictor(cfg).model.image_projection.weight, exported)
 
 
 def test_export_of_a_run_carries_its_facts(tmp_path, monkeypatch, capsys):
