@@ -33,7 +33,8 @@ def watch_batches(cfg: CfgNode, model: nn.Module) -> Optional["BadSampleLog"]:
     if not loader.SKIP_BAD_SAMPLES:
         LossGuard(model)
         return None
-    log = BadSampleLog(model, cfg.OUTPUT_DIR, loader.MAX_BAD_RATIO)
+    periods = (20, cfg.SOLVER.CHECKPOINT_PERIOD)
+    log = BadSampleLog(model, cfg.OUTPUT_DIR, loader.MAX_BAD_RATIO, periods)
     LossGuard(model, skip=True, max_in_a_row=loader.MAX_BAD_BATCHES, report=log.add_batch)
     return log
 
@@ -46,17 +47,20 @@ class BadSampleLog(HookBase):
     itself and not by a loader that ran ahead. A resumed training continues the file.
     """
 
-    def __init__(self, model: nn.Module, output_dir: str, max_ratio: float, period: int = 20):
+    def __init__(
+        self, model: nn.Module, output_dir: str, max_ratio: float, periods: Sequence[int] = (20,)
+    ):
         """
         Args:
             model: takes the batches; not wrapped for several processes.
             output_dir: folder of the run.
             max_ratio: share of the training set that may be bad.
-            period: iterations between two exchanges with the other processes.
+            periods: iterations between two exchanges with the other processes, and between two
+                checkpoints, after which a resumed training does not see the samples again.
         """
         self.path = os.path.join(output_dir, "bad_samples.jsonl")
         self.max_ratio = max_ratio
-        self.period = period
+        self.periods = periods
         self.found: Dict[str, _Report] = {}
         self.dataset_size = 0
         self._pending: List[_Report] = []
@@ -106,8 +110,8 @@ class BadSampleLog(HookBase):
             ValueError: more of the data set is bad than ``max_ratio``.
         """
         done = self.trainer.iter + 1
-        if done % self.period == 0 or done == self.trainer.max_iter:
-            self._exchange()
+        if any(done % period == 0 for period in self.periods) or done == self.trainer.max_iter:
+            self.exchange()
         self.trainer.storage.put_scalar("bad_samples", self.num_bad, smoothing_hint=False)
 
     def after_train(self):
@@ -118,7 +122,7 @@ class BadSampleLog(HookBase):
                 *(self.num_bad, len(self.found) - self.num_bad, self.path),
             )
 
-    def _exchange(self) -> None:
+    def exchange(self) -> None:
         """All processes learn what each of them found; the first one writes it down."""
         reports = [report for part in comm.all_gather(self._pending) for report in part]
         self._pending = []

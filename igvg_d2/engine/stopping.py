@@ -11,6 +11,7 @@ import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
+from .bad_sample_log import BadSampleLog
 from .checkpointing import CheckpointHook
 from .hooks import average_batch_norm, batch_norm_buffers
 
@@ -176,6 +177,9 @@ class StopHook(HookBase):
                 self._statistics = comm.gather(own)
             for model in self._models():
                 average_batch_norm(model)
+        for hook in self.trainer._hooks:
+            if isinstance(hook, BadSampleLog):
+                hook.exchange()  # the samples are not seen again
         self.checkpoints.save_now(iteration)
         # Nobody leaves, which can make a launcher end the others, before it is on the disk.
         comm.synchronize()

@@ -105,7 +105,7 @@ class FakeTrainer:
 
 def make_log(tmp_path, start_iter=0, **kwargs):
     model = Toy()
-    log = BadSampleLog(model, str(tmp_path), **{"max_ratio": 0.5, "period": 1, **kwargs})
+    log = BadSampleLog(model, str(tmp_path), **{"max_ratio": 0.5, "periods": (1,), **kwargs})
     log.trainer = FakeTrainer()
     log.trainer.start_iter = start_iter
     log.before_train()
