@@ -6,7 +6,6 @@ from typing import Any, Dict, List, Optional
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.utils import comm
 from safetensors.torch import save_file
 from torch import nn
 
@@ -93,7 +92,7 @@ class GroundingCheckpointer(DetectionCheckpointer):
         choice = choose_checkpoint(self.save_dir, required)
         if choice is None:
             return self.load(path, checkpointables=[])
-        if comm.is_main_process() and self.save_to_disk:
+        if self.save_to_disk and choice.path != named_checkpoint(self.save_dir):
             self.tag_last_checkpoint(os.path.basename(choice.path))
         self._chosen = choice
         try:
