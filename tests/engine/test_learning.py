@@ -9,7 +9,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.env import seed_all_rng
 
-from igvg_d2.checkpoint import GroundingCheckpointer
+from igvg_d2.checkpoint import GroundingCheckpointer, read_checkpoint
 from igvg_d2.data.datasets import load_grefcoco, register_grounding
 from igvg_d2.data.synthetic import write_shapes
 from igvg_d2.engine import GroundingTrainer
@@ -175,6 +175,22 @@ def test_resumed_run_is_the_uninterrupted_one_bit_by_bit(shapes, tmp_path, num_w
     assert rest.start_iter == 5 and first.losses[:5] + rest.losses == whole.losses
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, rest.model.state_dict()[name]), name
+
+
+def test_best_model_is_the_one_that_was_evaluated(shapes, tmp_path):
+    """The moving average; a resumed run continues it."""
+    opts = ["SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.EMA.ENABLED", True]
+    metric = "grec/N_acc"
+    cfg = make_cfg(shapes, tmp_path, *opts, "TEST.EVAL_PERIOD", 2, "TEST.BEST_METRIC", metric)
+    train(cfg, stop_after=3)
+    trainer, metrics = train(cfg, resume=True)
+    assert trainer.start_iter == 2
+    best = read_checkpoint(str(tmp_path / "model_best.pth"))
+    assert best["best"]["metric"] == metric
+    assert best["best"]["value"] >= metrics["grec"]["N_acc"]
+    stored = read_checkpoint(str(tmp_path / f"model_{best['iteration']:07d}.pth"))
+    for name, value in stored["ema"]["model"].items():
+        assert torch.equal(value, best["model"][name]), name
 
 
 def test_failed_save_leaves_the_last_checkpoint(tmp_path, monkeypatch):

@@ -128,16 +128,21 @@ def train(cfg, resume=False, **kwargs):
 def stop_one_rank(whole, parts):
     """Body of a process of two: an uninterrupted training, and one that is stopped twice.
 
-    A single process gets the signal, in a step and later in an evaluation. Ends as stopped.
+    A single process gets the signal, in a step and later in an evaluation; then the last checkpoint
+    is damaged. Ends as stopped.
     """
     codes = [train(toy_cfg(whole))[1]]
     names = []
     for where, rank in ((12, 1), ("eval", 0), ("never", 0)):
+        if where == "never" and comm.is_main_process():
+            os.truncate(os.path.join(parts, "model_0000014.pth"), 100)
+        comm.synchronize()
         signals = {where: signal.SIGUSR1} if comm.get_rank() == rank else {}
         trainer, code = train(toy_cfg(parts), resume=True, signals=signals)
         with open(os.path.join(parts, "last_checkpoint")) as file:
             names.append(file.read())
         codes.append(code)
+    assert trainer.start_iter == 13
     assert codes == [None, 75, 75, None], codes
     assert names == ["model_0000012.pth", "model_0000014.pth", "model_final.pth"], names
     raise SystemExit(75)
