@@ -102,19 +102,23 @@ def test_a_mean_over_micro_batches_would_differ():
         assert_relative(naive, expected)
 
 
+SYNC_BN = ["MODEL.PIXEL_DECODER.NORM", "SyncBN"]
+CASES = [(name, parts, []) for name in COUNTS for parts in (1, 2)] + [("mixed", 1, SYNC_BN)]
+
+
 def work(rank, path, queue):
     """One of two processes: the gradients of its half of each batch, whole and in two parts."""
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{path}", rank=rank, world_size=2
     )
     results = {}
-    for name, counts in COUNTS.items():
-        for parts in (1, 2):
-            model = nn.parallel.DistributedDataParallel(make_model(), broadcast_buffers=False)
-            LossGuard(model.module)
-            half = split_batch(random_batch(counts), 2)[rank]
-            found = gradients(model, half, parts)[1]
-            results[name, parts] = {k.removeprefix("module."): v.numpy() for k, v in found.items()}
+    for name, parts, norm in CASES:
+        model = nn.parallel.DistributedDataParallel(make_model(norm), broadcast_buffers=False)
+        LossGuard(model.module)
+        half = split_batch(random_batch(COUNTS[name]), 2)[rank]
+        found = gradients(model, half, parts)[1]
+        found = {k.removeprefix("module."): v.numpy() for k, v in found.items()}
+        results[name, parts, tuple(norm)] = found
     if rank == 0:
         queue.put(results)
     torch.distributed.barrier()
@@ -130,8 +134,9 @@ def test_two_processes_equal_one(tmp_path):
     results = queue.get(timeout=60)
     for worker in workers:
         worker.join(60)
-    for (name, _), found in results.items():
-        expected = gradients(make_model(), random_batch(COUNTS[name]))[1]
+    assert len(results) == len(CASES)
+    for (name, _, norm), found in results.items():
+        expected = gradients(make_model(norm), random_batch(COUNTS[name]))[1]
         found = {key: torch.from_numpy(value) for key, value in found.items()}
         assert_same(found, expected)
         assert_relative(found, expected)
