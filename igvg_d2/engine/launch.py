@@ -25,7 +25,7 @@ from detectron2.utils import comm
 from torch import distributed
 
 from .placement import choose_gloo_interface, find_slurm_task, find_torchrun
-from .stopping import STOP_SIGNALS, STOPPED_EXIT_CODE
+from .stopping import STOP_SIGNALS, STOPPED_EXIT_CODE, TrainingStopped
 
 logger = logging.getLogger(__name__)
 
@@ -272,6 +272,10 @@ def _run_rank(local_rank: int, main_func, args: Tuple, job: Job, report) -> None
         rank = job.machine_rank * job.num_local + local_rank
         _join_group(job, job.dist_url, rank, job.world_size, local_rank)
         main_func(*args)
+    except TrainingStopped as stopped:
+        # At once: taking everything down takes seconds, and the launcher is not patient.
+        logging.shutdown()
+        os._exit(stopped.code)
     except Exception:
         report.send(traceback.format_exc()[-_MAX_MESSAGE:])
         # Not sys.exit: a library's exit handler may wait for the processes that are lost.

@@ -15,7 +15,7 @@ from igvg_d2.engine import GroundingTrainer
 from igvg_d2.engine.hooks import RunSummaryHook, StepSeedHook
 from igvg_d2.engine.monitoring import build_writers
 from igvg_d2.engine.safety import secure_hooks
-from igvg_d2.engine.stopping import StoppableLoader
+from igvg_d2.engine.stopping import StoppableLoader, TrainingStopped
 from igvg_d2.utils.testing import tiny_cfg
 
 
@@ -145,4 +145,4 @@ def stop_one_rank(whole, parts):
     assert trainer.start_iter == 13
     assert codes == [None, 75, 75, None], codes
     assert names == ["model_0000012.pth", "model_0000014.pth", "model_final.pth"], names
-    raise SystemExit(75)
+    raise TrainingStopped(14)
