@@ -8,6 +8,7 @@ from typing import Any, Dict, Iterable, List, Optional
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
@@ -131,8 +132,15 @@ class GroundingStepTrainer(SimpleTrainer):
 def build_step_trainer(
     cfg: CfgNode, model: nn.Module, data_loader: Iterable, optimizer: torch.optim.Optimizer
 ) -> GroundingStepTrainer:
-    """Build the step of ``SOLVER.AMP`` and ``SOLVER.ACCUMULATION_STEPS``."""
+    """Build the step of ``SOLVER.AMP`` and ``SOLVER.ACCUMULATION_STEPS``, and log what it does."""
     solver = cfg.SOLVER
+    parts = comm.get_world_size() * solver.ACCUMULATION_STEPS
+    logger.info(
+        "Step: batch %d = %d processes x %d micro-batches x %d samples, in %s",
+        *(solver.IMS_PER_BATCH, comm.get_world_size(), solver.ACCUMULATION_STEPS),
+        solver.IMS_PER_BATCH // parts,
+        solver.AMP.PRECISION if solver.AMP.ENABLED else "float32",
+    )
     return GroundingStepTrainer(
         model,
         data_loader,

@@ -1,6 +1,7 @@
 """The average of the weights: its arithmetic, and where it is used."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 import igvg_d2.modeling  # noqa: F401
 from igvg_d2.checkpoint import GroundingCheckpointer
 from igvg_d2.engine.ema import WeightAverage
+from igvg_d2.engine.hooks import AverageBatchNormHook
 from igvg_d2.engine.loss_guard import LossGuard
 from igvg_d2.utils.testing import random_batch, tiny_cfg
 
@@ -82,6 +84,17 @@ def test_a_real_model_is_averaged_and_evaluated():
         average.restart()
         assert torch.equal(average.model(batch)[0]["sem_seg"], model(batch)[0]["sem_seg"])
     assert guard.in_a_row == 0
+
+
+def test_processes_share_the_statistics_of_the_average(monkeypatch):
+    averaged = []
+    monkeypatch.setattr("igvg_d2.engine.hooks.average_batch_norm", averaged.append)
+    hook = AverageBatchNormHook(3)
+    for ema in (None, SimpleNamespace(model="average")):
+        for iteration in range(3):
+            hook.trainer = SimpleNamespace(iter=iteration, max_iter=9, model="weights", ema=ema)
+            hook.after_step()
+    assert averaged == ["weights", "weights", "average"]
 
 
 def test_files_with_an_average_give_it_unless_a_training_is_resumed(tmp_path, caplog):
