@@ -79,6 +79,7 @@ def end_one_life(args, rng, output, how):
     """Returns what was done, or None when the training ended before it could be."""
     last = Path(output, "last_checkpoint")
     before = last.stat().st_mtime_ns if last.exists() else 0
+    left = {path.stat().st_mtime_ns for path in Path(output).glob("*.unfinished")}
     process = start(args, output)
     if how == "early":
         time.sleep(rng.uniform(0, args.early_seconds))
@@ -106,7 +107,9 @@ def end_one_life(args, rng, output, how):
     alive = list_group(process.pid)
     if alive:
         sys.exit(f"processes {alive} outlived the main process by {_PATIENCE} s: {output}.log")
-    half = ", half a file left" if any(Path(output).glob("*.unfinished")) else ""
+    # An early kill leaves what the one before left.
+    now = {path.stat().st_mtime_ns for path in Path(output).glob("*.unfinished")}
+    half = ", half a file left" if now - left else ""
     return f"{how}, {'group' if whole_group else 'main process'}{half}"
 
 
