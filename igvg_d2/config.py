@@ -83,8 +83,8 @@ def _add_input(cfg: CN) -> None:
     cfg.INPUT.FLIP.VERTICAL_PROB = 0.0
     # Brightness and contrast are scaled by 1 +- this much in training; 0 switches jitter off.
     cfg.INPUT.COLOR_JITTER = 0.0
-    # In training, also hand over the categories of all objects of the picture, not only of the
-    # targets; for data sets registered with them (Shapes).
+    # In training, also hand over which objects are seen where in the picture, and their categories,
+    # not only the targets; for data sets registered with them (Shapes).
     cfg.INPUT.SCENE_CATEGORIES = False
     cfg.INPUT.TOKENIZER = CN()
     # Key of TOKENIZER_REGISTRY: "BEiT3Tokenizer" or "ShapesTokenizer".
@@ -128,6 +128,10 @@ def _add_backbone(cfg: CN) -> None:
     cfg.MODEL.BEIT3.STEM_BLOCKS = []
     # Stage (from 0) where the words enter the stem, after its first block.
     cfg.MODEL.BEIT3.STEM_TEXT_STAGE = 0
+    # Objects the stem looks for in every picture, more than there ever are; 0 = it looks for none.
+    cfg.MODEL.BEIT3.STEM_OBJECTS = 0
+    # Roles its words can take, such as what is wanted and what that is related to.
+    cfg.MODEL.BEIT3.STEM_ROLES = 4
     # Layers over the text alone before stem and encoder; BEiT-3 has none.
     cfg.MODEL.BEIT3.TEXT_LAYERS = 0
     # Standard deviation of the truncated normal that initialises linear layers; BEiT-3 uses 0.02.
@@ -176,6 +180,10 @@ def _add_dense_parts(cfg: CN) -> None:
     cfg.MODEL.SCENE_HEAD.NUM_CATEGORIES = 0
     # Weight of predicting, from the targets' pixels alone, which words the expression has.
     cfg.MODEL.SCENE_HEAD.WORD_WEIGHT = 0.0
+    # Weight of finding the objects of the picture (MODEL.BEIT3.STEM_OBJECTS), referred to or not.
+    cfg.MODEL.SCENE_HEAD.CENTER_WEIGHT = 0.0
+    # Weight of telling which of the found objects are targets.
+    cfg.MODEL.SCENE_HEAD.OBJECT_WEIGHT = 0.0
 
     cfg.MODEL.NECK = CN()
     # Key of NECK_REGISTRY.

@@ -49,8 +49,9 @@ class GroundingDatasetMapper:
       exchanged;
     * ``instances`` (training only): Instances((H, W)) with ``gt_boxes`` Boxes (T, 4) XYXY pixels,
       ``gt_classes`` int64 zeros (T,), ``gt_masks`` BitMasks (T, H, W), all there also when T = 0;
-    * ``scene_categories`` (training with ``scene_categories`` only): uint8 (H, W), network frame,
-      0 = background, else 1 + category of the object of ``scene`` that is seen there.
+    * ``scene_instances``, ``scene_categories`` (training with ``scene_categories`` only): uint8
+      (H, W), network frame, 0 = background, else 1 + index and 1 + category of the object of
+      ``scene`` that is seen there.
 
     Crops are refused: a crop can turn a target into a no-target.
 
@@ -63,7 +64,8 @@ class GroundingDatasetMapper:
             (top/bottom) words exchanged; see :func:`swap_direction_words` for what it cannot know.
         color_jitter: c; in training, brightness and contrast are scaled by factors from
             [1 - c, 1 + c].
-        scene_categories: in training, also return the categories of all objects of the picture.
+        scene_categories: in training, also return where all objects of the picture are, and their
+            categories.
     """
 
     @configurable
@@ -134,13 +136,13 @@ class GroundingDatasetMapper:
         image = self.resize.resize_image(_read_image(sample, self.image_format))
         if self.is_train:
             boxes, masks = self._read_targets(annotations, sample)
-            categories = self._read_scene(scene, sample) if self.scene_categories else None
-            image, boxes, masks, categories = self._augment(
-                sample, image, boxes, masks, categories, rng
-            )
+            seen = self._read_scene(scene, sample) if self.scene_categories else None
+            image, boxes, masks, seen = self._augment(sample, image, boxes, masks, seen, rng)
             sample["instances"] = _to_instances(boxes, masks)
-            if categories is not None:
-                sample["scene_categories"] = torch.from_numpy(np.ascontiguousarray(categories))
+            if seen is not None:
+                categories = np.array([0, *(1 + item["category_id"] for item in scene)], np.uint8)
+                sample["scene_instances"] = torch.from_numpy(np.ascontiguousarray(seen))
+                sample["scene_categories"] = torch.from_numpy(categories[seen])
         sample["content_size"] = self.resize.content_size((sample["height"], sample["width"]))
         sample["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         sample["text_ids"] = torch.tensor(self.tokenizer(sample["expression"]), dtype=torch.int64)
@@ -174,7 +176,7 @@ class GroundingDatasetMapper:
         return self.resize.resize_boxes(boxes, size), self.resize.resize_masks(masks)
 
     def _read_scene(self, scene: Optional[List[Dict[str, Any]]], sample) -> np.ndarray:
-        """Categories of all objects, uint8 (H, W), network frame; later objects cover earlier."""
+        """1 + index of the object that is seen, uint8 (H, W), network frame; later ones cover."""
         if scene is None:
             raise ValueError(
                 "INPUT.SCENE_CATEGORIES needs 'scene' in every sample, "
@@ -182,12 +184,12 @@ class GroundingDatasetMapper:
                 "or switch the option off"
             )
         size = (sample["height"], sample["width"])
-        categories = np.zeros(size, np.uint8)
+        seen = np.zeros(size, np.uint8)
         if scene:
             masks = mask_util.decode([to_rle(item["segmentation"], *size) for item in scene])
-            for item, mask in zip(scene, np.moveaxis(masks, 2, 0)):
-                categories[mask > 0] = 1 + item["category_id"]
-        return self.resize.resize_categories(categories)
+            for number, mask in enumerate(np.moveaxis(masks, 2, 0), 1):
+                seen[mask > 0] = number
+        return self.resize.resize_numbers(seen)
 
     def _augment(
         self,
@@ -195,7 +197,7 @@ class GroundingDatasetMapper:
         image: np.ndarray,
         boxes: np.ndarray,
         masks: np.ndarray,
-        categories: Optional[np.ndarray],
+        seen: Optional[np.ndarray],
         rng: np.random.Generator,
     ) -> Tuple[np.ndarray, np.ndarray, np.ndarray, Optional[np.ndarray]]:
         """Random flips (which rewrite ``sample["expression"]``) and colour jitter."""
@@ -205,13 +207,13 @@ class GroundingDatasetMapper:
                 continue
             if is_flippable(sample["expression"], axis):
                 image, boxes, masks = flip(image, boxes, masks, axis)
-                if categories is not None:
-                    categories = np.flip(categories, axis=1 if axis == "horizontal" else 0)
+                if seen is not None:
+                    seen = np.flip(seen, axis=1 if axis == "horizontal" else 0)
                 sample["expression"] = swap_direction_words(sample["expression"], axis)
         if self.color_jitter > 0.0:
             low, high = 1.0 - self.color_jitter, 1.0 + self.color_jitter
             image = jitter_color(image, *rng.uniform(low, high, size=2))
-        return image, boxes, masks, categories
+        return image, boxes, masks, seen
 
 
 def _read_image(sample: Dict[str, Any], image_format: str) -> np.ndarray:

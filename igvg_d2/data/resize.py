@@ -81,10 +81,10 @@ class SquashResize:
         scaled = np.minimum(np.maximum(boxes * scale, 0.0), [width, height] * 2)
         return scaled.astype(np.float32)
 
-    def resize_categories(self, categories: np.ndarray) -> np.ndarray:
+    def resize_numbers(self, numbers: np.ndarray) -> np.ndarray:
         """Nearest neighbours of a map of numbers, uint8 (height, width) -> uint8 (H, W)."""
         height, width = self.image_size
-        return cv2.resize(categories, (width, height), interpolation=cv2.INTER_NEAREST)
+        return cv2.resize(numbers, (width, height), interpolation=cv2.INTER_NEAREST)
 
     def content_size(self, original_size: Tuple[int, int]) -> Tuple[int, int]:
         """(rows, columns) of the network input that the picture fills, from its top left corner.
@@ -209,9 +209,9 @@ class LetterboxResize(SquashResize):
         """See :meth:`SquashResize.resize_boxes`; clips to the picture, not to the padding."""
         return self._inner(original_size).resize_boxes(boxes, original_size)
 
-    def resize_categories(self, categories: np.ndarray) -> np.ndarray:
-        """See :meth:`SquashResize.resize_categories`; padding is background, 0."""
-        content = self._inner(categories.shape[:2]).resize_categories(categories)
+    def resize_numbers(self, numbers: np.ndarray) -> np.ndarray:
+        """See :meth:`SquashResize.resize_numbers`; padding is background, 0."""
+        content = self._inner(numbers.shape[:2]).resize_numbers(numbers)
         padded = np.zeros(self.image_size, np.uint8)
         padded[: content.shape[0], : content.shape[1]] = content
         return padded

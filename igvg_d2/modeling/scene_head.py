@@ -1,13 +1,14 @@
 """Auxiliary objectives for a stem trained from scratch: what is where, and which words fit."""
 
-from typing import Dict, Optional
+from typing import Any, Dict, List, Optional
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from .backbone.build import VisionLanguageBackbone, VLFeatures
-from .targets import GroundingTargets
+from .scene_losses import center_loss, object_loss
+from .targets import GroundingTargets, SceneTargets
 
 
 class SceneHead(nn.Module):
@@ -15,8 +16,8 @@ class SceneHead(nn.Module):
 
     The paper's encoder has seen millions of pictures before. A tiny one has not, and from masks of
     referred objects alone it is slow to tell a star from a cross. Two signals that are in the
-    official files teach it sooner: the categories of all objects of ``instances.json``, and the
-    words of the expression, to be predicted from the targets' pixels.
+    official files teach it sooner: all objects of ``instances.json`` (their categories, and where
+    they are), and the words of the expression, to be predicted from the targets' pixels.
     """
 
     def __init__(
@@ -26,6 +27,8 @@ class SceneHead(nn.Module):
         num_categories: int,
         word_weight: float,
         vocab_size: int,
+        center_weight: float = 0.0,
+        object_weight: float = 0.0,
     ):
         """
         Args:
@@ -34,6 +37,7 @@ class SceneHead(nn.Module):
             num_categories: K.
             word_weight: weight of the word loss.
             vocab_size: V.
+            center_weight, object_weight: weights of the losses on the stem's objects.
 
         Raises:
             ValueError: a category loss without categories.
@@ -46,6 +50,8 @@ class SceneHead(nn.Module):
             )
         self.category_weight = category_weight
         self.word_weight = word_weight
+        self.center_weight = center_weight
+        self.object_weight = object_weight
         self.category: Optional[nn.Linear] = None
         if category_weight > 0:
             self.category = nn.Linear(dim, num_categories + 1)
@@ -53,22 +59,38 @@ class SceneHead(nn.Module):
             # A word is in few expressions; so the loss starts near its floor.
             self.word_bias = nn.Parameter(torch.full((vocab_size,), -4.0))
 
-    def check_categories(self, scene_categories: torch.Tensor) -> None:
-        """Refuse data with more categories than the head has; they would silently teach nothing.
+    @property
+    def needs_scene(self) -> bool:
+        """Whether :meth:`read_scene` is to be called for the targets."""
+        return self.category is not None or self.center_weight > 0
+
+    def read_scene(
+        self, batched_inputs: List[Dict[str, Any]], device: torch.device
+    ) -> SceneTargets:
+        """Stack the scenes of a batch; sizes are read on the CPU, so that no device is waited for.
 
         Args:
-            scene_categories: uint8 (N, H, W), still on the CPU, so that no device is waited for.
+            batched_inputs: N samples with "scene_categories" and "scene_instances".
+            device: where the tensors are wanted.
 
         Raises:
-            ValueError: names the option and the value it needs at least.
+            ValueError: a category the head does not have, which would silently teach nothing; names
+                the option and the value it needs at least.
         """
-        largest = int(scene_categories.max())
-        if largest >= self.category.out_features:
+        categories = torch.stack([x["scene_categories"] for x in batched_inputs])
+        instances = torch.stack([x["scene_instances"] for x in batched_inputs])
+        largest = int(categories.max())
+        if self.category is not None and largest >= self.category.out_features:
             raise ValueError(
                 f"MODEL.SCENE_HEAD.NUM_CATEGORIES is {self.category.out_features - 1}, but a "
                 f"picture has an object of category {largest - 1} (from 0); set it to the number "
                 "of categories in instances.json."
             )
+        return SceneTargets(
+            categories=categories.to(device, non_blocking=True),
+            instances=instances.to(device, non_blocking=True),
+            num_objects=max(1, int(instances.max())),
+        )
 
     def forward(
         self,
@@ -85,7 +107,8 @@ class SceneHead(nn.Module):
             targets: with scene categories if they have a weight.
 
         Returns:
-            "loss_category" and "loss_words", weighted, those that are switched on.
+            "loss_category", "loss_words", "loss_center" and "loss_object", weighted, those that are
+            switched on.
         """
         features = vl_features.image["stem_words"]
         losses = {}
@@ -95,6 +118,11 @@ class SceneHead(nn.Module):
             losses["loss_words"] = self.word_weight * self.word_loss(
                 backbone, features, text_ids, vl_features.text_padding_mask, targets
             )
+        if self.center_weight > 0:
+            center = center_loss(vl_features.objects, targets.scene)
+            losses["loss_center"] = self.center_weight * center
+        if self.object_weight > 0:
+            losses["loss_object"] = self.object_weight * object_loss(vl_features.objects, targets)
         return losses
 
     def category_loss(self, features: torch.Tensor, targets: GroundingTargets) -> torch.Tensor:
@@ -104,11 +132,11 @@ class SceneHead(nn.Module):
 
         Args:
             features: float (N, C, h, w).
-            targets: with scene_categories uint8 (N, H, W), network frame.
+            targets: with a scene, network frame.
         """
         log_probs = self.category(features.permute(0, 2, 3, 1)).float().log_softmax(-1)
         classes = torch.arange(log_probs.shape[-1], device=features.device)
-        one_hot = (targets.scene_categories[:, None] == classes[:, None, None]).float()
+        one_hot = (targets.scene.categories[:, None] == classes[:, None, None]).float()
         share = F.interpolate(one_hot, size=features.shape[-2:], mode="area").permute(0, 2, 3, 1)
         cross_entropy = -(log_probs * share).sum(-1)
         background = share[..., 0]
@@ -144,10 +172,11 @@ def build_scene_head(cfg, backbone: VisionLanguageBackbone) -> Optional[SceneHea
     """Build the head if one of its weights is positive, else None.
 
     Raises:
-        ValueError: the backbone has no "stem_words".
+        ValueError: the backbone or the data lack what a weight needs; names the keys.
     """
     head = cfg.MODEL.SCENE_HEAD
-    if head.CATEGORY_WEIGHT <= 0 and head.WORD_WEIGHT <= 0:
+    weights = (head.CATEGORY_WEIGHT, head.WORD_WEIGHT, head.CENTER_WEIGHT, head.OBJECT_WEIGHT)
+    if max(weights) <= 0:
         return None
     shapes = backbone.output_shape()
     if "stem_words" not in shapes:
@@ -155,15 +184,24 @@ def build_scene_head(cfg, backbone: VisionLanguageBackbone) -> Optional[SceneHea
             "MODEL.SCENE_HEAD needs a backbone with the feature 'stem_words' (set "
             f"MODEL.BEIT3.STEM_CHANNELS); this one offers {sorted(shapes)}."
         )
-    if head.CATEGORY_WEIGHT > 0 and not cfg.INPUT.SCENE_CATEGORIES:
-        raise ValueError(
-            "MODEL.SCENE_HEAD.CATEGORY_WEIGHT needs INPUT.SCENE_CATEGORIES True: without it the "
-            "mapper hands over the targets only."
-        )
+    for key in ("CATEGORY_WEIGHT", "CENTER_WEIGHT"):
+        if head[key] > 0 and not cfg.INPUT.SCENE_CATEGORIES:
+            raise ValueError(
+                f"MODEL.SCENE_HEAD.{key} needs INPUT.SCENE_CATEGORIES True: without it the mapper "
+                "hands over the targets only."
+            )
+    for key in ("CENTER_WEIGHT", "OBJECT_WEIGHT"):
+        if head[key] > 0 and cfg.MODEL.BEIT3.STEM_OBJECTS < 1:
+            raise ValueError(
+                f"MODEL.SCENE_HEAD.{key} needs MODEL.BEIT3.STEM_OBJECTS, a number of objects to "
+                "look for."
+            )
     return SceneHead(
         dim=shapes["stem_words"].channels,
         category_weight=head.CATEGORY_WEIGHT,
         num_categories=head.NUM_CATEGORIES,
         word_weight=head.WORD_WEIGHT,
         vocab_size=cfg.MODEL.BEIT3.VOCAB_SIZE,
+        center_weight=head.CENTER_WEIGHT,
+        object_weight=head.OBJECT_WEIGHT,
     )

@@ -11,6 +11,21 @@ from .effective_batch import BatchTotals
 
 
 @dataclass
+class SceneTargets:
+    """What is seen where in N pictures, whether it is referred to or not, network frame.
+
+    Attributes:
+        categories: uint8 (N, H, W), 0 = background, else 1 + category of the object.
+        instances: uint8 (N, H, W), 0 = background, else 1 + index of the object.
+        num_objects: largest number of objects of a picture, at least 1.
+    """
+
+    categories: torch.Tensor
+    instances: torch.Tensor
+    num_objects: int
+
+
+@dataclass
 class GroundingTargets:
     """Targets of N samples, padded to the largest number of targets T (at least 1).
 
@@ -19,8 +34,7 @@ class GroundingTargets:
         masks: float (N, T, H, W) in {0, 1}, network frame.
         valid: bool (N, T), False = padding.
         num_targets: list of N ints; 0 for a no-target sample.
-        scene_categories: uint8 (N, H, W), 0 = background, else 1 + category of the object that is
-            seen there, whether referred to or not; None if the data do not say.
+        scene: all objects of the pictures; None if nothing reads them.
         totals: of the effective batch that the samples are a part of; default: they are all of it.
     """
 
@@ -28,7 +42,7 @@ class GroundingTargets:
     masks: torch.Tensor
     valid: torch.Tensor
     num_targets: List[int]
-    scene_categories: Optional[torch.Tensor] = None
+    scene: Optional[SceneTargets] = None
     totals: Optional[BatchTotals] = None
 
     def __post_init__(self):

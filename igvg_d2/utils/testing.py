@@ -102,6 +102,7 @@ def random_batch(
                 "image_id": i,
                 "instances": instances,
                 "scene_categories": scene,
+                "scene_instances": scene.clone(),
             }
         )
     return batch

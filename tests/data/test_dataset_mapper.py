@@ -172,6 +172,9 @@ def test_scene_categories_are_painted_and_flipped(make_sample, axis, dim):
     assert ((categories == 1) != plain["instances"].gt_masks.tensor[0]).float().mean() < 0.05
     flipped = make_mapper(scene_categories=True, **{f"{axis}_flip_prob": 1.0})(sample)
     assert torch.equal(flipped["scene_categories"], categories.flip(dim))
+    assert plain["scene_instances"].unique().tolist() == [0, 1, 2]
+    assert torch.equal(plain["scene_instances"] == 2, categories == 5)
+    assert torch.equal(flipped["scene_instances"], plain["scene_instances"].flip(dim))
     empty = make_mapper(scene_categories=True)({**sample, "scene": []})
     assert not empty["scene_categories"].any()
 

@@ -57,7 +57,7 @@ def test_padding_is_never_foreground(rule, size):
     assert masks[:, :rows, :columns].all() and masks.sum() == 2 * rows * columns
     boxes = resize.resize_boxes(np.array([[-5.0, -5.0, 999.0, 999.0]]), size)
     assert boxes[0, 2] <= columns and boxes[0, 3] <= rows and (boxes >= 0).all()
-    categories = resize.resize_categories(np.full(size, 7, np.uint8))
+    categories = resize.resize_numbers(np.full(size, 7, np.uint8))
     assert (categories > 0).sum() == rows * columns
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from igvg_d2.modeling import build_vl_backbone
 from igvg_d2.modeling.backbone.stem import WordStem
 from igvg_d2.modeling.scene_head import SceneHead, build_scene_head
+from igvg_d2.modeling.targets import SceneTargets
 from igvg_d2.utils.testing import random_targets, tiny_cfg
 
 STEM = [
@@ -26,7 +27,7 @@ def make_stem():
 
 def test_features_have_the_shapes_they_announce():
     stem, text = make_stem(), torch.randn(2, 3, 32)
-    tokens, features = stem(torch.randn(2, 3, 64, 96), text, text, PADDING)
+    tokens, features, *_ = stem(torch.randn(2, 3, 64, 96), text, text, PADDING)
     assert tokens.shape == (2, 32, 4, 6)
     shapes = stem.output_shape()
     assert features.keys() == shapes.keys()
@@ -39,8 +40,8 @@ def test_words_change_what_comes_after_their_stage_only():
     stem, images = make_stem(), torch.randn(2, 3, 64, 64)
     one, other = (torch.randn(2, 3, 32) for _ in range(2))
     with torch.no_grad():
-        first_tokens, first = stem(images, one, one, PADDING)
-        second_tokens, second = stem(images, other, other, PADDING)
+        first_tokens, first, *_ = stem(images, one, one, PADDING)
+        second_tokens, second, *_ = stem(images, other, other, PADDING)
     for name in ("stem_2", "stem_4", "stem_words"):
         assert torch.equal(first[name], second[name]), name
     for a, b in ((first["stem_8"], second["stem_8"]), (first_tokens, second_tokens)):
@@ -52,8 +53,8 @@ def test_padding_is_not_read():
     text = torch.randn(2, 3, 32)
     noisy = text + 100 * PADDING[..., None]
     with torch.no_grad():
-        expected, _ = stem(images, text, text, PADDING)
-        found, _ = stem(images, noisy, noisy, PADDING)
+        expected, *_ = stem(images, text, text, PADDING)
+        found, *_ = stem(images, noisy, noisy, PADDING)
     torch.testing.assert_close(found, expected)
 
 
@@ -86,7 +87,7 @@ def test_category_loss_by_hand():
     scene = torch.zeros(1, 8, 8, dtype=torch.uint8)
     scene[0, :4, :4] = 2  # one of four cells is of category 1
     scene[0, 4:, :2] = 1  # half of another is of category 0
-    targets.scene_categories = scene
+    targets.scene = SceneTargets(scene, scene, num_objects=2)
     loss = head.category_loss(torch.zeros(1, 32, 2, 2), targets)
     background = -math.log(0.6)
     # The half-covered cell counts half as object, with its whole cross-entropy.
@@ -118,7 +119,8 @@ def test_word_loss_by_hand():
 def test_no_target_at_all_gives_finite_losses():
     head, backbone = scene_head([*CATEGORIES, "MODEL.SCENE_HEAD.WORD_WEIGHT", 1.0])
     targets = random_targets([0, 0])
-    targets.scene_categories = torch.zeros(2, 64, 64, dtype=torch.uint8)
+    nothing = torch.zeros(2, 64, 64, dtype=torch.uint8)
+    targets.scene = SceneTargets(nothing, nothing, num_objects=1)
     ids = torch.ones(2, 4, dtype=torch.int64)
     features = backbone(torch.randn(2, 3, 64, 64), ids, torch.zeros(2, 4, dtype=torch.bool))
     losses = head(backbone, features, ids, targets)
@@ -140,7 +142,9 @@ def test_settings_that_cannot_work_are_refused():
 
 def test_more_categories_than_configured_are_refused():
     head, _ = scene_head(CATEGORIES)
-    scene = torch.tensor([[[0, 1], [2, 2]]], dtype=torch.uint8)
-    head.check_categories(scene)
+    scene = torch.tensor([[0, 1], [2, 2]], dtype=torch.uint8)
+    cpu = torch.device("cpu")
+    seen = head.read_scene([{"scene_categories": scene, "scene_instances": scene}], cpu)
+    assert seen.num_objects == 2 and torch.equal(seen.categories[0], scene)
     with pytest.raises(ValueError, match="NUM_CATEGORIES is 2, but .* category 2"):
-        head.check_categories(scene + 1)
+        head.read_scene([{"scene_categories": scene + 1, "scene_instances": scene}], cpu)

@@ -35,6 +35,8 @@ class BEiT3(VisionLanguageBackbone):
         stem_channels: List[int] = (),
         stem_blocks: List[int] = (),
         stem_text_stage: int = 0,
+        stem_objects: int = 0,
+        stem_roles: int = 4,
         text_layers: int = 0,
         init_std: float = 0.02,
         embed_std: float = 0.02,
@@ -50,8 +52,8 @@ class BEiT3(VisionLanguageBackbone):
             max_text_positions: longest text in tokens.
             drop_path: stochastic depth at the last layer.
             checkpointing: recompute activations in the backward pass.
-            stem_channels, stem_blocks, stem_text_stage: see :class:`WordStem`; no channels for the
-                plain patch projection.
+            stem_channels, stem_blocks, stem_text_stage, stem_objects, stem_roles: see
+                :class:`WordStem`; no channels for the plain patch projection.
             text_layers: layers over the text alone before everything else.
             init_std: standard deviation of the linear layers' initial weights.
             embed_std: the same of the token, CLS and position tables.
@@ -62,7 +64,9 @@ class BEiT3(VisionLanguageBackbone):
         self.patch_size = patch_size
         stem = None
         if stem_channels:
-            stem = WordStem(stem_channels, stem_blocks, stem_text_stage, embed_dim)
+            stem = WordStem(
+                stem_channels, stem_blocks, stem_text_stage, embed_dim, stem_objects, stem_roles
+            )
         self.vision_embed = VisionEmbedding(
             embed_dim, patch_size, tuple(pretrain_image_size), stem, embed_std
         )
@@ -94,6 +98,8 @@ class BEiT3(VisionLanguageBackbone):
             "stem_channels": beit3.STEM_CHANNELS,
             "stem_blocks": beit3.STEM_BLOCKS,
             "stem_text_stage": beit3.STEM_TEXT_STAGE,
+            "stem_objects": beit3.STEM_OBJECTS,
+            "stem_roles": beit3.STEM_ROLES,
             "text_layers": beit3.TEXT_LAYERS,
             "init_std": beit3.INIT_STD,
             "embed_std": beit3.EMBED_STD,
@@ -135,7 +141,9 @@ class BEiT3(VisionLanguageBackbone):
         words, text = self.text_embed(text_ids, text_padding_mask)
         for layer in self.text_layers:
             text = layer(text, text_padding_mask)
-        image, grid, stem_features = self.vision_embed(images, words, text, text_padding_mask)
+        image, grid, stem_features, objects = self.vision_embed(
+            images, words, text, text_padding_mask
+        )
         attn_mask = None
         if has_padding:
             visible = text_padding_mask.new_ones(image.shape[:2])
@@ -147,4 +155,5 @@ class BEiT3(VisionLanguageBackbone):
             text=text,
             text_padding_mask=text_padding_mask,
             pooled=image[:, 0],
+            objects=objects,
         )

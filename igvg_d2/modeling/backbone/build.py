@@ -2,12 +2,40 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Dict
+from typing import Dict, Optional
 
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import nn
+
+
+@dataclass
+class SceneObjects:
+    """Up to K objects of every picture, best first; unused slots have low ``exists_logits``.
+
+    Attributes:
+        center_logits: float (N, h, w), whether a cell holds the centre of an object.
+        foreground_logits: float (N, h, w), whether any object is seen in a cell.
+        cell_middles: float (h * w, 2), (x, y) in cells, row by row.
+        votes: float (N, h * w, 2), centre of the object that is seen in a cell, (x, y) in cells.
+        positions: float (N, K, 2), centres (x, y) divided by the network input's (width, height).
+        exists_logits: float (N, K).
+        assignment: float (N, h * w, K), share of a cell that belongs to a slot; at most 1 in sum.
+        features: float (N, K, C), mean of the features over a slot's cells.
+        target_logits: float (N, K), whether the expression refers to an object; None before it was
+            read.
+    """
+
+    center_logits: torch.Tensor
+    foreground_logits: torch.Tensor
+    cell_middles: torch.Tensor
+    votes: torch.Tensor
+    positions: torch.Tensor
+    exists_logits: torch.Tensor
+    assignment: torch.Tensor
+    features: torch.Tensor
+    target_logits: Optional[torch.Tensor] = None
 
 
 @dataclass
@@ -19,12 +47,14 @@ class VLFeatures:
         text: float (N, L, C) for the text tokens, begin and end token included.
         text_padding_mask: bool (N, L), True = padding. Padding is always a suffix.
         pooled: float (N, C) summary of image and text (the CLS token).
+        objects: objects that the backbone found on its way, or None; read by auxiliary losses only.
     """
 
     image: Dict[str, torch.Tensor]
     text: torch.Tensor
     text_padding_mask: torch.Tensor
     pooled: torch.Tensor
+    objects: Optional[SceneObjects] = None
 
 
 class VisionLanguageBackbone(Backbone):

@@ -56,19 +56,20 @@ class VisionEmbedding(nn.Module):
             words, text, text_padding_mask: read by the stem only, see :meth:`WordStem.forward`.
 
         Returns:
-            tokens float (N, 1 + Hi * Wi, C) with CLS first, the grid (Hi, Wi), and the stem's
-            features (empty without a stem).
+            tokens float (N, 1 + Hi * Wi, C) with CLS first, the grid (Hi, Wi), the stem's features
+            (empty without a stem) and objects (None without them).
         """
+        objects, summary = None, 0.0
         if self.stem is None:
             x, stem_features = self.proj(images), {}
         else:
-            x, stem_features = self.stem(images, words, text, text_padding_mask)
+            x, stem_features, objects, summary = self.stem(images, words, text, text_padding_mask)
         grid = (x.shape[2], x.shape[3])
         tokens = x.flatten(2).transpose(1, 2) + interpolate_positions(
             self.positions, self.grid, grid
         )
-        cls = (self.cls_token + self.cls_position).expand(len(tokens), -1, -1)
-        return torch.cat([cls, tokens], dim=1), grid, stem_features
+        cls = (self.cls_token + self.cls_position).expand(len(tokens), -1, -1) + summary
+        return torch.cat([cls, tokens], dim=1), grid, stem_features, objects
 
 
 class TextEmbedding(nn.Module):

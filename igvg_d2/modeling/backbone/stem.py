@@ -5,12 +5,16 @@ encoders learn much faster with convolutions (Xiao et al., NeurIPS 2021), and fa
 words modulate them (Perez et al., FiLM, AAAI 2018).
 """
 
-from typing import Dict, Sequence, Tuple
+from typing import Dict, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from torch import nn
+
+from .build import SceneObjects
+from .role_reasoning import RoleReasoner
+from .scene_objects import ObjectFinder
 
 # Heads that pool the words for a modulation, and word maps given to the features.
 _POOL_HEADS = 4
@@ -25,11 +29,18 @@ class WordStem(nn.Module):
     Up to the first block of that stage the features know the picture only. There they are mapped
     into the space of the word embeddings ("stem_words"), compared with every word of the
     expression, and the comparisons are added to them as maps. All later blocks are modulated by the
-    words.
+    words. With ``num_objects``, the objects of the picture are found there too, and what the
+    expression says of each is added to its cells.
     """
 
     def __init__(
-        self, channels: Sequence[int], blocks: Sequence[int], text_stage: int, embed_dim: int
+        self,
+        channels: Sequence[int],
+        blocks: Sequence[int],
+        text_stage: int,
+        embed_dim: int,
+        num_objects: int = 0,
+        num_roles: int = 4,
     ):
         """
         Args:
@@ -37,6 +48,8 @@ class WordStem(nn.Module):
             blocks: residual blocks of each stage.
             text_stage: index of the stage where the words come in, after its first block.
             embed_dim: C, width of the tokens.
+            num_objects: K, slots for objects; 0 for a stem without them.
+            num_roles: H, see :class:`RoleReasoner`.
 
         Raises:
             ValueError: lengths differ, or the text stage has no block.
@@ -72,6 +85,9 @@ class WordStem(nn.Module):
                 nn.ModuleList(WordModulation(embed_dim, width) for _ in range(modulated))
             )
         self.word_maps = WordMaps(channels[text_stage], embed_dim)
+        self.object_maps = None
+        if num_objects > 0:
+            self.object_maps = ObjectMaps(channels[text_stage], embed_dim, num_objects, num_roles)
         self.proj = nn.Conv2d(channels[-1], embed_dim, kernel_size=1)
 
     def output_shape(self) -> Dict[str, ShapeSpec]:
@@ -89,7 +105,7 @@ class WordStem(nn.Module):
         words: torch.Tensor,
         text: torch.Tensor,
         text_padding_mask: torch.Tensor,
-    ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
+    ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor], Optional[SceneObjects], torch.Tensor]:
         """
         Args:
             images: float (N, 3, H, W).
@@ -98,9 +114,10 @@ class WordStem(nn.Module):
             text_padding_mask: bool (N, L), True = padding.
 
         Returns:
-            float (N, C, H / patch, W / patch) and the features of :meth:`output_shape`.
+            float (N, C, H / patch, W / patch), the features of :meth:`output_shape`, the objects or
+            None, and a summary of them to be added to the CLS token, float (N, 1, C) or 0.0.
         """
-        features = {}
+        features, objects, summary = {}, None, 0.0
         x = images
         for stage, (down, blocks) in enumerate(zip(self.stages, self.blocks)):
             x = down(x)
@@ -111,11 +128,64 @@ class WordStem(nn.Module):
                     x = x + block(x)
                 blocks = blocks[len(plain) :]
             if stage == self.text_stage:
+                seen = x
                 x, features["stem_words"] = self.word_maps(x, words, text, text_padding_mask)
+                if self.object_maps is not None:
+                    maps, objects, summary = self.object_maps(
+                        seen,
+                        features["stem_words"],
+                        words,
+                        text,
+                        text_padding_mask,
+                        self.word_maps.similarity,
+                    )
+                    x = x + maps
             for block, modulation in zip(blocks, self.modulations[stage]):
                 x = x + block(modulation(x, text, text_padding_mask))
             features[f"stem_{2 ** (stage + 1)}"] = x
-        return self.proj(x), features
+        return self.proj(x), features, objects, summary
+
+
+class ObjectMaps(nn.Module):
+    """Finds the objects, reads the expression, and tells the cells of each what it says of it."""
+
+    def __init__(self, width: int, embed_dim: int, num_objects: int, num_roles: int):
+        """
+        Args:
+            width: channels of the features.
+            embed_dim: C.
+            num_objects: K.
+            num_roles: H, see :class:`RoleReasoner`.
+        """
+        super().__init__()
+        self.finder = ObjectFinder(width, embed_dim, num_objects)
+        self.reasoner = RoleReasoner(embed_dim, num_roles)
+        self.out = nn.Linear(embed_dim, width)
+        self.summary = nn.Linear(embed_dim + 1, embed_dim)
+
+    def forward(self, x, cells, words, text, text_padding_mask, similarity):
+        """
+        Args:
+            x: float (N, width, h, w), features that know the picture only.
+            cells: float (N, C, h, w), the same in the words' space.
+            words, text, text_padding_mask: see :meth:`WordStem.forward`.
+            similarity: compares objects and words, see :meth:`WordMaps.similarity`.
+
+        Returns:
+            float (N, width, h, w) to be added to the features, :class:`SceneObjects`, and a summary
+            float (N, 1, C).
+        """
+        objects = self.finder(x, cells)
+        likeness = similarity(objects.features, words)
+        objects, found = self.reasoner(objects, likeness, text, text_padding_mask)
+        exists = objects.exists_logits.sigmoid()[..., None]
+        maps = objects.assignment @ self.out(found * exists)
+        wanted = exists * objects.target_logits.sigmoid()[..., None]
+        mean = (wanted * found).sum(dim=1, keepdim=True) / (1 + wanted.sum(dim=1, keepdim=True))
+        best = torch.minimum(objects.target_logits, objects.exists_logits).amax(dim=1)
+        best = 3 * (best / 9).tanh()[:, None, None]
+        summary = self.summary(torch.cat([mean, best], dim=-1))
+        return maps.transpose(1, 2).unflatten(2, x.shape[-2:]), objects, summary
 
 
 class WordMaps(nn.Module):

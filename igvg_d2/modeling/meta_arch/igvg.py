@@ -162,8 +162,8 @@ class IGVG(nn.Module):
                 * "image": uint8 or float (3, H, W), one size for the batch;
                 * "text_ids": int64 (L,), "text_padding_mask": bool (L,), True = padding;
                 * "instances" (training): ``Instances`` with gt_boxes, gt_masks, network frame;
-                * "scene_categories" (training, ``INPUT.SCENE_CATEGORIES``): uint8 (H, W), 0 =
-                  background, else 1 + category;
+                * "scene_categories", "scene_instances" (training, ``INPUT.SCENE_CATEGORIES``):
+                  uint8 (H, W), 0 = background, else 1 + category, 1 + index of the object;
                 * "height", "width" (inference): size of the output, default (H, W);
                 * "content_size" (inference): (rows, columns) of the picture in the top left corner
                   of a padded input, default (H, W).
@@ -179,10 +179,8 @@ class IGVG(nn.Module):
             targets = GroundingTargets.from_instances(
                 [x["instances"] for x in batched_inputs], self.device
             )
-            if self.scene_head is not None and self.scene_head.category is not None:
-                scenes = torch.stack([x["scene_categories"] for x in batched_inputs])
-                self.scene_head.check_categories(scenes)
-                targets.scene_categories = scenes.to(self.device, non_blocking=True)
+            if self.scene_head is not None and self.scene_head.needs_scene:
+                targets.scene = self.scene_head.read_scene(batched_inputs, self.device)
             targets.totals = batch_totals(batched_inputs, self.device)
         vl_features = self.backbone(images, text_ids, text_padding_mask, has_padding)
         outputs, losses = self.predict(vl_features, targets)
@@ -299,6 +297,7 @@ class IGVG(nn.Module):
             text=text,
             text_padding_mask=vl_features.text_padding_mask,
             pooled=vl_features.pooled,
+            objects=vl_features.objects,
         )
 
     @torch.no_grad()
