@@ -3,6 +3,7 @@
 from typing import Any, Dict, List
 
 import torch
+from detectron2.utils import comm
 
 # Coefficients of the quintic iteration (Jordan et al., "Muon", 2024).
 _A, _B, _C = 3.4445, -4.7750, 2.0315
@@ -70,8 +71,8 @@ class Muon(torch.optim.Optimizer):
         grads = [p.grad for p in params]
         torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
         updates = torch._foreach_lerp(grads, buffers, group["momentum"])
-        for p, update in zip(params, updates):
-            update = orthogonalise(update.flatten(1), group["ns_steps"])
+        matrices = orthogonalise_all([update.flatten(1) for update in updates], group["ns_steps"])
+        for p, update in zip(params, matrices):
             scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
             p.add_(update.reshape(p.shape), alpha=-group["lr"] * scale)
 
@@ -120,6 +121,47 @@ def orthogonalise(matrix: torch.Tensor, steps: int) -> torch.Tensor:
         gram = x @ x.T
         x = _A * x + (_B * gram + _C * gram @ gram) @ x
     return x.T if tall else x
+
+
+def orthogonalise_all(matrices: List[torch.Tensor], steps: int) -> List[torch.Tensor]:
+    """:func:`orthogonalise` of several matrices; every process of a job does a share of them.
+
+    Args:
+        matrices: float (rows, columns) each, the same on all processes, which all have to call this.
+        steps: iterations.
+
+    Returns:
+        list of float (rows, columns), the same on all processes.
+    """
+    world_size, rank = comm.get_world_size(), comm.get_rank()
+    if world_size == 1:
+        return [orthogonalise(matrix, steps) for matrix in matrices]
+    owners = share_out([m.numel() * min(m.shape) for m in matrices], world_size)
+    flat = matrices[0].new_zeros(sum(m.numel() for m in matrices))
+    parts = flat.split([m.numel() for m in matrices])
+    for owner, matrix, part in zip(owners, matrices, parts):
+        if owner == rank:
+            part.copy_(orthogonalise(matrix, steps).flatten())
+    # Every number has one owner and is 0 elsewhere, so the sum changes no bit.
+    torch.distributed.all_reduce(flat)
+    return [part.view_as(matrix) for part, matrix in zip(parts, matrices)]
+
+
+def share_out(costs: List[int], num_shares: int) -> List[int]:
+    """Give every item to the share with the least so far, the most expensive items first.
+
+    Args:
+        costs: of the items.
+        num_shares: at least 1.
+
+    Returns:
+        index of the share of every item.
+    """
+    owners, totals = [0] * len(costs), [0] * num_shares
+    for item in sorted(range(len(costs)), key=lambda item: -costs[item]):
+        owners[item] = totals.index(min(totals))
+        totals[owners[item]] += costs[item]
+    return owners
 
 
 def split_matrices(groups: List[Dict[str, Any]], model, lr: float, base_lr: float):
