@@ -127,7 +127,7 @@ def orthogonalise_all(matrices: List[torch.Tensor], steps: int) -> List[torch.Te
     """:func:`orthogonalise` of several matrices; every process of a job does a share of them.
 
     Args:
-        matrices: float (rows, columns) each, the same on all processes, which all have to call this.
+        matrices: float (rows, columns) each, the same on all processes; all have to call this.
         steps: iterations.
 
     Returns:
