@@ -33,6 +33,9 @@ STEM = [
     "MODEL.SCENE_HEAD.NUM_CATEGORIES", 8,
     "MODEL.SCENE_HEAD.WORD_WEIGHT", 1.0,
     "INPUT.SCENE_CATEGORIES", True,
+    "MODEL.BEIT3.STEM_OBJECTS", 6,
+    "MODEL.SCENE_HEAD.CENTER_WEIGHT", 1.0,
+    "MODEL.SCENE_HEAD.OBJECT_WEIGHT", 1.0,
 ]  # fmt: skip
 SCALE = 256.0
 # Targets of 8 samples. More than the 4 queries; none in one half; one alone; none at all.
