@@ -73,7 +73,7 @@ def test_images_larger_than_in_pretraining_use_the_resized_table():
     embed = backbone.vision_embed
     assert tuple(embed.positions.shape) == (1, 6, 32)
     images = torch.zeros(1, 3, 64, 48)
-    tokens, grid, _ = embed(images)
+    tokens, grid, *_ = embed(images)
     assert grid == (4, 3) and tuple(tokens.shape) == (1, 13, 32)
     expected = embed.proj.bias + interpolate_positions(embed.positions, (2, 3), (4, 3))
     torch.testing.assert_close(tokens[:, 1:], expected)
