@@ -18,9 +18,9 @@ JOBS     ?= $(shell n="$$(getconf _NPROCESSORS_ONLN)"; [ "$$n" -lt 4 ] && echo "
 PY := $(VENV)/bin/python
 SHAPES = $(DATASETS)/shapes
 
-# Detectron2 imports torch.jit.script, which new PyTorch releases announce to replace; and DDP tells of
-# gradients of 1x1 convolutions that it has to copy, a few numbers each.
-export PYTHONWARNINGS ?= ignore:`torch.jit.script` is deprecated:FutureWarning,ignore:Grad strides do not match bucket view strides:UserWarning
+# Detectron2 imports torch.jit.script and names an option of DDP, which new PyTorch releases announce to replace;
+# and DDP tells of gradients of 1x1 convolutions that it has to copy, a few numbers each.
+export PYTHONWARNINGS ?= ignore:`torch.jit.script` is deprecated:FutureWarning,ignore:Grad strides do not match bucket view strides:UserWarning,ignore:`broadcast_buffers` is deprecated:FutureWarning
 
 .DEFAULT_GOAL := help
 .PHONY: help env data train report demo test lint clean clean-all
