@@ -83,17 +83,17 @@ def _realize_all(
     return done
 
 
-def generate_image(
+def generate_scene(
     seed: int, split: SplitConfig, index: int
-) -> Tuple[Scene, np.ndarray, List[SceneExpression]]:
-    """Draw picture ``index`` of a split; it depends on nothing but the arguments.
+) -> Tuple[Scene, List[SceneExpression], np.random.Generator]:
+    """Draw scene ``index`` of a split; it depends on nothing but the arguments.
 
     The expressions are planned first and scenes are drawn until one supports them all. Dropping
     the plans that a scene cannot fulfil instead would make hard forms rare among expressions with
     targets, and the form would then betray no-target expressions.
 
     Returns:
-        the scene, its picture uint8 (height, width, 3) RGB, and at least one expression.
+        the scene, at least one expression, and the generator that its picture is to be drawn with.
     """
     rng = np.random.default_rng(np.random.SeedSequence((seed, split.index, index)))
     plans = [
@@ -124,4 +124,16 @@ def generate_image(
             texts.append(verbalize(meaning, rng))
         sentences = tuple(dict.fromkeys(texts))
         expressions.append(SceneExpression(plan, meaning, targets, sentences))
+    return scene, expressions, rng
+
+
+def generate_image(
+    seed: int, split: SplitConfig, index: int
+) -> Tuple[Scene, np.ndarray, List[SceneExpression]]:
+    """Draw picture ``index`` of a split, see :func:`generate_scene`.
+
+    Returns:
+        the scene, its picture uint8 (height, width, 3) RGB, and at least one expression.
+    """
+    scene, expressions, rng = generate_scene(seed, split, index)
     return scene, render_scene(scene, rng), expressions
