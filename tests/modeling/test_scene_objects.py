@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from igvg_d2.modeling import build_vl_backbone
+from igvg_d2.modeling.backbone import role_reasoning
 from igvg_d2.modeling.backbone.build import SceneObjects
 from igvg_d2.modeling.backbone.role_reasoning import RoleReasoner, object_facts
 from igvg_d2.modeling.backbone.scene_objects import ObjectFinder
@@ -107,6 +108,35 @@ def test_sides_and_distance_of_an_anchor():
     assert below[2] > 0.9 and abs(right_of[2]) < 1e-5
     expected = torch.tensor([0.04, 4 * math.sqrt(0.16 + 1e-4), 4 * math.sqrt(0.09 + 1e-4)])
     torch.testing.assert_close(facts["distance"][:, 0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_positions_and_facts_are_exact_under_bfloat16(monkeypatch):
+    """Three objects in a row, each 0.004 of the picture after the other: bfloat16 merges them."""
+    seen = {}
+
+    def record(*args):
+        seen["facts"] = object_facts(*args)
+        return seen["facts"]
+
+    monkeypatch.setattr(role_reasoning, "object_facts", record)
+    objects = random_objects(n=1)
+    objects.positions = torch.tensor([[[0.900, 0.5], [0.904, 0.5], [0.908, 0.5]]])
+    objects.exists_logits = torch.zeros(1, 3)
+    text, padding = torch.randn(1, 4, 16), torch.zeros(1, 4, dtype=torch.bool)
+    finder, x = ObjectFinder(4, 2, 5), torch.randn(1, 4, 40, 40)
+    nn.init.normal_(finder.predictor.weight, std=1e-3)
+    nn.init.zeros_(finder.predictor.bias)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = finder(x.bfloat16(), x[:, :2])
+        # Words that resemble nothing: all objects fit alike, and the anchor is their middle.
+        RoleReasoner(16, 1)(objects, torch.zeros(1, 3, 4), text, padding)
+    # Centres are whole cells here, up to small offsets, which 16 bits hold.
+    in_cells = found.positions.float() * 40 - 0.5
+    torch.testing.assert_close(in_cells, in_cells.round(), rtol=0, atol=0.02)
+    # Behind fit, prob, total, distance and outermost (4).
+    right_of = seen["facts"][0, :, 8]
+    side = math.tanh(8 * 0.004)
+    torch.testing.assert_close(right_of, torch.tensor([-side, 0.0, side]), rtol=0, atol=1e-4)
 
 
 def random_objects(n=2, k=3, cells=(2, 4), dim=16):

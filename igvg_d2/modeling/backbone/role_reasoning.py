@@ -83,7 +83,9 @@ class RoleReasoner(nn.Module):
         values = self.value(text).unflatten(-1, (_POOL_HEADS, -1))
         pooled = self.pooled_norm((weights[..., None] * values).sum(dim=1).flatten(1))
         fit = self.scale * (similarity @ roles) + self.threshold(pooled)[:, None]
-        facts = object_facts(fit, objects.exists_logits, objects.positions)
+        # Sides and orders are decided by small differences of positions.
+        with torch.autocast(fit.device.type, enabled=False):
+            facts = object_facts(fit.float(), objects.exists_logits, objects.positions)
         found = self.input(facts * (1 + self.selection(pooled)[:, None]))
         scales_shifts = [m(pooled)[:, None].chunk(2, dim=-1) for m in self.modulations]
         scale, shift = scales_shifts[0]

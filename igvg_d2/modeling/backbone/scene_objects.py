@@ -49,9 +49,10 @@ class ObjectFinder(nn.Module):
                 f"MODEL.BEIT3.STEM_OBJECTS = {self.num_objects} needs as many cells, but the "
                 f"stem has {height} x {width}; enlarge INPUT.IMAGE_SIZE."
             )
-        maps = self.predictor(F.gelu(self.hidden(x)))
+        # In 16 bits a position would be off by up to 1/256 of the picture.
+        maps = self.predictor(F.gelu(self.hidden(x))).float()
         center, foreground = maps[:, 0], maps[:, 3]
-        middles = cell_middles(height, width, x)
+        middles = cell_middles(height, width, maps)
         votes = middles + maps[:, 1:3].flatten(2).transpose(1, 2)
         peaks = F.max_pool2d(center[:, None], kernel_size=3, stride=1, padding=1)[:, 0]
         scores = center.masked_fill(center < peaks, float("-inf")).flatten(1)
@@ -62,7 +63,7 @@ class ObjectFinder(nn.Module):
         assignment = own * foreground.flatten(1).sigmoid()[..., None]
         area = assignment.sum(dim=1)[..., None]
         mean = assignment.transpose(1, 2) @ cells.flatten(2).transpose(1, 2) / (area + 1e-3)
-        size = x.new_tensor([width, height])
+        size = maps.new_tensor([width, height])
         # Where there are fewer peaks than slots, the rest are cells beside a peak.
         is_peak = scores.gather(1, index).isfinite()
         exists = center.flatten(1).gather(1, index).masked_fill(~is_peak, -10.0)
