@@ -135,9 +135,8 @@ class SceneHead(nn.Module):
             targets: with a scene, network frame.
         """
         log_probs = self.category(features.permute(0, 2, 3, 1)).float().log_softmax(-1)
-        classes = torch.arange(log_probs.shape[-1], device=features.device)
-        one_hot = (targets.scene.categories[:, None] == classes[:, None, None]).float()
-        share = F.interpolate(one_hot, size=features.shape[-2:], mode="area").permute(0, 2, 3, 1)
+        share = targets.scene.category_shares(log_probs.shape[-1], features.shape[-2:])
+        share = share.view_as(log_probs)
         cross_entropy = -(log_probs * share).sum(-1)
         background = share[..., 0]
         totals, cells = targets.totals, background[0].numel()

@@ -1,7 +1,5 @@
 """Losses on the objects that a stem finds; every sample weighs the same."""
 
-from typing import Tuple
-
 import torch
 import torch.nn.functional as F
 
@@ -28,7 +26,10 @@ def center_loss(objects: SceneObjects, scene: SceneTargets) -> torch.Tensor:
     Returns:
         float scalar, mean over the pictures.
     """
-    shares, centers, present = _object_grid(scene, tuple(objects.center_logits.shape[-2:]))
+    height, width = objects.center_logits.shape[-2:]
+    shares = scene.object_shares((height, width))
+    centers, present = scene.object_centers()
+    centers = centers * centers.new_tensor([width, height])
     squared = (centers[:, None] - objects.cell_middles[:, None]).square().sum(-1)
     closeness = (-squared / (2 * _CENTER_SPREAD**2)).exp() * present[:, None]
     wanted = closeness.amax(dim=2)
@@ -69,21 +70,3 @@ def object_loss(objects: SceneObjects, targets: GroundingTargets) -> torch.Tenso
         objects.target_logits.float(), wanted, reduction="none"
     )
     return ((loss * exists).sum(dim=1) / (exists.sum(dim=1) + 1e-3)).mean()
-
-
-def _object_grid(
-    scene: SceneTargets, size: Tuple[int, int]
-) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Share of every object in every cell, float (N, h * w, K), centres of the visible boxes (x, y)
-    in cells, float (N, K, 2), and which objects are there, float (N, K)."""
-    numbers = torch.arange(1, scene.num_objects + 1, device=scene.instances.device)
-    masks = (scene.instances[:, None] == numbers[:, None, None]).float()
-    shares = F.interpolate(masks, size=size, mode="area").flatten(2).transpose(1, 2)
-    centers = []
-    for axis, cells in ((2, size[1]), (3, size[0])):
-        seen = masks.amax(dim=axis)
-        length = seen.shape[-1]
-        first = seen.argmax(dim=-1)
-        last = length - seen.flip(-1).argmax(dim=-1)
-        centers.append((first + last) * (cells / (2 * length)))
-    return shares, torch.stack(centers, dim=-1), masks.amax(dim=(2, 3))

@@ -1,7 +1,7 @@
 """Ground truth of a batch as padded tensors, so that no component loops over samples."""
 
 from dataclasses import dataclass, replace
-from typing import List, Optional
+from typing import List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,69 @@ class SceneTargets:
     categories: torch.Tensor
     instances: torch.Tensor
     num_objects: int
+
+    def category_shares(self, num_classes: int, size: Tuple[int, int]) -> torch.Tensor:
+        """Share of the background (0) and of each category in every cell of a grid.
+
+        Args:
+            num_classes: C, with the background.
+            size: (h, w), divisors of (H, W).
+
+        Returns:
+            float (N, h * w, C).
+        """
+        return _shares(self.categories, num_classes, size)
+
+    def object_shares(self, size: Tuple[int, int]) -> torch.Tensor:
+        """Share of each object in every cell of a grid.
+
+        Args:
+            size: (h, w), divisors of (H, W).
+
+        Returns:
+            float (N, h * w, num_objects).
+        """
+        return _shares(self.instances, self.num_objects + 1, size)[..., 1:]
+
+    def object_centers(self) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Centres of the visible boxes, (x, y) as fractions of the picture, float
+        (N, num_objects, 2), and which objects are there, float (N, num_objects)."""
+        n, height, width = self.instances.shape
+        k = self.num_objects + 1
+        x = torch.arange(width, device=self.instances.device).expand(height, width)
+        y = torch.arange(height, device=self.instances.device)[:, None].expand(height, width)
+        centers = []
+        for place, length in ((x, width), (y, height)):
+            # Which object is seen in which column (row); the same place is written many times.
+            index = place * k + self.instances
+            seen = torch.zeros(n, length * k, device=index.device)
+            seen = seen.scatter_(1, index.flatten(1), 1.0).view(n, length, k)[..., 1:]
+            first = seen.argmax(dim=1)
+            last = length - seen.flip(1).argmax(dim=1)
+            centers.append((first + last) / (2 * length))
+        return torch.stack(centers, dim=-1), seen.amax(dim=1)
+
+
+def _shares(labels: torch.Tensor, num_labels: int, size: Tuple[int, int]) -> torch.Tensor:
+    """Share of every label in the cells of a grid, by counting: (N, H, W) -> (N, h * w, labels).
+
+    Raises:
+        ValueError: cells of unequal size.
+    """
+    n, height, width = labels.shape
+    h, w = size
+    if height % h or width % w:
+        raise ValueError(
+            f"The scene is {height} x {width} pixels, which a grid of {h} x {w} cells does not "
+            "divide evenly; the features the scene losses read must have a whole stride."
+        )
+    rows = torch.arange(height, device=labels.device) // (height // h)
+    columns = torch.arange(width, device=labels.device) // (width // w)
+    index = (rows[:, None] * w + columns) * num_labels + labels
+    counts = torch.zeros(n, h * w * num_labels, device=labels.device)
+    one = counts.new_ones(1).expand(n, height * width)
+    counts.scatter_add_(1, index.flatten(1), one)
+    return counts.view(n, h * w, num_labels) * (h * w / (height * width))
 
 
 @dataclass

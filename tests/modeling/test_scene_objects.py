@@ -192,6 +192,26 @@ def test_center_loss_by_hand():
     assert float(center_loss(objects, scene)) > expected
 
 
+def test_shares_and_centers_of_objects_by_hand():
+    instances = torch.zeros(1, 4, 6, dtype=torch.uint8)
+    instances[0, 0, 1:4] = 1
+    instances[0, 1:4, 5] = 3
+    scene = SceneTargets(instances, instances, num_objects=3)
+    shares = scene.object_shares((2, 3))
+    assert shares.shape == (1, 6, 3)
+    expected = torch.zeros(6, 3)
+    expected[0, 0], expected[1, 0] = 1 / 4, 2 / 4
+    expected[2, 2], expected[5, 2] = 1 / 4, 2 / 4
+    torch.testing.assert_close(shares[0], expected)
+    torch.testing.assert_close(scene.category_shares(4, (2, 3))[0, :, 1:], expected)
+    centers, present = scene.object_centers()
+    assert present.tolist() == [[1.0, 0.0, 1.0]]
+    expected = torch.tensor([[2.5 / 6, 0.5 / 4], [5.5 / 6, 2.5 / 4]])
+    torch.testing.assert_close(centers[0, [0, 2]], expected)
+    with pytest.raises(ValueError, match="4 x 6 pixels, which a grid of 3 x 3 cells"):
+        scene.object_shares((3, 3))
+
+
 def test_object_loss_by_hand():
     targets = random_targets([1, 0], size=(8, 8))
     targets.masks = torch.zeros(2, 1, 8, 8)
