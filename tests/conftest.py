@@ -1,8 +1,10 @@
 """Fixtures every test folder may use."""
 
+import multiprocessing
 from pathlib import Path
 
 import pytest
+import torch
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -24,3 +26,32 @@ def assert_within(record_property):
         assert difference <= bound, f"{quantity}: difference {difference:.1e} > {bound:.0e}"
 
     return check
+
+
+@pytest.fixture
+def in_two_processes(tmp_path):
+    """Callable (work): runs work(rank) in two forked gloo processes; returns both results.
+
+    Results travel by pickle; tensors as numpy arrays, because a process takes its shared memory
+    along when it ends.
+    """
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+
+    def process(work, rank):
+        address = f"file://{tmp_path}/rendezvous"
+        torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+        queue.put((rank, work(rank)))
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+    def run(work):
+        workers = [context.Process(target=process, args=(work, rank)) for rank in (0, 1)]
+        for worker in workers:
+            worker.start()
+        results = dict(queue.get(timeout=60) for _ in workers)
+        for worker in workers:
+            worker.join(60)
+        return [results[rank] for rank in (0, 1)]
+
+    return run

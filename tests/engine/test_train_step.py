@@ -1,7 +1,5 @@
 """A step equals that of the whole batch, however it is cut, and mixed precision trains."""
 
-import multiprocessing
-
 import pytest
 import torch
 from detectron2.engine import SimpleTrainer
@@ -109,11 +107,8 @@ SYNC_BN = ["MODEL.PIXEL_DECODER.NORM", "SyncBN"]
 CASES = [(name, parts, []) for name in COUNTS for parts in (1, 2)] + [("mixed", 1, SYNC_BN)]
 
 
-def work(rank, path, queue):
+def work(rank):
     """One of two processes: the gradients of its half of each batch, whole and in two parts."""
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{path}", rank=rank, world_size=2
-    )
     results = {}
     for name, parts, norm in CASES:
         model = nn.parallel.DistributedDataParallel(make_model(norm), broadcast_buffers=False)
@@ -122,21 +117,11 @@ def work(rank, path, queue):
         found = gradients(model, half, parts)[1]
         found = {k.removeprefix("module."): v.numpy() for k, v in found.items()}
         results[name, parts, tuple(norm)] = found
-    if rank == 0:
-        queue.put(results)
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    return results
 
 
-def test_two_processes_equal_one(tmp_path):
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    workers = [context.Process(target=work, args=(r, tmp_path / "store", queue)) for r in (0, 1)]
-    for worker in workers:
-        worker.start()
-    results = queue.get(timeout=60)
-    for worker in workers:
-        worker.join(60)
+def test_two_processes_equal_one(in_two_processes):
+    results = in_two_processes(work)[0]
     assert len(results) == len(CASES)
     for (name, _, norm), found in results.items():
         expected = gradients(make_model(norm), random_batch(COUNTS[name]))[1]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from detectron2.modeling import build_model
-from torch import multiprocessing, nn
+from torch import nn
 
 import igvg_d2.modeling  # noqa: F401
 from igvg_d2.solver import build_optimizer
@@ -104,30 +104,15 @@ def test_work_is_shared_out_evenly():
     assert share_out([], 2) == []
 
 
-def work(rank, path, queue):
-    """One of two processes: its results for the matrices of both."""
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{path}", rank=rank, world_size=2
-    )
-    queue.put((rank, [m.numpy() for m in orthogonalise_all(some_matrices(), 4)]))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-
-
 def some_matrices():
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(shape, generator=generator) for shape in ((5, 9), (12, 4), (3, 3))]
 
 
-def test_processes_that_share_the_work_get_what_one_gets(tmp_path):
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    workers = [context.Process(target=work, args=(r, tmp_path / "store", queue)) for r in (0, 1)]
-    for worker in workers:
-        worker.start()
-    results = dict(queue.get(timeout=60) for _ in workers)
-    for worker in workers:
-        worker.join(60)
-    for rank in (0, 1):
-        for found, matrix in zip(results[rank], some_matrices()):
+def test_processes_that_share_the_work_get_what_one_gets(in_two_processes):
+    results = in_two_processes(
+        lambda rank: [m.numpy() for m in orthogonalise_all(some_matrices(), 4)]
+    )
+    for result in results:
+        for found, matrix in zip(result, some_matrices()):
             assert torch.equal(torch.from_numpy(found), orthogonalise(matrix, 4))
