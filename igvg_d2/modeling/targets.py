@@ -48,8 +48,12 @@ class SceneTargets:
         return _shares(self.instances, self.num_objects + 1, size)[..., 1:]
 
     def object_centers(self) -> Tuple[torch.Tensor, torch.Tensor]:
-        """Centres of the visible boxes, (x, y) as fractions of the picture, float
-        (N, num_objects, 2), and which objects are there, float (N, num_objects)."""
+        """Where the objects are, network frame.
+
+        Returns:
+            float (N, num_objects, 2), centres (x, y) of the visible boxes divided by (W, H), the
+            middle for an object that is not seen; and float (N, num_objects), 1 if it is seen.
+        """
         n, height, width = self.instances.shape
         k = self.num_objects + 1
         x = torch.arange(width, device=self.instances.device).expand(height, width)
@@ -67,7 +71,15 @@ class SceneTargets:
 
 
 def _shares(labels: torch.Tensor, num_labels: int, size: Tuple[int, int]) -> torch.Tensor:
-    """Share of every label in the cells of a grid, by counting: (N, H, W) -> (N, h * w, labels).
+    """Share of every label in the cells of a grid, by counting.
+
+    Args:
+        labels: uint8 (N, H, W), each below num_labels.
+        num_labels: S.
+        size: (h, w).
+
+    Returns:
+        float (N, h * w, S).
 
     Raises:
         ValueError: cells of unequal size.
@@ -77,7 +89,7 @@ def _shares(labels: torch.Tensor, num_labels: int, size: Tuple[int, int]) -> tor
     if height % h or width % w:
         raise ValueError(
             f"The scene is {height} x {width} pixels, which a grid of {h} x {w} cells does not "
-            "divide evenly; the features the scene losses read must have a whole stride."
+            "divide evenly; make INPUT.IMAGE_SIZE a multiple of the stride of 'stem_words'."
         )
     rows = torch.arange(height, device=labels.device) // (height // h)
     columns = torch.arange(width, device=labels.device) // (width // w)
