@@ -17,8 +17,12 @@ IGNORED_PARTS = {
 PREFIX = "beit3."
 MASK_TOKEN = "beit3.vision_embed.mask_token"
 POSITIONS = "beit3.encoder.embed_positions.A.weight"
-# Side of a patch in BEiT-3's files, in pixels.
-PATCH = 16
+_TEXT_POSITIONS = "beit3.encoder.embed_positions.B.weight"
+_WORDS = "beit3.text_embed.weight"
+_PATCHES = "beit3.vision_embed.proj.weight"
+_FFN = "beit3.encoder.layers.0.ffn.A.fc1.weight"
+# Tensors whose shapes give the size, and their dimensions.
+_MEASURED = {POSITIONS: 2, _TEXT_POSITIONS: 2, _WORDS: 2, _PATCHES: 4, _FFN: 2}
 
 
 def is_beit3(checkpoint: Dict[str, Any]) -> bool:
@@ -28,7 +32,7 @@ def is_beit3(checkpoint: Dict[str, Any]) -> bool:
 
 
 def convert_beit3(
-    checkpoint: Dict[str, Any], image_size: Tuple[int, int] = (320, 320), patch_size: int = PATCH
+    checkpoint: Dict[str, Any], image_size: Tuple[int, int] = (320, 320), patch_size: int = 16
 ) -> Tuple[Tensors, ConversionReport]:
     """Rename and pack the encoder; resize positions and patches to the configured sizes.
 
@@ -64,8 +68,8 @@ def convert_beit3(
         )
     converted = apply_rules(rules, state)
     grid = tuple(side // patch_size for side in image_size)
-    _resize_positions(converted, tuple(side // PATCH for side in size.image_size), grid)
-    _resize_patches(converted, patch_size)
+    _resize_positions(converted, tuple(side // size.patch_size for side in size.image_size), grid)
+    _resize_patches(converted, size.patch_size, patch_size)
     ignored[MASK_TOKEN] = "only used in the masked pre-training"
     ignored[POSITIONS] = "rows 0 and 1 are never looked up"
     return converted, ConversionReport(size, ignored, {})
@@ -95,28 +99,46 @@ def _plain_keys(state: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def _measure(state: Dict[str, Any]) -> ModelSize:
-    """Size of the encoder from the tensor that shows it."""
+    """Size of the encoder from the shapes of some tensors; a tiny one is measured as a large one.
+
+    The number of heads is in no tensor: it is 0 for an encoder that is not BEiT-3 base or large.
+    """
     if not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         others = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
         raise ValueError(f"This is no BEiT-3 checkpoint: {others[:5]} are no tensors.")
-    if POSITIONS not in state:
+    missing = [key for key in _MEASURED if key not in state]
+    if missing:
         raise ValueError(
-            f"This is no BEiT-3 checkpoint: expected the table '{POSITIONS}', found "
-            f"{list(state)[:5]}. The tokenizer's beit3.spm and other models are other files."
+            f"This is no BEiT-3 checkpoint: expected '{missing[0]}', found {list(state)[:5]}. The "
+            "tokenizer's beit3.spm and other models are other files."
         )
-    if state[POSITIONS].dim() != 2:
+    wrong = [key for key, dims in _MEASURED.items() if state[key].dim() != dims]
+    if wrong:
         raise ValueError(
-            f"This is no BEiT-3 checkpoint: {POSITIONS} has shape {tuple(state[POSITIONS].shape)}, "
-            f"expected (3 + cells, width) with a width of {sorted(ENCODERS)}."
+            f"This is no BEiT-3 checkpoint: {wrong[0]} has shape {tuple(state[wrong[0]].shape)}, "
+            f"expected {_MEASURED[wrong[0]]} dimensions."
         )
-    rows, width = state[POSITIONS].shape
-    if width not in ENCODERS:
+    rows, width = len(state[POSITIONS]), state[_WORDS].shape[1]
+    if state[POSITIONS].shape[1] != width:
         raise ValueError(
-            f"{POSITIONS} has width {width}; known encoders have {sorted(ENCODERS)} (base, large)."
+            f"This is no BEiT-3 checkpoint: {POSITIONS} has width {state[POSITIONS].shape[1]}, "
+            f"{_WORDS} has width {width}."
         )
-    depth, ffn_dim, num_heads = ENCODERS[width]
-    side = PATCH * round(max(rows - 3, 0) ** 0.5)
-    return ModelSize(width, depth, ffn_dim, num_heads, 0, (side, side))
+    ffn_dim, patch = len(state[_FFN]), state[_PATCHES].shape[-1]
+    depth = len({key.split(".")[3] for key in state if key.startswith("beit3.encoder.layers.")})
+    side = patch * round(max(rows - 3, 0) ** 0.5)
+    num_heads = ENCODERS[width][2] if width in ENCODERS else 0
+    return ModelSize(
+        width,
+        depth,
+        ffn_dim,
+        num_heads,
+        num_queries=0,
+        image_size=(side, side),
+        vocab_size=len(state[_WORDS]),
+        text_rows=len(state[_TEXT_POSITIONS]),
+        patch_size=patch,
+    )
 
 
 def _resize_positions(state: Tensors, source: Tuple[int, ...], target: Tuple[int, ...]) -> None:
@@ -130,10 +152,10 @@ def _resize_positions(state: Tensors, source: Tuple[int, ...], target: Tuple[int
     state[name] = table.permute(0, 2, 3, 1).reshape(1, -1, dim).contiguous()
 
 
-def _resize_patches(state: Tensors, patch_size: int) -> None:
+def _resize_patches(state: Tensors, source: int, target: int) -> None:
     """Kernel of the patch projection to another patch size, in place of the old one."""
     name = "backbone.vision_embed.proj.weight"
-    if patch_size != PATCH:
-        size = (patch_size, patch_size)
+    if target != source:
+        size = (target, target)
         kernel = state[name].float()
         state[name] = F.interpolate(kernel, size=size, mode="bicubic", align_corners=False)

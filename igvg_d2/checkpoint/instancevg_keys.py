@@ -49,6 +49,8 @@ class ModelSize:
         embed_dim, depth, ffn_dim, num_heads: size of the encoder.
         num_queries: N_q.
         image_size: (height, width) in pixels that the position table covers.
+        vocab_size, text_rows, patch_size: rows of the word table, of the text positions (the two
+            unused ones included), and side of a patch; those of the published files by default.
     """
 
     embed_dim: int
@@ -57,6 +59,9 @@ class ModelSize:
     num_heads: int
     num_queries: int
     image_size: Tuple[int, int]
+    vocab_size: int = 64010
+    text_rows: int = 1024
+    patch_size: int = 16
 
     def config_options(self) -> List[Any]:
         """KEY VALUE pairs a config must agree with, for ``cfg.merge_from_list``."""
@@ -117,12 +122,12 @@ def encoder_rules(size: ModelSize, old: str = "vis_enc.beit3") -> List[Rule]:
         old: prefix of the encoder's keys; "beit3" in BEiT-3's own files.
     """
     c, new = size.embed_dim, "backbone"
-    patch = 16
+    patch = size.patch_size
     grid = [side // patch for side in size.image_size]
     vision = {f"{old}.encoder.embed_positions.A.weight": (3 + grid[0] * grid[1], c)}
-    text = {f"{old}.encoder.embed_positions.B.weight": (1024, c)}
+    text = {f"{old}.encoder.embed_positions.B.weight": (size.text_rows, c)}
     rules = [
-        _copy(f"{new}.text_embed.tokens.weight", f"{old}.text_embed.weight", 64010, c),
+        _copy(f"{new}.text_embed.tokens.weight", f"{old}.text_embed.weight", size.vocab_size, c),
         Rule(f"{new}.text_embed.positions", text, lambda x: x[None, 2:]),
         _copy(f"{new}.vision_embed.cls_token", f"{old}.vision_embed.cls_token", 1, 1, c),
         Rule(f"{new}.vision_embed.cls_position", vision, lambda x: x[None, 2:3]),

@@ -101,7 +101,7 @@ def test_conversion_is_strict_about_every_key(cheap_raw):
 def test_other_files_are_refused(cheap_raw):
     assert not is_beit3({"model": {"conv.weight": torch.zeros(1)}})
     for file, message in (
-        ({"model": {"conv.weight": torch.zeros(1)}}, "expected the table"),
+        ({"model": {"conv.weight": torch.zeros(1)}}, "expected 'beit3"),
         ({**cheap_raw, "args": "text"}, "are no tensors"),
         ([1, 2], "a dict of tensors"),
         ({**cheap_raw, "decoder.weight": torch.zeros(1)}, "decoder.weight is unknown"),
