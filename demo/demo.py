@@ -31,7 +31,7 @@ DEFAULT_WEIGHTS = os.path.join(_ROOT, "demo", "igvg_tiny_shapes.safetensors")
 _IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
-def parse_args(args=None):
+def parse_args(argv=None):
     """Command line; the flags are those of Detectron2's demo, plus --expression."""
     parser = argparse.ArgumentParser(description="Ground an expression in images.")
     parser.add_argument("--input", nargs="+", required=True, help="image files")
@@ -45,16 +45,16 @@ def parse_args(args=None):
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for the config"
     )
-    return parser.parse_args(args)
+    return parser.parse_args(argv)
 
 
-def setup_cfg(args):
+def setup_cfg(args, add_config=()):
     """Config with weights; the shipped ones unless others are named."""
     config_file = args.config_file or DEFAULT_CONFIG
     if not os.path.isfile(config_file):
         raise FileNotFoundError(f"no config file '{config_file}'; pass one by --config-file")
     defaults = [] if args.config_file else ["MODEL.WEIGHTS", DEFAULT_WEIGHTS]
-    cfg = setup_config(config_file, [*defaults, *args.opts])
+    cfg = setup_config(config_file, [*defaults, *args.opts], add_config)
     cfg.freeze()
     if not cfg.MODEL.WEIGHTS or not os.path.isfile(cfg.MODEL.WEIGHTS):
         raise FileNotFoundError(
@@ -98,12 +98,12 @@ def describe(output) -> str:
     return "; ".join([count, *boxes])
 
 
-def main(args=None) -> None:
+def main(argv=None, add_config=()) -> None:
     """Answer for every image and write the pictures."""
-    args = parse_args(args)
+    args = parse_args(argv)
     setup_logger(name="igvg_d2")
     try:
-        predictor = GroundingPredictor(setup_cfg(args))
+        predictor = GroundingPredictor(setup_cfg(args, add_config))
         visualizer = GroundingVisualizer()
         for source, target in zip(args.input, output_paths(args.input, args.output)):
             image = predictor.read_image(source)

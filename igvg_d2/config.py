@@ -330,9 +330,6 @@ def _add_test(cfg: CN) -> None:
 
 
 def _add_engine(cfg: CN) -> None:
-    cfg.DISTRIBUTED = CN()
-    # Minutes a process waits for others that vanished or hang; one that dies is noticed in seconds.
-    cfg.DISTRIBUTED.TIMEOUT_MINUTES = 10.0
     cfg.WANDB = CN()
     # Send scalars and pictures to Weights & Biases too (package wandb); project and name there.
     cfg.WANDB.ENABLED = False

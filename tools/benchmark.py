@@ -16,7 +16,6 @@ the whole process on the CPU ("before" is what it had before the first step, lib
 
 import argparse
 import json
-import os
 import shlex
 import statistics
 import subprocess
@@ -33,8 +32,8 @@ from tabulate import tabulate
 
 from igvg_d2.data import build_grounding_train_loader
 from igvg_d2.engine import setup_config
+from igvg_d2.engine.setup import set_num_threads
 from igvg_d2.engine.train_step import build_step_trainer
-from igvg_d2.engine.trainer import set_num_threads
 from igvg_d2.solver import build_optimizer
 from igvg_d2.utils.testing import random_batch
 
@@ -129,7 +128,7 @@ def _wait(device):
 
 def run_variant(args, opts):
     """:func:`measure` in a new process; its errors end the benchmark."""
-    command = [sys.executable, os.path.abspath(__file__), "--worker"]
+    command = [*args.command, "--worker"]
     command += ["--config-file", args.config_file, f"--steps={args.steps}"]
     command += [f"--warmup={args.warmup}", *(["--real"] if args.real else []), *args.opts, *opts]
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
@@ -169,10 +168,13 @@ def format_table(rows):
     return tabulate(lines, headers=headers, disable_numparse=True)
 
 
-def main(argv=None):
+def main(argv=None, add_config=()):
     """Measure all variants, or be one of their processes."""
+    argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
-    cfg = setup_config(args.config_file, args.opts)
+    # What started this script, perhaps that of an outside project, without the arguments.
+    args.command = [sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - len(argv)]]
+    cfg = setup_config(args.config_file, args.opts, add_config)
     if args.worker:
         cfg.freeze()
         print(json.dumps(measure(cfg, args.steps, args.warmup, args.real)))
@@ -184,7 +186,7 @@ def main(argv=None):
             runs[name].append(run_variant(args, opts))
     rows = []
     for name, opts in variants.items():
-        batch = setup_config(args.config_file, [*args.opts, *opts]).SOLVER.IMS_PER_BATCH
+        batch = setup_config(args.config_file, [*args.opts, *opts], add_config).SOLVER.IMS_PER_BATCH
         rows.append(summarize(name, runs[name], batch))
     where = cfg.MODEL.DEVICE
     if where == "cuda":

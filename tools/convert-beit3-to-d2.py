@@ -20,7 +20,7 @@ from igvg_d2.checkpoint import check_output, convert_beit3, read_checkpoint, wri
 logger = logging.getLogger("igvg_d2.tools.convert_beit3")
 
 
-def parse_args(args=None):
+def parse_args(argv=None):
     """Command line."""
     parser = argparse.ArgumentParser(description="BEiT-3 checkpoint to igvg_d2.")
     parser.add_argument("input", help="checkpoint, whatever its ending; or .safetensors")
@@ -34,12 +34,12 @@ def parse_args(args=None):
         help="MODEL.BEIT3.PRETRAIN_IMAGE_SIZE that the position table is resized to",
     )
     parser.add_argument("--patch-size", type=int, default=16, help="MODEL.BEIT3.PATCH_SIZE")
-    return parser.parse_args(args)
+    return parser.parse_args(argv)
 
 
-def main(args=None) -> None:
+def main(argv=None) -> None:
     """Convert one file and report what was found and dropped."""
-    args = parse_args(args)
+    args = parse_args(argv)
     setup_logger(name="igvg_d2")
     image_size = tuple(args.image_size)
     try:

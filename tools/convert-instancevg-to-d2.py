@@ -31,7 +31,7 @@ logger = logging.getLogger("igvg_d2.tools.convert_instancevg")
 DEFAULT_QUERIES = 10
 
 
-def parse_args(args=None):
+def parse_args(argv=None):
     """Command line."""
     parser = argparse.ArgumentParser(description="Released InstanceVG checkpoint to igvg_d2.")
     parser.add_argument("input", help="checkpoint, as downloaded or as .safetensors")
@@ -45,7 +45,7 @@ def parse_args(args=None):
         help="N_q of the model, --to-released only: 10, or 1 for RefCOCO (default: what the input "
         "records, as files of this tool do, else 10)",
     )
-    return parser.parse_args(args)
+    return parser.parse_args(argv)
 
 
 def convert(args) -> None:
@@ -79,9 +79,9 @@ def restore(args) -> None:
     logger.info(f"Wrote {len(state)} tensors for {num_queries} queries to {args.output}")
 
 
-def main(args=None) -> None:
+def main(argv=None) -> None:
     """Convert one file and report what was found and dropped."""
-    args = parse_args(args)
+    args = parse_args(argv)
     setup_logger(name="igvg_d2")
     try:
         check_output(args.output)

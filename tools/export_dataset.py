@@ -25,7 +25,7 @@ from detectron2.structures import BoxMode
 import igvg_d2.data  # noqa: F401  registers the data sets
 
 
-def parse_args(args=None):
+def parse_args(argv=None):
     """Command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -33,7 +33,7 @@ def parse_args(args=None):
     parser.add_argument("name", help="registered data set")
     parser.add_argument("output", help="file (expressions) or folder (grefcoco)")
     parser.add_argument("--format", choices=("expressions", "grefcoco"), default="expressions")
-    return parser.parse_args(args)
+    return parser.parse_args(argv)
 
 
 def convert(samples, image_root=""):
@@ -128,9 +128,9 @@ def to_refs(samples, target_ids, split):
     return list(refs.values())
 
 
-def main(args=None):
+def main(argv=None):
     """Read the data set, write the files."""
-    args = parse_args(args)
+    args = parse_args(argv)
     if args.name not in DatasetCatalog.list():
         sys.exit(f"no data set '{args.name}'; registered: {', '.join(DatasetCatalog.list())}")
     try:

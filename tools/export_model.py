@@ -29,7 +29,7 @@ _RUN_FILES = ("config.yaml", "model_final.pth", "run_summary.json")
 _METRICS = ("gIoU", "N_acc", "T_acc", "F1score", "mask_AP", "mask_AP50", "box_AP50", "CoverAcc")
 
 
-def parse_args():
+def parse_args(argv=None):
     """Command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -37,7 +37,7 @@ def parse_args():
     parser.add_argument("run", help="folder of a finished run; with --show, an exported file")
     parser.add_argument("output", nargs="?", help="file to write, ending in .safetensors")
     parser.add_argument("--show", action="store_true", help="print the header of a file")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if not args.show and args.output is None:
         parser.error("the file to write is missing")
     return args
@@ -59,9 +59,9 @@ def read_facts(run):
     return facts
 
 
-def main():
+def main(argv=None, add_config=()):
     """Export a run, or show the header of an exported file."""
-    args = parse_args()
+    args = parse_args(argv)
     if args.show:
         print(json.dumps(read_metadata(args.run), indent=2))
         return
@@ -69,7 +69,8 @@ def main():
     if missing:
         sys.exit(f"'{args.run}' is not the folder of a finished run: it has no {missing}")
     weights = os.path.join(args.run, "model_final.pth")
-    cfg = setup_config(os.path.join(args.run, "config.yaml"), ["MODEL.DEVICE", "cpu"])
+    config_file = os.path.join(args.run, "config.yaml")
+    cfg = setup_config(config_file, ["MODEL.DEVICE", "cpu"], add_config)
     model = build_model(cfg)
     GroundingCheckpointer(model).load(weights)
     facts = read_facts(args.run)

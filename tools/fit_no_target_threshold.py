@@ -80,7 +80,7 @@ def fit(dataset, path, any_split=False):
     }
 
 
-def main(args=None):
+def main(argv=None):
     """Print the fit; exit status 1 with one line of reason if there is none."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -89,7 +89,7 @@ def main(args=None):
     parser.add_argument("--predictions", required=True, help="as for tools/score_predictions.py")
     parser.add_argument("--output", help="JSON file for --no-target-threshold of the scorer")
     parser.add_argument("--any-split", action="store_true", help="fit on a split other than train")
-    args = parser.parse_args(args)
+    args = parser.parse_args(argv)
     if args.dataset not in DatasetCatalog.list():
         sys.exit(f"no data set '{args.dataset}'; registered: {', '.join(DatasetCatalog.list())}")
     try:

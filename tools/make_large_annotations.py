@@ -22,13 +22,12 @@ import igvg_d2  # noqa: F401  (first: it names a missing requirement in one line
 
 # isort: split
 import numpy as np
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
-from igvg_d2 import add_igvg_config
 from igvg_d2.data import build_grounding_train_loader
 from igvg_d2.data.datasets import load_grefcoco, register_grounding
+from igvg_d2.engine import setup_config
 
 HEIGHT, WIDTH = 480, 640
 WORDS = "left right big small red blue man woman dog car chair two all the of behind near".split()
@@ -38,7 +37,7 @@ SENTENCES_PER_REF = 3
 NAME = "large_annotations"
 
 
-def parse_args(args=None):
+def parse_args(argv=None):
     """Command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -50,7 +49,7 @@ def parse_args(args=None):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--measure", action="store_true", help="load them and print the cost")
     parser.add_argument("--workers", type=int, default=2, help="loader processes to measure")
-    return parser.parse_args(args)
+    return parser.parse_args(argv)
 
 
 def make_instances(images, objects, rng):
@@ -152,7 +151,7 @@ def peak_memory():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
 
 
-def measure(paths, workers):
+def measure(paths, workers, add_config=()):
     """Loads the files as a registered data set and through worker processes.
 
     Returns:
@@ -169,8 +168,7 @@ def measure(paths, workers):
         result = {"samples": number, "load_seconds": time.perf_counter() - start}
         result["load_cpu_seconds"] = time.process_time() - cpu
         result.update(baseline_peak_mib=before, load_peak_mib=peak_memory())
-        cfg = get_cfg()
-        add_igvg_config(cfg)
+        cfg = setup_config(add_config=add_config)
         cfg.DATASETS.TRAIN = (NAME,)
         cfg.DATALOADER.NUM_WORKERS = workers
         start, cpu = time.perf_counter(), time.process_time()
@@ -194,14 +192,14 @@ def children():
         return [int(pid) for pid in file.read().split()]
 
 
-def main(args=None):
+def main(argv=None, add_config=()):
     """Write, and measure if asked."""
-    args = parse_args(args)
+    args = parse_args(argv)
     paths = write_annotations(args.output, args.expressions, args.objects, args.images, args.seed)
     for path in paths.values():
         print(f"{os.path.getsize(path) / 2**20:8.1f} MiB  {path}")
     if args.measure:
-        for key, value in measure(paths, args.workers).items():
+        for key, value in measure(paths, args.workers, add_config).items():
             print(f"{key:18s} {value}")
 
 

@@ -16,7 +16,7 @@ from detectron2.utils.logger import setup_logger
 from igvg_d2.utils import build_report
 
 
-def parse_args(args=None):
+def parse_args(argv=None):
     """Command line."""
     parser = argparse.ArgumentParser(description="Write report.html into a run's output folder.")
     parser.add_argument("output_dir", help="OUTPUT_DIR of the run")
@@ -24,12 +24,12 @@ def parse_args(args=None):
     parser.add_argument(
         "--link", action="store_true", help="link the pictures instead of embedding them"
     )
-    return parser.parse_args(args)
+    return parser.parse_args(argv)
 
 
-def main(args=None) -> str:
+def main(argv=None) -> str:
     """Write the page and return its path."""
-    args = parse_args(args)
+    args = parse_args(argv)
     setup_logger(name="igvg_d2")
     return build_report(args.output_dir, embed=not args.link, title=args.title)
 

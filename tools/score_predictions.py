@@ -39,13 +39,12 @@ import sys
 import igvg_d2  # noqa: F401  (first: it names a missing requirement in one line)
 
 # isort: split
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 from tqdm import tqdm
 
 import igvg_d2.data  # noqa: F401  registers the data sets
-from igvg_d2.config import add_igvg_config
 from igvg_d2.data.datasets import fingerprint
+from igvg_d2.engine import setup_config
 from igvg_d2.evaluation import (
     build_grounding_evaluator,
     merge_records,
@@ -61,7 +60,7 @@ _LISTED = 10
 _BOX_TASKS = ("grec", "grec_fitted", "instance", "rec")
 
 
-def parse_args(args=None):
+def parse_args(argv=None):
     """Command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -80,7 +79,7 @@ def parse_args(args=None):
         help="number, or file of tools/fit_no_target_threshold.py: also report GRES and GREC with "
         "'no target' decided by no_target_score >= T",
     )
-    return parser.parse_args(args)
+    return parser.parse_args(argv)
 
 
 def score(
@@ -90,6 +89,7 @@ def score(
     protocols=("native",),
     no_target_threshold=None,
     num_workers=0,
+    add_config=(),
 ):
     """Report of the predictions in a file, see ``GroundingEvaluator.report``.
 
@@ -97,7 +97,7 @@ def score(
         PredictionError: the file or a prediction is wrong, or samples do not match the data set.
         KeyError, FileNotFoundError: the data set is not registered or its files are missing.
     """
-    evaluator = build_evaluator(dataset, protocols, no_target_threshold)
+    evaluator = build_evaluator(dataset, protocols, no_target_threshold, add_config)
     progress = functools.partial(tqdm, total=len(evaluator.samples), unit=" samples")
     problems, with_boxes = score_file(evaluator, path, num_workers, progress)
     samples, records = evaluator.samples, evaluator.records
@@ -133,10 +133,9 @@ def score(
     return {**report, "predictions": path, "problems": problems}
 
 
-def build_evaluator(dataset, protocols, no_target_threshold=None):
+def build_evaluator(dataset, protocols, no_target_threshold=None, add_config=()):
     """The data set's evaluator, writing no files."""
-    cfg = get_cfg()
-    add_igvg_config(cfg)
+    cfg = setup_config(add_config=add_config)
     cfg.TEST.PROTOCOLS = tuple(protocol.name for protocol in parse_protocols(protocols))
     cfg.TEST.NO_TARGET_THRESHOLD = float(no_target_threshold or 0.0)
     evaluator = build_grounding_evaluator(cfg, dataset)
@@ -174,9 +173,9 @@ def read_threshold(text):
     return float(value)
 
 
-def main(args=None):
+def main(argv=None, add_config=()):
     """Print the report; exit status 1 with one line of reason if there is none."""
-    args = parse_args(args)
+    args = parse_args(argv)
     if args.dataset not in DatasetCatalog.list():
         sys.exit(f"no data set '{args.dataset}'; registered: {', '.join(DatasetCatalog.list())}")
     try:
@@ -188,6 +187,7 @@ def main(args=None):
             args.protocol,
             threshold,
             args.num_workers,
+            add_config,
         )
     except (ValueError, OSError) as error:
         sys.exit(f"cannot score: {error}")

@@ -25,7 +25,7 @@ from igvg_d2.utils import GroundingVisualizer
 logger = logging.getLogger("igvg_d2.visualize_data")
 
 
-def parse_args(args=None):
+def parse_args(argv=None):
     """Command line; Detectron2's tool of the same name has the same flags."""
     parser = argparse.ArgumentParser(description="Draw ground truth of grounding data sets.")
     parser.add_argument(
@@ -41,12 +41,12 @@ def parse_args(args=None):
         "--dataset", help="registered data set instead of DATASETS.TRAIN, e.g. shapes_val"
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the config")
-    return parser.parse_args(args)
+    return parser.parse_args(argv)
 
 
-def setup(args):
+def setup(args, add_config=()):
     """Config with the loader in this process."""
-    cfg = setup_config(args.config_file, args.opts)
+    cfg = setup_config(args.config_file, args.opts, add_config)
     cfg.DATALOADER.NUM_WORKERS = 0
     if args.dataset:
         cfg.DATASETS.TRAIN = (args.dataset,)
@@ -70,11 +70,11 @@ def draw_loader(cfg, visualizer):
         yield sample["sample_id"], visualizer.draw_model_input(sample, cfg.INPUT.FORMAT)
 
 
-def main(args=None) -> None:
+def main(argv=None, add_config=()) -> None:
     """Draw ``--num`` pictures."""
-    args = parse_args(args)
+    args = parse_args(argv)
     setup_logger(name="igvg_d2")
-    cfg = setup(args)
+    cfg = setup(args, add_config)
     os.makedirs(args.output_dir, exist_ok=True)
     visualizer = GroundingVisualizer()
     if args.source == "annotation":

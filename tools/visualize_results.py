@@ -24,7 +24,7 @@ from igvg_d2.engine import GroundingPredictor, render_result_pictures, setup_con
 logger = logging.getLogger("igvg_d2.visualize_results")
 
 
-def parse_args(args=None):
+def parse_args(argv=None):
     """Command line."""
     parser = argparse.ArgumentParser(description="Draw predictions of a trained model.")
     parser.add_argument("--config-file", metavar="FILE", required=True, help="path to config file")
@@ -37,7 +37,7 @@ def parse_args(args=None):
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, e.g. MODEL.WEIGHTS model.pth"
     )
-    return parser.parse_args(args)
+    return parser.parse_args(argv)
 
 
 def find_records(args, cfg, dataset):
@@ -56,12 +56,12 @@ def find_records(args, cfg, dataset):
         return json.load(f)
 
 
-def main(args=None) -> None:
+def main(argv=None, add_config=()) -> None:
     """Draw ``--num`` pictures and their index."""
-    args = parse_args(args)
+    args = parse_args(argv)
     setup_logger(name="fvcore")
     setup_logger(name="igvg_d2")
-    cfg = setup_config(args.config_file, args.opts)
+    cfg = setup_config(args.config_file, args.opts, add_config)
     cfg.freeze()
     dataset = args.dataset or cfg.DATASETS.TEST[0]
     output_dir = args.output_dir or os.path.join(cfg.OUTPUT_DIR, "pictures", dataset)

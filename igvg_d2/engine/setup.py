@@ -1,22 +1,31 @@
 """Config of a run: defaults, file, command line, and a device that exists."""
 
-from typing import List
+import logging
+from typing import Callable, Sequence
 
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
 
 from igvg_d2.checkpoint import check_writable
 from igvg_d2.config import add_igvg_config
 from igvg_d2.data.datasets import register_expressions, set_skip_invalid
 
+AddConfig = Sequence[Callable[[CfgNode], None]]
 
-def setup_config(config_file: str = "", opts: List[str] = ()) -> CfgNode:
+
+def setup_config(
+    config_file: str = "", opts: Sequence[str] = (), add_config: AddConfig = ()
+) -> CfgNode:
     """Read a config the Detectron2 way.
 
     Args:
         config_file: YAML file; empty for the defaults alone.
         opts: KEY VALUE pairs of the command line, the strongest.
+        add_config: functions of outside projects, such as ``add_center_queries_config``, that add
+            their keys to the config in place. ``main`` of train_net.py, of the demo and of each
+            tool that reads a config takes them, too.
 
     Returns:
         CfgNode, not frozen. On a machine without a GPU, ``MODEL.DEVICE`` becomes "cpu". The data
@@ -24,7 +33,8 @@ def setup_config(config_file: str = "", opts: List[str] = ()) -> CfgNode:
         force for those of the config.
     """
     cfg = get_cfg()
-    add_igvg_config(cfg)
+    for add in (add_igvg_config, *add_config):
+        add(cfg)
     if config_file:
         cfg.merge_from_file(config_file)
     cfg.merge_from_list(list(opts))
@@ -45,6 +55,19 @@ def check_output_dir(cfg: CfgNode) -> None:
         check_writable(cfg.OUTPUT_DIR)
     except OSError as error:
         raise SystemExit(error.strerror) from error
+
+
+def set_num_threads(cfg: CfgNode) -> None:
+    """Apply ``SOLVER.NUM_THREADS``.
+
+    0 keeps PyTorch's choice, which is all cores; several CPU processes share them equally.
+    """
+    threads = cfg.SOLVER.NUM_THREADS
+    if threads == 0 and cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1:
+        threads = max(1, torch.get_num_threads() // comm.get_local_size())
+    if threads > 0:
+        torch.set_num_threads(threads)
+    logging.getLogger(__name__).info("CPU threads: %d", torch.get_num_threads())
 
 
 def _register_expression_files(cfg: CfgNode) -> None:

@@ -1,6 +1,5 @@
 """The trainer: Detectron2's ``DefaultTrainer`` with this project's builders and guards."""
 
-import logging
 import os
 import sys
 import weakref
@@ -156,16 +155,3 @@ class GroundingTrainer(DefaultTrainer):
         # Evaluation does not import data, so the hash of the data set comes from here.
         evaluator.fingerprint = fingerprint
         return evaluator
-
-
-def set_num_threads(cfg: CfgNode) -> None:
-    """Apply ``SOLVER.NUM_THREADS``.
-
-    0 keeps PyTorch's choice, which is all cores; several CPU processes share them equally.
-    """
-    threads = cfg.SOLVER.NUM_THREADS
-    if threads == 0 and cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1:
-        threads = max(1, torch.get_num_threads() // comm.get_local_size())
-    if threads > 0:
-        torch.set_num_threads(threads)
-    logging.getLogger(__name__).info("CPU threads: %d", torch.get_num_threads())

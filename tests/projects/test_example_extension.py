@@ -89,18 +89,58 @@ def test_loss_by_hand(center_queries):
     assert torch.sign(logits.grad[0]).tolist() == [[1.0, -1.0], [1.0, 1.0]]
 
 
-def test_train_net_runs_in_a_fresh_process(tmp_path):
+# Run one after the other in one process, each as from the command line.
+DRIVER = """
+import json, runpy, sys
+commands = json.loads(sys.argv[2])
+for command in commands:
+    sys.argv = command
+    sys.orig_argv = [sys.executable, *command]
+    runpy.run_path(command[0], run_name="__main__")
+"""
+
+
+def test_train_net_demo_and_every_tool_take_the_config(tmp_path):
     write_shapes(str(tmp_path / "shapes"), seed=1, scale=0.003, num_workers=1)
-    command = [
-        sys.executable, str(EXAMPLE / "train_net.py"), "--config-file", str(CONFIG),
-        "OUTPUT_DIR", str(tmp_path / "out"), "DATASETS.TEST", "('shapes_val',)",
+    out, picture = tmp_path / "out", tmp_path / "shapes" / "images" / "train2014"
+    options = [
+        "OUTPUT_DIR", str(out), "DATASETS.TEST", "('shapes_val',)", "TEST.VIS_SAMPLES", "0",
         "SOLVER.MAX_ITER", "2", "SOLVER.WARMUP_ITERS", "1", "SOLVER.IMS_PER_BATCH", "2",
         "DATALOADER.NUM_WORKERS", "0", "MODEL.BEIT3.DEPTH", "1",
     ]  # fmt: skip
+    weights = ["MODEL.WEIGHTS", str(out / "model_final.pth")]
+    config = ["--config-file", str(CONFIG)]
+    run = [str(EXAMPLE / "run_script.py")]
+    tools = str(ROOT / "tools") + "/"
+    demo = [str(ROOT / "demo" / "demo.py"), "--input", str(min(picture.iterdir())), "--expression"]
+    commands = [
+        [str(EXAMPLE / "train_net.py"), *config, "--eval-only", *options],
+        [str(EXAMPLE / "train_net.py"), *config, *options],
+        [*run, *demo, "the red circle", "--output", str(tmp_path / "answer.png"), *config, "--opts"]
+        + [*options, *weights],
+        [*run, tools + "visualize_data.py", "--source", "dataloader", *config, "--num", "1"]
+        + ["--output-dir", str(tmp_path / "data"), *options],
+        [*run, tools + "visualize_results.py", *config, "--num", "1", *options, *weights],
+        [*run, tools + "export_model.py", str(out), str(tmp_path / "model.safetensors")],
+        [*run, tools + "score_predictions.py", "--dataset", "shapes_val", "--num-workers", "0"]
+        + ["--predictions", str(out / "inference" / "shapes_val" / "shapes_val_predictions.jsonl")],
+        [
+            *run,
+            tools + "make_large_annotations.py",
+            "--output",
+            str(tmp_path / "large"),
+            "--measure",
+        ]
+        + ["--expressions", "64", "--images", "8", "--objects", "32", "--workers", "0"],
+        [*run, tools + "benchmark.py", "--steps", "1", "--warmup", "0", *config, *options],
+    ]
+    command = [sys.executable, "-c", DRIVER, "driver", json.dumps(commands)]
     env = dict(os.environ, DETECTRON2_DATASETS=str(tmp_path), OMP_NUM_THREADS="1")
-    env["PYTHONPATH"] = str(ROOT)
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(EXAMPLE)])
     result = subprocess.run(command, env=env, capture_output=True, text=True, cwd=str(tmp_path))
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    records = (tmp_path / "out" / "metrics.json").read_text().splitlines()
+    records = (out / "metrics.json").read_text().splitlines()
     keys = set().union(*(json.loads(line) for line in records))
     assert {"loss_center", "gres/gIoU", "grec/F1score"} <= keys
+    assert list((tmp_path / "data").iterdir()) and (tmp_path / "answer.png").is_file()
+    assert (tmp_path / "model.safetensors").is_file() and "samples/s" in result.stdout
