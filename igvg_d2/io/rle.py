@@ -1,0 +1,141 @@
+"""COCO run-length masks that come from elsewhere: checked before pycocotools sees them.
+
+pycocotools reads beyond the end of a damaged string and stops early at empty runs; a file from
+elsewhere must be able to do neither. Arithmetic on checked masks is pycocotools' own.
+"""
+
+import reprlib
+from typing import Any, Dict, Optional, Sequence, Tuple
+
+import numpy as np
+import pycocotools.mask as mask_util
+
+RLE = Dict[str, Any]
+Size = Tuple[int, int]
+
+# Of a compressed RLE: 6 bits each above "0"; 5 of them count, the highest says that more follow.
+_ZERO, _SYMBOLS, _MORE, _SIGN, _VALUE = 48, 64, 0x20, 0x10, 0x1F
+# Symbols of one number: 7 times 5 bits hold every run of an image.
+_MAX_SYMBOLS = 7
+
+
+class RLEMasks:
+    """Masks of the candidates of a sample as RLEs, for `Instances.pred_masks` without pixels."""
+
+    def __init__(self, rles: Sequence[RLE]):
+        """
+        Args:
+            rles: compressed RLE dicts, all of one size.
+        """
+        self.rles = list(rles)
+
+    def __len__(self) -> int:
+        return len(self.rles)
+
+    def __getitem__(self, index: int) -> RLE:
+        return self.rles[index]
+
+
+def check_rle(rle: Any, size: Optional[Sequence[int]] = None) -> Tuple[Size, np.ndarray]:
+    """Size and runs of a COCO RLE.
+
+    Args:
+        rle: {"size": [height, width], "counts": text, bytes or list of runs}.
+        size: (height, width) that it must have; None accepts any.
+
+    Returns:
+        (height, width), and the lengths of the runs, int64 (K,), background first.
+
+    Raises:
+        ValueError: says what was expected and what was found.
+    """
+    found = rle.get("size") if isinstance(rle, dict) else None
+    is_size = isinstance(found, (list, tuple)) and len(found) == 2
+    is_size = is_size and all(type(value) is int and value > 0 for value in found)
+    if not is_size or "counts" not in rle or (size is not None and list(found) != list(size)):
+        wanted = "[height, width]" if size is None else f"{list(size)} of the image"
+        what = (
+            f"keys {reprlib.repr(sorted(map(str, rle)))}"
+            if isinstance(rle, dict)
+            else reprlib.repr(rle)
+        )
+        raise ValueError(
+            f"expected an RLE dict with 'counts' and size {wanted}, found {what} and size "
+            f"{reprlib.repr(found)}"
+        )
+    height, width = found
+    counts = rle["counts"]
+    # As Python integers first: int64 would wrap around silently.
+    runs = counts if isinstance(counts, list) else _decompress(counts).tolist()
+    if not all(type(run) is int for run in runs):
+        raise ValueError(
+            f"expected run lengths or text as 'counts' of an RLE: {reprlib.repr(counts)}"
+        )
+    if not runs or min(runs) < 0 or sum(runs) != height * width:
+        raise ValueError(
+            f"expected run lengths of {height} x {width} = {height * width} pixels in an RLE, "
+            f"found {len(runs)} runs of {sum(runs)}"
+        )
+    return (height, width), np.array(runs, dtype=np.int64)
+
+
+def runs_to_mask(size: Size, runs: np.ndarray) -> np.ndarray:
+    """bool (height, width), column-major, of checked runs."""
+    values = np.repeat(np.arange(len(runs), dtype=np.int64) % 2 == 1, runs)
+    return values.reshape(size, order="F")
+
+
+def normalize_rle(rle: RLE, size: Size, runs: np.ndarray) -> RLE:
+    """Compressed RLE, `counts` bytes, without empty runs after the first.
+
+    Args:
+        rle: from elsewhere.
+        size, runs: what :func:`check_rle` says about it.
+    """
+    if (runs[1:] == 0).any():
+        return mask_to_rle(runs_to_mask(size, runs))
+    counts = rle["counts"]
+    if isinstance(counts, list):
+        return mask_util.frPyObjects({"size": list(size), "counts": counts}, *size)
+    counts = counts.encode("ascii") if isinstance(counts, str) else counts
+    return {"size": list(size), "counts": counts}
+
+
+def mask_to_rle(mask: Any) -> RLE:
+    """Compressed RLE, `counts` bytes, of a tensor or array bool (height, width)."""
+    if not isinstance(mask, np.ndarray):
+        mask = mask.detach().cpu().numpy()
+    return mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
+
+
+def to_json(rle: RLE) -> RLE:
+    """The RLE as JSON can hold it."""
+    counts = rle["counts"]
+    counts = counts.decode("ascii") if isinstance(counts, bytes) else counts
+    return {"size": [int(value) for value in rle["size"]], "counts": counts}
+
+
+def _decompress(counts: Any) -> np.ndarray:
+    """Run lengths int64 of compressed counts, by the rule of pycocotools' rleFrString."""
+    if isinstance(counts, str) and counts.isascii():
+        counts = counts.encode("ascii")
+    if not isinstance(counts, bytes):
+        raise ValueError(
+            f"expected run lengths or text as 'counts' of an RLE: {reprlib.repr(counts)}"
+        )
+    symbols = np.frombuffer(counts, np.uint8).astype(np.int64) - _ZERO
+    is_symbol = (symbols >= 0) & (symbols < _SYMBOLS)
+    ends = np.flatnonzero((symbols & _MORE) == 0)
+    if not is_symbol.all() or not len(ends) or ends[-1] != len(symbols) - 1:
+        raise ValueError(f"expected compressed 'counts' of an RLE, found {reprlib.repr(counts)}")
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    lengths = ends - starts + 1
+    if lengths.max() > _MAX_SYMBOLS:
+        raise ValueError("expected run lengths of an image in an RLE, found far larger ones")
+    shifts = 5 * (np.arange(len(symbols)) - np.repeat(starts, lengths))
+    runs = np.add.reduceat((symbols & _VALUE) << shifts, starts)
+    runs -= np.where(symbols[ends] & _SIGN, 1 << (5 * lengths), 0)
+    # From the fourth on, a run is stored as the difference to the run two before.
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    return runs
