@@ -120,6 +120,17 @@ def test_config_and_visualizer_stand_below_the_rooms():
     assert not wrong, "; ".join(wrong)
 
 
+def test_io_lies_below_everything():
+    wrong = [
+        f"{name} imports {module}"
+        for name, path, module in imports_of_package()
+        if path.parent == PACKAGE / "io"
+        and inside(module, "igvg_d2")
+        and not inside(module, "igvg_d2.io")
+    ]
+    assert not wrong, "; ".join(wrong)
+
+
 def test_visualizer_is_imported_where_it_is_used():
     """matplotlib is slow to import and needed only when a picture is drawn."""
     wrong = [
@@ -172,6 +183,10 @@ def test_external_packages_are_the_agreed_ones():
     "pattern, allowed",
     [
         ("evaluation/metrics.py", {"numpy"}),
+        ("io/atomic.py", set()),
+        ("io/json_stream.py", set()),
+        ("io/pickles.py", set()),
+        ("io/rle.py", {"numpy", "pycocotools"}),
         ("data/synthetic/*.py", {"numpy", "PIL", "igvg_d2", "pycocotools"}),
         ("checkpoint/*_conversion.py", {"torch", "igvg_d2"}),
     ],
@@ -182,6 +197,7 @@ def test_pure_files_stay_pure(pattern, allowed):
         for module in imported_modules(parse(path), path):
             top = module.split(".")[0]
             sibling = inside(module, ".".join(module_parts(path)[:-1]))
+            sibling = sibling or inside(module, "igvg_d2.io")
             is_fine = sibling if top == "igvg_d2" else top in allowed | set(sys.stdlib_module_names)
             assert is_fine, f"{name_of(path)} imports {module}; allowed: {sorted(allowed)}"
 

@@ -7,10 +7,9 @@ import numpy as np
 import pycocotools.mask as mask_util
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data import detection_utils
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
-from detectron2.utils.file_io import PathManager
-from PIL import Image, ImageOps
+
+from igvg_d2.io.image import read_image
 
 from .augmentation import flip, jitter_color
 from .bad_samples import (
@@ -219,26 +218,14 @@ class GroundingDatasetMapper:
 def _read_image(sample: Dict[str, Any], image_format: str) -> np.ndarray:
     """Picture uint8 (height, width, 3) after EXIF rotation, of the size the sample states."""
     try:
-        with PathManager.open(sample["file_name"], "rb") as file:
-            picture = ImageOps.exif_transpose(Image.open(file))
-            # The conversion to bytes below would turn NaN into any value.
-            is_finite = picture.mode != "F" or np.isfinite(np.asarray(picture)).all()
-            image = detection_utils.convert_PIL_to_numpy(picture, image_format)
+        image = read_image(sample["file_name"], image_format)
     except FileNotFoundError as error:
         raise MissingImageError(
             f"no image file for {describe_sample(sample)}; see datasets/README.md for where images "
             "belong"
         ) from error
-    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more
-        raise BadSampleError(
-            f"cannot decode the image of {describe_sample(sample)}: {error!r}; download or write "
-            "it again"
-        ) from error
-    if not is_finite:
-        raise BadSampleError(
-            f"the image of {describe_sample(sample)} has pixels that are NaN or infinite; write it "
-            "again"
-        )
+    except ValueError as error:
+        raise BadSampleError(f"image of {describe_sample(sample)}: {error}") from error
     height, width = image.shape[:2]
     expected = (sample.setdefault("height", height), sample.setdefault("width", width))
     if (height, width) != expected:

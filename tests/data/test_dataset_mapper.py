@@ -237,7 +237,7 @@ def test_damaged_and_missing_pictures_are_named(make_sample, tmp_path):
     content = (tmp_path / "cut.jpg").read_bytes()
     for damaged in (content[: len(content) // 2], b"", b"no picture"):
         (tmp_path / "cut.jpg").write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"cannot decode the image of sample 0_0 .*cut\.jpg"):
+        with pytest.raises(ValueError, match=r"image of sample 0_0 .*cannot decode .*cut\.jpg"):
             make_mapper()(sample)
     sample["file_name"] = str(tmp_path / "nothing.jpg")
     with pytest.raises(FileNotFoundError, match=r"no image file for sample 0_0 .*nothing\.jpg"):

@@ -1,6 +1,5 @@
 """Is a data set whole? Files, counts, pictures, boxes and masks."""
 
-import hashlib
 import multiprocessing
 import os
 from collections import Counter
@@ -10,8 +9,10 @@ from typing import Any, Callable, Dict, Iterable, List, Tuple
 import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
-from PIL import Image
 
+from igvg_d2.io.image import read_image
+
+from .fingerprint import file_sha256
 from .registration import load_dataset
 
 # Expressions of the public files by number of targets: (none, one, several).
@@ -117,7 +118,7 @@ def check_dataset(
     for key in ("annotation_file", "instances_file"):
         path = metadata.get(key, None)
         if path is not None:
-            report.hashes[path] = _sha256(path)
+            report.hashes[path] = file_sha256(path)
     for message in report.skipped:
         report.add("invalid records", message)
     targets = Counter(min(len(sample["annotations"]), 3) for sample in samples)
@@ -165,15 +166,11 @@ def _read_image(item):
     """(kind, description) if the picture cannot be used."""
     path, size = item
     try:
-        with Image.open(path) as image:
-            image.load()
-            # After EXIF rotation, as the mapper reads it.
-            rotated = image.getexif().get(274, 1) >= 5
-            found = image.size if rotated else image.size[::-1]
+        found = read_image(path, "RGB").shape[:2]
     except FileNotFoundError:
         return "missing images", path
-    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more
-        return "unreadable images", f"{path}: {error!r}"
+    except ValueError as error:
+        return "unreadable images", str(error)
     if found != size:
         return "sizes", f"{path} is {found}, the annotations say {size} (height, width)"
     return None
@@ -183,11 +180,3 @@ def published(name: str) -> str:
     """What papers say about a data set or, failing that, about the whole of which it is a split."""
     name = name.replace("refcocop_", "refcoco+_")
     return PUBLISHED.get(name, PUBLISHED.get(name.rsplit("_", 1)[0], ""))
-
-
-def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()

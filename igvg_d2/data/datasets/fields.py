@@ -23,12 +23,6 @@ def short(value: Any) -> str:
     return reprlib.repr(value)
 
 
-def describe(value: Any) -> str:
-    """Type and, for a dict, the first keys of a value, for error messages."""
-    keys = f" with keys {short(list(value)[:8])}" if isinstance(value, dict) else ""
-    return f"{type(value).__name__}{keys}"
-
-
 def is_int(value: Any) -> bool:
     """Whether a value is an integer; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)

@@ -6,6 +6,9 @@ import os
 from typing import Any, Dict, Iterable
 
 from detectron2.data import DatasetCatalog
+from detectron2.utils.file_io import PathManager
+
+from igvg_d2.io.rle import to_json
 
 
 def dataset_fingerprint(name: str) -> str:
@@ -52,13 +55,21 @@ def fingerprint(samples: Iterable[Dict[str, Any]]) -> str:
     return _digest(sorted(digests))
 
 
+def file_sha256(path: str) -> str:
+    """SHA-256 of a file, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with PathManager.open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def _target_facts(annotation: Dict[str, Any]) -> list:
     """What makes a target, as values JSON can write."""
     segmentation = annotation["segmentation"]
     if isinstance(segmentation, dict):
-        counts = segmentation["counts"]
-        counts = counts.decode("ascii") if isinstance(counts, bytes) else counts
-        segmentation = [list(segmentation["size"]), counts]
+        rle = to_json(segmentation)
+        segmentation = [rle["size"], rle["counts"]]
     box = [float(value) for value in annotation["bbox"]]
     flags = [int(annotation["bbox_mode"]), int(annotation.get("iscrowd", 0))]
     return [annotation.get("id"), box, *flags, segmentation]

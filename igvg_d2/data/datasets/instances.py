@@ -5,7 +5,9 @@ from typing import Any, Container, Dict, List, Optional
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 
-from .fields import RecordError, describe, is_int, read_box, read_int, read_text, short
+from igvg_d2.io.json_stream import describe
+
+from .fields import RecordError, is_int, read_box, read_int, read_text, short
 from .files import iterate_json
 from .masks import to_rle_and_polygons
 

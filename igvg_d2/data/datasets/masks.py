@@ -9,13 +9,11 @@ from typing import Any, Dict, List, Tuple
 import numpy as np
 import pycocotools.mask as mask_util
 
-from .fields import is_int, short
+from igvg_d2.io.rle import check_rle, normalize_rle
+
+from .fields import short
 
 _MIN_POLYGON_COORDINATES = 6
-# pycocotools' alphabet: 6 bits above "0"; 5 of them count, one says that more follow.
-_RLE_ZERO, _RLE_SYMBOLS, _RLE_MORE, _RLE_SIGN, _RLE_VALUE = 48, 64, 0x20, 0x10, 0x1F
-# 2^35 is more than any number of pixels.
-_RLE_MAX_SYMBOLS = 7
 
 
 def to_rle(segmentation: Any, height: int, width: int) -> Dict[str, Any]:
@@ -48,11 +46,11 @@ def to_rle_and_polygons(
     read four numbers as a box.
     """
     if isinstance(segmentation, dict):
-        return _check_rle(segmentation, height, width), []
+        return _compress(segmentation, height, width), []
     if not isinstance(segmentation, (list, tuple)) or not segmentation:
         raise ValueError(f"expected polygons or RLE as segmentation, found {short(segmentation)}")
     if isinstance(segmentation[0], dict):
-        parts = [_check_rle(part, height, width) for part in segmentation]
+        parts = [_compress(part, height, width) for part in segmentation]
         return mask_util.merge(parts), []
     polygons = [_check_polygon(part, height, width) for part in segmentation]
     polygons = [part for part in polygons if len(part) >= _MIN_POLYGON_COORDINATES]
@@ -83,53 +81,10 @@ def _check_polygon(part: Any, height: int, width: int) -> np.ndarray:
     return polygon
 
 
-def _check_rle(rle: Any, height: int, width: int) -> Dict[str, Any]:
+def _compress(rle: Any, height: int, width: int) -> Dict[str, Any]:
     """One RLE dict, compressed, after a check of its size and its run lengths."""
-    size = rle.get("size") if isinstance(rle, dict) else None
-    is_size = isinstance(size, (list, tuple)) and all(map(is_int, size))
-    if not is_size or list(size) != [height, width] or "counts" not in rle:
-        found = f"keys {short(sorted(map(str, rle)))}" if isinstance(rle, dict) else short(rle)
-        raise ValueError(
-            f"expected an RLE dict with 'counts' and size [{height}, {width}] of the image, "
-            f"found {found} and size {short(size)}"
-        )
-    counts = rle["counts"]
-    if isinstance(counts, bytes):
-        return rle
-    if isinstance(counts, list) and all(map(is_int, counts)):
-        _check_runs(np.array(counts, dtype=object), height, width)
-        return mask_util.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-    if not isinstance(counts, str) or not counts.isascii():
-        raise ValueError(f"expected run lengths or text as 'counts' of an RLE: {short(counts)}")
-    _check_runs(_decode_runs(counts.encode("ascii")), height, width)
-    return {"size": [height, width], "counts": counts.encode("ascii")}
-
-
-def _check_runs(runs: np.ndarray, height: int, width: int) -> None:
-    """Run lengths must cover the image exactly."""
-    total = sum(runs.tolist())
-    if not len(runs) or min(runs.tolist()) < 0 or total != height * width:
-        raise ValueError(
-            f"expected run lengths of {height} x {width} = {height * width} pixels in an RLE, "
-            f"found {len(runs)} runs of {total}"
-        )
-
-
-def _decode_runs(counts: bytes) -> np.ndarray:
-    """Run lengths int64 of compressed counts, by the rule of pycocotools' rleFrString."""
-    symbols = np.frombuffer(counts, np.uint8).astype(np.int64) - _RLE_ZERO
-    is_symbol = (symbols >= 0) & (symbols < _RLE_SYMBOLS)
-    ends = np.flatnonzero((symbols & _RLE_MORE) == 0)
-    if not is_symbol.all() or not len(ends) or ends[-1] != len(symbols) - 1:
-        raise ValueError(f"expected compressed 'counts' of an RLE, found {short(counts)}")
-    starts = np.concatenate(([0], ends[:-1] + 1))
-    lengths = ends - starts + 1
-    if lengths.max() > _RLE_MAX_SYMBOLS:
-        raise ValueError("expected run lengths of an image in an RLE, found far larger ones")
-    shifts = 5 * (np.arange(len(symbols)) - np.repeat(starts, lengths))
-    runs = np.add.reduceat((symbols & _RLE_VALUE) << shifts, starts)
-    runs -= np.where(symbols[ends] & _RLE_SIGN, 1 << (5 * lengths), 0)
-    # From the fourth on, a run is stored as the difference to the run two before.
-    runs[1::2] = np.cumsum(runs[1::2])
-    runs[2::2] = np.cumsum(runs[2::2])
-    return runs
+    if isinstance(rle, dict) and rle.get("size") == [height, width]:
+        if isinstance(rle.get("counts"), bytes):
+            return rle
+    size, runs = check_rle(rle, (height, width))
+    return normalize_rle(rle, size, runs)

@@ -15,6 +15,8 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tupl
 import numpy as np
 from PIL import Image
 
+from igvg_d2.io.atomic import write_atomically
+
 from .generator import GENERATOR_VERSION, SPLITS, SceneExpression, SplitConfig, generate_image
 from .render import SHAPES
 from .scene import Scene
@@ -196,9 +198,7 @@ def _write_json(path: str, content: Any, indent: Optional[int] = None) -> str:
     """Write JSON atomically and return the SHA-256 of the file."""
     separators = (",", ": ") if indent else (",", ":")
     data = json.dumps(content, indent=indent, separators=separators).encode("ascii")
-    with open(path + ".part", "wb") as stream:
-        stream.write(data)
-    os.replace(path + ".part", path)
+    write_atomically(path, data)
     return hashlib.sha256(data).hexdigest()
 
 
