@@ -35,7 +35,7 @@ from igvg_d2.engine import setup_config
 from igvg_d2.engine.setup import set_num_threads
 from igvg_d2.engine.train_step import build_step_trainer
 from igvg_d2.solver import build_optimizer
-from igvg_d2.utils.testing import random_batch
+from igvg_d2.testing import random_batch
 
 # Targets of random samples: like gRefCOCO, some expressions have none or several.
 _TARGETS = (1, 0, 2, 1, 1, 3, 1, 0)

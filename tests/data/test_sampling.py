@@ -16,7 +16,7 @@ from igvg_d2.data.sampling import (
     draw_sentence,
     group_by_object,
 )
-from igvg_d2.utils.testing import tiny_cfg
+from igvg_d2.testing import tiny_cfg
 
 NUM_OBJECTS = 30
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from igvg_d2.utils.testing import tiny_cfg
+from igvg_d2.testing import tiny_cfg
 
 ROOT = Path(__file__).resolve().parents[2]
 

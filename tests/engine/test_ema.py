@@ -13,7 +13,7 @@ from igvg_d2.checkpoint import GroundingCheckpointer
 from igvg_d2.engine.ema import WeightAverage
 from igvg_d2.engine.hooks import AverageBatchNormHook
 from igvg_d2.engine.loss_guard import LossGuard
-from igvg_d2.utils.testing import random_batch, tiny_cfg
+from igvg_d2.testing import random_batch, tiny_cfg
 
 
 def make_average(decay=0.25):

@@ -13,7 +13,7 @@ from igvg_d2.checkpoint import GroundingCheckpointer, read_checkpoint
 from igvg_d2.data.datasets import load_grefcoco, register_grounding
 from igvg_d2.data.synthetic import write_shapes
 from igvg_d2.engine import GroundingTrainer
-from igvg_d2.utils.testing import tiny_cfg
+from igvg_d2.testing import tiny_cfg
 
 ITERATIONS = 36
 

@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from igvg_d2.data import AntialiasedResize, LetterboxResize, ReleasedResize, build_resize
 from igvg_d2.modeling.letterbox import crop_outputs
 from igvg_d2.modeling.postprocessing import PostprocessOptions, grounding_postprocess
-from igvg_d2.utils.testing import random_batch, tiny_cfg
+from igvg_d2.testing import random_batch, tiny_cfg
 
 NETWORK = (64, 64)
 SIZES = [(60, 200), (200, 60), (64, 64), (31, 97), (1, 300)]

@@ -10,7 +10,7 @@ from torch import nn
 
 from igvg_d2.engine.bad_sample_log import BadSampleLog
 from igvg_d2.engine.loss_guard import LossGuard
-from igvg_d2.utils.testing import random_batch, tiny_cfg
+from igvg_d2.testing import random_batch, tiny_cfg
 
 
 class Toy(nn.Module):

@@ -16,7 +16,7 @@ from torch import nn
 
 from igvg_d2.engine.monitoring import MonitorHook, WandbWriter, build_writers, import_wandb
 from igvg_d2.solver import build_optimizer
-from igvg_d2.utils.testing import tiny_cfg
+from igvg_d2.testing import tiny_cfg
 
 
 class Toy(nn.Module):

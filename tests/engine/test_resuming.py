@@ -13,7 +13,7 @@ from igvg_d2.engine.checkpointing import BestModelHook, CheckpointHook
 from igvg_d2.engine.config_checks import check_config
 from igvg_d2.engine.evaluation_hook import preserved_training_state
 from igvg_d2.engine.training_log import MetricsWriter, read_metrics
-from igvg_d2.utils.testing import tiny_cfg
+from igvg_d2.testing import tiny_cfg
 from tests.engine.toy_training import Toy, ToyTrainer, toy_cfg, train
 
 # What differs from run to run.

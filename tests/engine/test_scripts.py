@@ -16,7 +16,7 @@ import igvg_d2.modeling  # noqa: F401
 from igvg_d2.checkpoint import GroundingCheckpointer, read_metadata
 from igvg_d2.engine import GroundingPredictor
 from igvg_d2.engine.ema import WeightAverage
-from igvg_d2.utils.testing import tiny_cfg
+from igvg_d2.testing import tiny_cfg
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,7 +12,7 @@ from igvg_d2.engine.loss_guard import LossGuard
 from igvg_d2.engine.train_step import GroundingStepTrainer, split_batch
 from igvg_d2.modeling.effective_batch import effective_batch
 from igvg_d2.solver.build import clip_total_norm
-from igvg_d2.utils.testing import random_batch, tiny_cfg
+from igvg_d2.testing import random_batch, tiny_cfg
 
 # Without batch statistics and without random numbers, but with every loss there is.
 EXACT = [

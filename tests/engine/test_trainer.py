@@ -13,7 +13,7 @@ from detectron2.modeling import build_model
 import igvg_d2.modeling  # noqa: F401
 from igvg_d2.checkpoint import GroundingCheckpointer, export_safetensors, read_metadata
 from igvg_d2.data.synthetic import write_shapes
-from igvg_d2.utils.testing import tiny_cfg
+from igvg_d2.testing import tiny_cfg
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = str(ROOT / "configs" / "Shapes" / "igvg_tiny.yaml")

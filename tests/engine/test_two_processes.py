@@ -15,7 +15,7 @@ from igvg_d2.checkpoint import GroundingCheckpointer
 from igvg_d2.data.datasets import load_grefcoco, register_grounding
 from igvg_d2.data.synthetic import write_shapes
 from igvg_d2.engine import GroundingTrainer
-from igvg_d2.utils.testing import tiny_cfg
+from igvg_d2.testing import tiny_cfg
 
 NAMES = ("two_processes_train", "two_processes_val")
 ITERATIONS = 8

@@ -16,7 +16,7 @@ from igvg_d2.engine.hooks import RunSummaryHook, StepSeedHook
 from igvg_d2.engine.monitoring import build_writers
 from igvg_d2.engine.safety import secure_hooks
 from igvg_d2.engine.stopping import StoppableLoader, TrainingStopped
-from igvg_d2.utils.testing import tiny_cfg
+from igvg_d2.testing import tiny_cfg
 
 
 class Toy(nn.Module):

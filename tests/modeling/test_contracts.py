@@ -19,7 +19,7 @@ from igvg_d2.modeling import (
     build_transformer_decoder,
     build_vl_backbone,
 )
-from igvg_d2.utils.testing import (
+from igvg_d2.testing import (
     assert_backbone_contract,
     assert_grounding_head_contract,
     assert_losses_contract,

@@ -10,7 +10,7 @@ from igvg_d2.modeling import GroundingTargets
 from igvg_d2.modeling.global_head import GlobalHead
 from igvg_d2.modeling.grounding_head import PointGuidedMatcher
 from igvg_d2.modeling.grounding_head.point_guided_head import build_criterion
-from igvg_d2.utils.testing import random_targets, tiny_cfg
+from igvg_d2.testing import random_targets, tiny_cfg
 
 HEAD = "MODEL.GROUNDING_HEAD."
 LEFT, RIGHT = [0.25, 0.5, 0.2, 0.2], [0.75, 0.5, 0.2, 0.2]

@@ -12,7 +12,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from igvg_d2.engine import setup_config
-from igvg_d2.utils.testing import assert_all_parameters_used, random_batch
+from igvg_d2.testing import assert_all_parameters_used, random_batch
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = [p for folder in ("configs", "projects") for p in sorted((ROOT / folder).rglob("*.yaml"))]

@@ -8,7 +8,7 @@ from detectron2.modeling import build_model
 
 import igvg_d2.modeling  # noqa: F401
 from igvg_d2.engine import setup_config
-from igvg_d2.utils.testing import random_batch
+from igvg_d2.testing import random_batch
 from tests.modeling.plain_igvg import PlainIGVG
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs/gRefCOCO"

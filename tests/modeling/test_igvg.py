@@ -6,7 +6,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 import igvg_d2.modeling  # noqa: F401
-from igvg_d2.utils.testing import random_batch, tiny_cfg
+from igvg_d2.testing import random_batch, tiny_cfg
 
 RELEASED = [
     "MODEL.QUERY_GENERATOR.TEXT_SCORE", "mean",

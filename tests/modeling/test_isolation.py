@@ -7,7 +7,7 @@ from detectron2.utils.events import EventStorage
 
 import igvg_d2.modeling  # noqa: F401
 from igvg_d2.modeling import GroundingTargets
-from igvg_d2.utils.testing import random_batch, tiny_cfg
+from igvg_d2.testing import random_batch, tiny_cfg
 
 STEM = [
     "MODEL.BEIT3.STEM_CHANNELS", [8, 8, 16, 16],

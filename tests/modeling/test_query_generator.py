@@ -12,7 +12,7 @@ from igvg_d2.modeling.query_generator import select_points
 from igvg_d2.modeling.query_generator.text_selection import select_channels, select_text
 from igvg_d2.modeling.query_generator.text_to_image import TextToImageAttention
 from igvg_d2.modeling.transformer import PositionEmbeddingSine
-from igvg_d2.utils.testing import random_targets, random_vl_features, tiny_cfg
+from igvg_d2.testing import random_targets, random_vl_features, tiny_cfg
 
 QUERY = "MODEL.QUERY_GENERATOR."
 

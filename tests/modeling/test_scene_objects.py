@@ -14,7 +14,7 @@ from igvg_d2.modeling.backbone.role_reasoning import RoleReasoner, object_facts
 from igvg_d2.modeling.backbone.scene_objects import ObjectFinder
 from igvg_d2.modeling.scene_losses import center_loss, object_loss
 from igvg_d2.modeling.targets import SceneTargets
-from igvg_d2.utils.testing import random_targets, tiny_cfg
+from igvg_d2.testing import random_targets, tiny_cfg
 
 STEM = [
     "MODEL.BEIT3.STEM_CHANNELS", [8, 8, 16, 16],

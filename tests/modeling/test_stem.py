@@ -10,7 +10,7 @@ from igvg_d2.modeling import build_vl_backbone
 from igvg_d2.modeling.backbone.stem import WordStem
 from igvg_d2.modeling.scene_head import SceneHead, build_scene_head
 from igvg_d2.modeling.targets import SceneTargets
-from igvg_d2.utils.testing import random_targets, tiny_cfg
+from igvg_d2.testing import random_targets, tiny_cfg
 
 STEM = [
     "MODEL.BEIT3.STEM_CHANNELS", [8, 8, 16, 16],

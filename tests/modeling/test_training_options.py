@@ -10,7 +10,7 @@ from torch import nn
 
 import igvg_d2.modeling  # noqa: F401
 from igvg_d2.modeling.training_options import SyncBatchNorm, convert_batch_norm
-from igvg_d2.utils.testing import random_batch, tiny_cfg
+from igvg_d2.testing import random_batch, tiny_cfg
 
 STEM = ["MODEL.BEIT3.STEM_CHANNELS", [8, 8, 8, 8], "MODEL.BEIT3.STEM_BLOCKS", [0, 1, 1, 1]]
 

@@ -19,7 +19,7 @@ from igvg_d2.modeling.layer_norm import LayerNorm2d
 from igvg_d2.modeling.transformer import MLP, MSDeformAttn, ms_deform_attn_core
 from igvg_d2.modeling.transformer.deformable_decoder import DeformableDecoderLayer
 from igvg_d2.modeling.transformer.detr_decoder import DETRDecoderLayer
-from igvg_d2.utils.testing import random_batch, tiny_cfg
+from igvg_d2.testing import random_batch, tiny_cfg
 
 SHAPES = [(3, 6), (2, 4)]
 

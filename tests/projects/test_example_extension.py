@@ -15,7 +15,7 @@ from detectron2.utils.events import EventStorage
 from igvg_d2 import add_igvg_config
 from igvg_d2.data.synthetic import write_shapes
 from igvg_d2.modeling import QUERY_GENERATOR_REGISTRY
-from igvg_d2.utils.testing import (
+from igvg_d2.testing import (
     assert_all_parameters_used,
     assert_losses_contract,
     assert_query_generator_contract,

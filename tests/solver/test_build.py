@@ -7,7 +7,7 @@ from detectron2.utils.events import EventStorage
 
 import igvg_d2.modeling  # noqa: F401
 from igvg_d2.solver import build_optimizer
-from igvg_d2.utils.testing import tiny_cfg
+from igvg_d2.testing import tiny_cfg
 
 
 def groups_by_name(model, optimizer):

@@ -8,7 +8,7 @@ from torch import nn
 import igvg_d2.modeling  # noqa: F401
 from igvg_d2.solver import build_optimizer
 from igvg_d2.solver.muon import Muon, orthogonalise, orthogonalise_all, share_out
-from igvg_d2.utils.testing import tiny_cfg
+from igvg_d2.testing import tiny_cfg
 
 
 @pytest.mark.parametrize("shape", [(8, 20), (20, 8), (12, 12)])

@@ -10,7 +10,7 @@ from torch import nn
 import igvg_d2.modeling  # noqa: F401
 from igvg_d2.solver import build_optimizer
 from igvg_d2.solver.layer_decay import layer_decay_factors
-from igvg_d2.utils.testing import random_batch, tiny_cfg
+from igvg_d2.testing import random_batch, tiny_cfg
 
 TOKENS = "backbone.text_embed.tokens.weight"
 
