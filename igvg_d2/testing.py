@@ -14,6 +14,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch import nn
 
 from igvg_d2.config import add_igvg_config
+from igvg_d2.data import model_input
 from igvg_d2.modeling import (
     GroundingQueries,
     GroundingTargets,
@@ -89,22 +90,11 @@ def random_batch(
         for category, mask in enumerate(masks):
             scene[mask] = 1 + category
         image = torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8)
-        batch.append(
-            {
-                "image": image,
-                "height": height,
-                "width": width,
-                "text_ids": torch.randint(4, 60, (length,), generator=generator),
-                "text_padding_mask": torch.zeros(length, dtype=torch.bool),
-                "expression": f"sample {i}",
-                "sample_id": str(i),
-                "file_name": "",
-                "image_id": i,
-                "instances": instances,
-                "scene_categories": scene,
-                "scene_instances": scene.clone(),
-            }
-        )
+        text_ids = torch.randint(4, 60, (length,), generator=generator)
+        sample = model_input(image, text_ids, f"sample {i}", tuple(size), tuple(size))
+        sample.update(sample_id=str(i), file_name="", image_id=i, instances=instances)
+        sample.update(scene_categories=scene, scene_instances=scene.clone())
+        batch.append(sample)
     return batch
 
 

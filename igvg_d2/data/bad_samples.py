@@ -1,6 +1,6 @@
 """Samples that cannot be used: errors that name them, and replacement where it was asked for.
 
-By default the first bad sample stops a training. With ``DATALOADER.SKIP_BAD_SAMPLES`` another
+By default the first bad sample stops a training run. With ``DATALOADER.SKIP_BAD_SAMPLES`` another
 sample takes its place; every replaced one is reported along with the batch it is missing from, so
 that one process can list them all. An evaluation always stops: a number without the hard cases is
 not the benchmark's.
@@ -27,7 +27,7 @@ class BadSampleError(ValueError):
 
 
 class MissingImageError(BadSampleError, FileNotFoundError):
-    """There is no picture for an annotation."""
+    """There is no image for an annotation."""
 
     # OSError would show the message as an error number.
     __str__ = ValueError.__str__
@@ -51,7 +51,7 @@ def check_targets(boxes: np.ndarray, rles: Sequence[Dict[str, Any]], sample: _Sa
         sample: dataset dict with ``height`` and ``width``.
 
     Raises:
-        BadSampleError: a box that is not finite, or without area within the picture; a mask
+        BadSampleError: a box that is not finite, or without area within the image; a mask
             without pixels.
     """
     size = np.array([sample["width"], sample["height"]] * 2, dtype=np.float64)
@@ -62,7 +62,7 @@ def check_targets(boxes: np.ndarray, rles: Sequence[Dict[str, Any]], sample: _Sa
         index = int(np.flatnonzero(~has_area)[0])
         raise BadSampleError(
             f"box {index + 1} of {len(boxes)} of {describe_sample(sample)} has no area within the "
-            f"picture: x0, y0, x1, y1 = {[round(float(v), 2) for v in boxes[index]]}, picture "
+            f"image: x0, y0, x1, y1 = {[round(float(v), 2) for v in boxes[index]]}, image "
             f"{sample['width']} x {sample['height']}; correct or remove the annotation"
         )
     areas = np.atleast_1d(mask_util.area(list(rles)))

@@ -1,8 +1,8 @@
-"""Direction words of expressions, and how they change when a picture is flipped.
+"""Direction words of expressions, and how they change when a image is flipped.
 
-Real expressions use "left" and "right" in many ways. Those that name a side of the picture are
+Real expressions use "left" and "right" in many ways. Those that name a side of the image are
 exchanged. Where the words may mean something else ("right next to", "the slice that is left"), and
-where a mirrored picture shows what the expression does not say (writing, numbers, clock positions),
+where a mirrored image shows what the expression does not say (writing, numbers, clock positions),
 the sample is not flipped: a flip that is left out costs nothing, a false expression teaches noise.
 """
 
@@ -51,7 +51,7 @@ _WORD_PAIRS: Dict[str, Tuple[Tuple[str, str], ...]] = {
 }
 AXES = tuple(_WORD_PAIRS)
 
-# What a flipped picture shows differently in a way no exchange of words expresses.
+# What a flipped image shows differently in a way no exchange of words expresses.
 _NOT_MIRRORED = (
     r"clockwise|counterclockwise|anticlockwise|o'?clock|o’clock",
     r"letters?|lettering|initials?|words?|text|written|writing|handwriting|says?|saying|reads",
@@ -115,14 +115,14 @@ _SWAP_PATTERNS = {
     for axis, table in _SWAPS.items()
 }
 _UNSAFE_PATTERNS = {axis: _word_pattern(patterns) for axis, patterns in _UNSAFE.items()}
-# Numbers and quotations are as likely as not written in the picture.
+# Numbers and quotations are as likely as not written in the image.
 _NUMBER_OR_QUOTATION = re.compile(r"[\d\"“”]")
 _DIRECTION_INSIDE = re.compile(r"\w*(?:left|right)\w*", re.IGNORECASE)
 _HARMLESS_PATTERN = re.compile(_HARMLESS, re.IGNORECASE)
 
 
 def swap_direction_words(expression: str, axis: str) -> str:
-    """Exchanges left/right or top/bottom words, so that the text fits a flipped picture.
+    """Exchanges left/right or top/bottom words, so that the text fits a flipped image.
 
     Capitals (``Left``, ``LEFT``), punctuation and spacing are kept; swapping twice restores the
     text. It looks at words, not at their meaning: ask :func:`is_flippable` first.
@@ -132,7 +132,7 @@ def swap_direction_words(expression: str, axis: str) -> str:
         axis: "horizontal" or "vertical".
 
     Returns:
-        The expression that names the same objects in the flipped picture.
+        The expression that names the same objects in the flipped image.
     """
     check_axis(axis)
     table = _SWAPS[axis]
@@ -140,10 +140,10 @@ def swap_direction_words(expression: str, axis: str) -> str:
 
 
 def is_flippable(expression: str, axis: str) -> bool:
-    """Whether :func:`swap_direction_words` makes the expression true of the flipped picture.
+    """Whether :func:`swap_direction_words` makes the expression true of the flipped image.
 
     Careful rather than complete: False as soon as a word may not mean a side, or may name writing,
-    numbers or a clock position in the picture. What the picture shows and the expression does not
+    numbers or a clock position in the image. What the image shows and the expression does not
     say, such as lettering on a shirt, is mirrored all the same.
 
     Args:

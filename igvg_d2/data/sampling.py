@@ -36,7 +36,7 @@ class VisitSampler(Sampler):
 
     Attributes:
         position: visits of all processes together that are already done; set it before iterating
-            to continue a training.
+            to continue a training run.
     """
 
     def __init__(self, size: int, seed: int, shuffle: bool = True):

@@ -7,12 +7,12 @@ from typing import Any, Dict, Union
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import detection_utils
 from detectron2.modeling import build_model
 
 from igvg_d2.checkpoint import GroundingCheckpointer
 from igvg_d2.data import GroundingDatasetMapper
 from igvg_d2.data.tokenizer import UNK_ID
+from igvg_d2.io.image import read_image
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +40,8 @@ class GroundingPredictor:
                 random, which is logged as a warning.
         """
         cfg = cfg.clone()
-        mapper = GroundingDatasetMapper(cfg, is_train=False)
-        self.image_format = mapper.image_format
-        self._resize = mapper.resize
-        self._tokenizer = mapper.tokenizer
+        self._mapper = GroundingDatasetMapper(cfg, is_train=False)
+        self.image_format = self._mapper.image_format
         self.model = build_model(cfg)
         self.model.eval()
         if cfg.MODEL.WEIGHTS:
@@ -87,12 +85,7 @@ class GroundingPredictor:
         path = os.fspath(image)
         if not os.path.isfile(path):
             raise FileNotFoundError(f"image file '{path}' does not exist.")
-        try:
-            return detection_utils.read_image(path, format=self.image_format)
-        except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and others
-            raise ValueError(
-                f"'{path}' cannot be read as an image ({error!r}); check that it opens elsewhere."
-            ) from error
+        return read_image(path, self.image_format)
 
     def _prepare(self, image: np.ndarray, expression: str) -> Dict[str, Any]:
         """Model input dict of one sample."""
@@ -100,25 +93,13 @@ class GroundingPredictor:
             raise ValueError(
                 f"expression must be a text with at least one word, got {expression!r}."
             )
-        text_ids = self._tokenizer(expression)
-        unknown = text_ids.count(UNK_ID)
+        inputs = self._mapper.prepare(image, expression)
+        unknown = int((inputs["text_ids"] == UNK_ID).sum())
         if unknown:
             logger.warning(
                 "%d of the %d words of %r are unknown to the tokenizer",
                 unknown,
-                len(text_ids) - 2,
+                len(inputs["text_ids"]) - 2,
                 expression,
             )
-        resized = self._resize.resize_image(image)
-        return {
-            "image": torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1))),
-            "content_size": self._resize.content_size(image.shape[:2]),
-            "height": image.shape[0],
-            "width": image.shape[1],
-            "text_ids": torch.tensor(text_ids, dtype=torch.int64),
-            "text_padding_mask": torch.zeros(len(text_ids), dtype=torch.bool),
-            "expression": expression,
-            "sample_id": "",
-            "file_name": "",
-            "image_id": 0,
-        }
+        return {**inputs, "sample_id": "", "file_name": "", "image_id": 0}

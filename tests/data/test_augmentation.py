@@ -11,13 +11,13 @@ from detectron2.data import transforms as T
 
 from igvg_d2.data import (
     AntialiasedResize,
+    GeometricTransform,
     ReleasedResize,
     build_resize,
     is_flippable,
     jitter_color,
     swap_direction_words,
 )
-from igvg_d2.data.augmentation import flip
 
 HORIZONTAL = [
     ("the left man", "the right man"),
@@ -132,21 +132,28 @@ def test_unknown_axis_is_refused(function):
         function("left", "diagonal")
 
 
-def test_flip_moves_image_box_and_mask_alike():
+def test_flips_move_image_box_mask_and_numbers_alike():
     image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
-    masks = np.zeros((1, 4, 6), bool)
-    masks[0, 1:3, 0:2] = True
-    boxes = np.array([[0, 1, 2, 3]], np.float32)
-    flipped, new_boxes, new_masks = flip(image, boxes, masks, "horizontal")
-    assert (flipped[:, 0] == image[:, 5]).all()
-    assert new_boxes.tolist() == [[4, 1, 6, 3]] and new_masks[0, 1:3, 4:6].all()
-    flipped, new_boxes, new_masks = flip(image, boxes, masks, "vertical")
-    assert (flipped[0] == image[3]).all()
-    assert new_boxes.tolist() == [[0, 1, 2, 3]] and new_masks[0, 1:3, 0:2].all()
-    assert boxes.tolist() == [[0, 1, 2, 3]]
-    for axis in ("horizontal", "vertical"):
-        empty = flip(image, np.zeros((0, 4), np.float32), np.zeros((0, 4, 6), bool), axis)
-        assert empty[1].shape == (0, 4) and empty[2].shape == (0, 4, 6)
+    masks = np.zeros((4, 6, 1), np.uint8, order="F")
+    masks[1:3, 0:2] = 1
+    boxes = np.array([[0, 1, 2, 3]], np.float64)
+    resize = AntialiasedResize(image_size=(4, 6))
+    for flips, box, rows, columns in (
+        ([], [0, 1, 2, 3], slice(None), slice(None)),
+        (["horizontal"], [4, 1, 6, 3], slice(None), slice(None, None, -1)),
+        (["vertical"], [0, 1, 2, 3], slice(None, None, -1), slice(None)),
+        (["horizontal", "vertical"], [4, 1, 6, 3], slice(None, None, -1), slice(None, None, -1)),
+    ):
+        transform = GeometricTransform(resize, (4, 6), flips)
+        assert (transform.apply_image(image) == image[rows, columns]).all()
+        assert (transform.apply_segmentation(image[..., 0]) == image[rows, columns, 0]).all()
+        found = transform.apply_masks(masks)
+        assert found.dtype == bool and (found[0] == masks[rows, columns, 0]).all()
+        assert transform.apply_box(boxes).tolist() == [box] and boxes.tolist() == [[0, 1, 2, 3]]
+        assert transform.apply_masks(masks[..., :0]).shape == (0, 4, 6)
+        assert transform.apply_box(boxes[:0]).shape == (0, 4)
+    with pytest.raises(ValueError, match="axis: expected one of .* found 'diagonal'"):
+        GeometricTransform(resize, (4, 6), ["diagonal"])
 
 
 def test_jitter_color_by_hand():

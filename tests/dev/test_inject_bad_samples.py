@@ -8,7 +8,7 @@ import pytest
 
 from igvg_d2.data import BadSampleError, GroundingDatasetMapper
 from igvg_d2.data.datasets import load_grefcoco
-from igvg_d2.data.resize import AntialiasedResize
+from igvg_d2.data.transforms import AntialiasedResize
 from igvg_d2.data.synthetic import write_shapes
 
 SCRIPT = Path(__file__).resolve().parents[2] / "dev" / "inject_bad_samples.py"

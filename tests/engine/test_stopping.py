@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from igvg_d2.data.build import UnpackingLoader, pack_batch
+from igvg_d2.data.loader import UnpackingLoader, pack_batch
 from igvg_d2.engine import launch, stopping
 from igvg_d2.engine.stopping import STOPPED_EXIT_CODE, StoppableLoader, StopSignals
 from tests.engine.test_resuming import metrics

@@ -3,7 +3,11 @@
 import gc
 import io
 import logging
+import os
 import pickle
+import signal
+import threading
+import time
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import numpy as np
@@ -18,7 +22,7 @@ from detectron2.data import (
 from torch.utils.data import DataLoader, Sampler
 
 from .bad_samples import BadSampleSkipper, CheckedMapper
-from .dataset_mapper import GroundingDatasetMapper
+from .mapper import GroundingDatasetMapper
 from .sampling import (
     SAMPLE_UNITS,
     VisitDataset,
@@ -26,12 +30,56 @@ from .sampling import (
     build_train_sampler,
     group_by_object,
 )
-from .worker_guard import WorkerGuard
 
 logger = logging.getLogger(__name__)
 
 _Sample = Dict[str, Any]
 _Mapper = Callable[[_Sample], _Sample]
+
+# Seconds after which a worker has noticed that the training process is gone.
+_POLL_SECONDS = 0.5
+
+
+class WorkerInit:
+    """A ``worker_init_fn``: workers leave signals to the training run, and end when it ends.
+
+    A signal to the process group (Ctrl-C, batch systems) also reaches the workers. They ignore it:
+    the training process decides, and needs them until it has finished its step. SIGTERM from it
+    ends a worker.
+
+    If that is killed, a worker would wait for ever to put its batch into a full pipe; a thread
+    watches the parent and ends the worker.
+
+    Args:
+        init: another ``worker_init_fn``, called first.
+    """
+
+    def __init__(self, init: Optional[Callable[[int], Any]] = None):
+        self.init = init
+        self.parent = os.getpid()
+
+    def __call__(self, worker_id: int) -> None:
+        """Called in the worker with its number."""
+        if self.init is not None:
+            self.init(worker_id)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        if hasattr(signal, "sigtimedwait"):  # Linux
+            # Threads that begin later inherit this, so only the watching one gets the signal.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        """End the process when the parent asks for it or is gone."""
+        while os.getppid() == self.parent:
+            if hasattr(signal, "sigtimedwait"):
+                caught = signal.sigtimedwait({signal.SIGTERM}, _POLL_SECONDS)
+                if caught is not None and caught.si_pid == self.parent:
+                    os._exit(0)
+            else:
+                time.sleep(_POLL_SECONDS)
+        # Not sys.exit, which would wait for the full pipe.
+        os._exit(1)
 
 
 class _TensorAsArrayPickler(pickle.Pickler):
@@ -48,7 +96,7 @@ def pack_batch(batch: List[_Sample]) -> bytes:
     """Packs a batch into one string of bytes, in the worker; ``pickle.loads`` restores it.
 
     PyTorch would hand over each of the six tensors of a sample by a shared memory file, which costs
-    the receiving process 1 to 2 ms per sample: for small pictures as much as reading them. One
+    the receiving process 1 to 2 ms per sample: for small images as much as reading them. One
     string of bytes costs it 0.15 ms.
     """
     buffer = io.BytesIO()
@@ -59,7 +107,7 @@ def pack_batch(batch: List[_Sample]) -> bytes:
 class UnpackingLoader:
     """Iterates over a loader of packed batches; yields ``list[dict]`` as Detectron2 loaders do.
 
-    Its workers are guarded, see :class:`igvg_d2.data.worker_guard.WorkerGuard`.
+    Its workers begin with :class:`WorkerInit`.
 
     Args:
         loader: its batches were made by :func:`pack_batch`.
@@ -67,7 +115,7 @@ class UnpackingLoader:
 
     def __init__(self, loader: DataLoader):
         self.loader = loader
-        loader.worker_init_fn = WorkerGuard(loader.worker_init_fn)
+        loader.worker_init_fn = WorkerInit(loader.worker_init_fn)
 
     def __iter__(self) -> Iterator[List[_Sample]]:
         """Yields batches as the mapper made them."""

@@ -1,7 +1,14 @@
-"""Resize of pictures, masks and boxes to the network's input size, squashed or letterboxed.
+"""Resize, flips and colour jitter of grounding samples, in plain numpy.
 
-Two rules. "pil" filters before it samples (Detectron2's ``ResizeTransform`` for pictures, area
-coverage for masks). "cv2" is the rule of the released model, which samples without filtering.
+A resize squashes or letterboxes to the network's input size, by one of two rules. "pil" filters
+before it samples (Detectron2's ``ResizeTransform`` for images, area coverage for masks). "cv2" is
+the rule of the released model, which samples without filtering.
+
+Detectron2's own augmentations are not used for two reasons. A default config flips the image under
+"the left man", and its generic path through ``AugInput`` costs more than reading a small image.
+What a flip needs beside the pixels, the exchange of direction words, is in
+:mod:`igvg_d2.data.directions`. Colours keep their names: jitter scales all channels alike and
+leaves the hue alone, so that "the red car" stays red.
 """
 
 from typing import Sequence, Tuple, Type
@@ -10,6 +17,8 @@ import cv2
 import numpy as np
 from detectron2.config import CfgNode
 from PIL import Image
+
+from .directions import check_axis
 
 # Value of a set pixel in area resizing; even, so that "at least half covered" is exact.
 _FULL_COVERAGE = 254
@@ -28,7 +37,7 @@ class SquashResize:
         self.image_size = (int(image_size[0]), int(image_size[1]))
 
     def resize_image(self, image: np.ndarray) -> np.ndarray:
-        """Resizes a picture.
+        """Resizes an image.
 
         Args:
             image: uint8 (height, width, 3), original frame.
@@ -67,11 +76,11 @@ class SquashResize:
         return resized
 
     def resize_boxes(self, boxes: np.ndarray, original_size: Tuple[int, int]) -> np.ndarray:
-        """Scales boxes with the picture and clips them to it.
+        """Scales boxes with the image and clips them to it.
 
         Args:
             boxes: float (T, 4) XYXY pixels, original frame.
-            original_size: (height, width) of the original picture.
+            original_size: (height, width) of the original image.
 
         Returns:
             float32 (T, 4) XYXY pixels, network frame.
@@ -87,10 +96,10 @@ class SquashResize:
         return cv2.resize(numbers, (width, height), interpolation=cv2.INTER_NEAREST)
 
     def content_size(self, original_size: Tuple[int, int]) -> Tuple[int, int]:
-        """(rows, columns) of the network input that the picture fills, from its top left corner.
+        """(rows, columns) of the network input that the image fills, from its top left corner.
 
         Args:
-            original_size: (height, width) of the original picture.
+            original_size: (height, width) of the original image.
         """
         return self.image_size
 
@@ -99,7 +108,7 @@ class SquashResize:
 
 
 class AntialiasedResize(SquashResize):
-    """Pictures by PIL's bilinear filter; a mask pixel is set when at least half of it is covered.
+    """Images by PIL's bilinear filter; a mask pixel is set when at least half of it is covered.
 
     Resized back, area masks agree better with the original than nearest ones (mean IoU on 206 COCO
     objects: 0.955 against 0.930 at 320 x 320, 0.83 against 0.71 at 80 x 80). A target too small to
@@ -156,14 +165,14 @@ class ReleasedResize(SquashResize):
 
 
 class LetterboxResize(SquashResize):
-    """Keeps the aspect ratio: the picture fills the input from the top left, the rest is padding.
+    """Keeps the aspect ratio: the image fills the input from the top left, the rest is padding.
 
     Padding has the colour of the mean, which is 0 after normalisation, and is never part of a mask.
 
     Args:
         image_size: network input (H, W).
-        rule: resizes the picture to the part it fills.
-        fill: colour of the padding, in the order of the picture's channels.
+        rule: resizes the image to the part it fills.
+        fill: colour of the padding, in the order of the image's channels.
     """
 
     def __init__(
@@ -187,7 +196,7 @@ class LetterboxResize(SquashResize):
         return rows, columns
 
     def _inner(self, original_size: Tuple[int, int]) -> SquashResize:
-        """The rule for the part of the input that the picture fills."""
+        """The rule for the part of the input that the image fills."""
         return self.rule(image_size=self.content_size(original_size))
 
     def resize_image(self, image: np.ndarray) -> np.ndarray:
@@ -206,7 +215,7 @@ class LetterboxResize(SquashResize):
         return padded
 
     def resize_boxes(self, boxes: np.ndarray, original_size: Tuple[int, int]) -> np.ndarray:
-        """See :meth:`SquashResize.resize_boxes`; clips to the picture, not to the padding."""
+        """See :meth:`SquashResize.resize_boxes`; clips to the image, not to the padding."""
         return self._inner(original_size).resize_boxes(boxes, original_size)
 
     def resize_numbers(self, numbers: np.ndarray) -> np.ndarray:
@@ -238,3 +247,85 @@ def build_resize(cfg: CfgNode) -> SquashResize:
     if mode == "letterbox":
         return LetterboxResize(image_size=image_size, rule=rule, fill=cfg.MODEL.PIXEL_MEAN)
     raise ValueError(f"INPUT.RESIZE_MODE: expected 'squash' or 'letterbox', found {mode!r}")
+
+
+class GeometricTransform:
+    """What happens to the geometry of one sample: a resize, then flips.
+
+    A subclass of the mapper applies it to maps of its own, see
+    :meth:`igvg_d2.data.GroundingDatasetMapper.add_targets`.
+
+    Args:
+        resize: to the network's input size.
+        original_size: (height, width) of the original image.
+        flips: axes along which the resized sample is mirrored: "horizontal" (left and right),
+            "vertical" (top and bottom).
+    """
+
+    def __init__(
+        self, resize: SquashResize, original_size: Tuple[int, int], flips: Sequence[str] = ()
+    ):
+        for axis in flips:
+            check_axis(axis)
+        self.resize = resize
+        self.original_size = original_size
+        self.flips = tuple(flips)
+
+    @property
+    def content_size(self) -> Tuple[int, int]:
+        """(rows, columns) of the network input that the image fills."""
+        return self.resize.content_size(self.original_size)
+
+    def apply_image(self, image: np.ndarray) -> np.ndarray:
+        """uint8 (height, width, 3), original frame -> uint8 (H, W, 3), network frame."""
+        return self._flip(self.resize.resize_image(image))
+
+    def apply_segmentation(self, numbers: np.ndarray) -> np.ndarray:
+        """A map of numbers (labels, indices) by nearest neighbours; padding becomes 0.
+
+        Args:
+            numbers: uint8 (height, width), original frame.
+
+        Returns:
+            uint8 (H, W), network frame.
+        """
+        return self._flip(self.resize.resize_numbers(numbers))
+
+    def apply_masks(self, masks: np.ndarray) -> np.ndarray:
+        """uint8 (height, width, T), column-major, original frame -> bool (T, H, W), network frame.
+
+        Unlike :meth:`apply_segmentation`, it follows ``INPUT.RESIZE``.
+        """
+        if not masks.shape[2]:
+            return np.zeros((0, *self.resize.image_size), bool)
+        return np.moveaxis(self._flip(np.moveaxis(self.resize.resize_masks(masks), 0, 2)), 2, 0)
+
+    def apply_box(self, boxes: np.ndarray) -> np.ndarray:
+        """float (T, 4) XYXY pixels, original frame -> float32 (T, 4), network frame, clipped."""
+        boxes = self.resize.resize_boxes(boxes, self.original_size)
+        for axis in self.flips:
+            column, side = (0, 1) if axis == "horizontal" else (1, 0)
+            size = self.resize.image_size[side]
+            boxes[:, [column, column + 2]] = size - boxes[:, [column + 2, column]]
+        return boxes
+
+    def _flip(self, array: np.ndarray) -> np.ndarray:
+        """A view of (H, W, ...), mirrored."""
+        for axis in self.flips:
+            array = np.flip(array, axis=1 if axis == "horizontal" else 0)
+        return array
+
+
+def jitter_color(image: np.ndarray, brightness: float, contrast: float) -> np.ndarray:
+    """Scales brightness, and contrast around the mean intensity of the image.
+
+    Args:
+        image: uint8 (H, W, 3), any channel order.
+        brightness, contrast: factors; 1.0 changes nothing.
+
+    Returns:
+        uint8 (H, W, 3), a new array.
+    """
+    levels = np.arange(256) * contrast + (1.0 - contrast) * float(image.mean())
+    table = np.clip(np.rint(levels * brightness), 0, 255).astype(np.uint8)
+    return cv2.LUT(image, table)

@@ -1,0 +1,301 @@
+"""From a dataset dict (one expression) to what the model takes."""
+
+import logging
+from typing import Any, Callable, Dict, List, Sequence, Tuple
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
+
+from igvg_d2.io.image import read_image
+
+from .bad_samples import (
+    BadSampleError,
+    ImageSizeError,
+    MissingImageError,
+    check_targets,
+    describe_sample,
+)
+from .datasets.masks import to_rle
+from .directions import is_flippable, swap_direction_words
+from .tokenizer import build_tokenizer
+from .transforms import GeometricTransform, SquashResize, build_resize, jitter_color
+
+logger = logging.getLogger(__name__)
+
+_IMAGE_FORMATS = ("RGB", "BGR")
+
+
+class GroundingDatasetMapper:
+    """Reads the image, transforms image and targets, and tokenizes the expression.
+
+    Input: a dataset dict as the readers in :mod:`igvg_d2.data.datasets` make it; not modified. The
+    training loader adds ``rng``, the generator of this visit's augmentation; without it one is
+    seeded from numpy's global random numbers.
+
+    Output: a dict with the input's keys except ``annotations``, ``scene`` and ``rng``, and
+
+    * what :func:`model_input` returns;
+    * ``instances`` (training only): Instances((H, W)) with ``gt_boxes`` Boxes (T, 4) XYXY pixels,
+      ``gt_classes`` int64 zeros (T,), ``gt_masks`` BitMasks (T, H, W), all there also when T = 0;
+    * what a subclass adds in :meth:`add_targets`;
+    * ``scene_instances``, ``scene_categories`` (training with ``scene_categories`` only): uint8
+      (H, W), network frame, 0 = background, else 1 + index and 1 + category of the object of
+      ``scene`` that is seen there.
+
+    Crops are refused: a crop can turn a target into a no-target.
+
+    Args:
+        is_train: augment, and return ``instances``.
+        tokenizer: maps an expression to its list of token ids.
+        image_format: "RGB" or "BGR".
+        resize: rule that brings images, masks and boxes to the network's input size.
+        horizontal_flip_prob, vertical_flip_prob: in training, probability of a flip with left/right
+            (top/bottom) words exchanged; see :func:`swap_direction_words` for what it cannot know.
+        color_jitter: c; in training, brightness and contrast are scaled by factors from
+            [1 - c, 1 + c].
+        scene_categories: in training, also return where all objects of the image are, and their
+            categories.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        tokenizer: Callable[[str], List[int]],
+        image_format: str,
+        resize: SquashResize,
+        horizontal_flip_prob: float = 0.0,
+        vertical_flip_prob: float = 0.0,
+        color_jitter: float = 0.0,
+        scene_categories: bool = False,
+    ):
+        if image_format not in _IMAGE_FORMATS:
+            raise ValueError(
+                f"INPUT.FORMAT: expected one of {_IMAGE_FORMATS}, got {image_format!r}"
+            )
+        for name, value in (
+            ("FLIP.HORIZONTAL_PROB", horizontal_flip_prob),
+            ("FLIP.VERTICAL_PROB", vertical_flip_prob),
+            ("COLOR_JITTER", color_jitter),
+        ):
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"INPUT.{name}: expected a number from 0 to 1, found {value}")
+        self.is_train = is_train
+        self.tokenizer = tokenizer
+        self.image_format = image_format
+        self.resize = resize
+        self.flip_probs = {"horizontal": horizontal_flip_prob, "vertical": vertical_flip_prob}
+        self.color_jitter = color_jitter
+        self.scene_categories = scene_categories
+        augmentations = (
+            f", flips {self.flip_probs}, color jitter {color_jitter}" if is_train else ""
+        )
+        mode = "training" if is_train else "inference"
+        logger.info("Augmentations used in %s: %r%s", mode, resize, augmentations)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> Dict[str, Any]:
+        """Arguments from ``cfg.INPUT``."""
+        if cfg.INPUT.CROP.ENABLED:
+            raise ValueError(
+                "INPUT.CROP.ENABLED: expected False, found True; a crop can cut a target away and "
+                "turn its expression into a no-target one"
+            )
+        return {
+            "is_train": is_train,
+            "tokenizer": build_tokenizer(cfg),
+            "image_format": cfg.INPUT.FORMAT,
+            "resize": build_resize(cfg),
+            "horizontal_flip_prob": cfg.INPUT.FLIP.HORIZONTAL_PROB,
+            "vertical_flip_prob": cfg.INPUT.FLIP.VERTICAL_PROB,
+            "color_jitter": cfg.INPUT.COLOR_JITTER,
+            "scene_categories": cfg.INPUT.SCENE_CATEGORIES,
+        }
+
+    def __call__(self, dataset_dict: Dict[str, Any]) -> Dict[str, Any]:
+        """Maps one sample; see the class for keys, shapes and frames."""
+        # A shallow copy is enough: nothing below writes into a value of the input.
+        sample = dict(dataset_dict)
+        annotations = sample.pop("annotations", [])
+        rng = sample.pop("rng", None)
+        if rng is None:
+            rng = np.random.default_rng(np.random.randint(2**32, dtype=np.uint64))
+        image = _read_image(sample, self.image_format)
+        flips = self._draw_flips(sample, rng) if self.is_train else []
+        transform = GeometricTransform(self.resize, (sample["height"], sample["width"]), flips)
+        image = transform.apply_image(image)
+        if self.is_train:
+            if self.color_jitter > 0.0:
+                low, high = 1.0 - self.color_jitter, 1.0 + self.color_jitter
+                image = jitter_color(image, *rng.uniform(low, high, size=2))
+            sample["instances"] = _read_targets(annotations, sample, transform)
+            self.add_targets(sample, transform)
+        sample.pop("scene", None)
+        sample.update(self._model_input(image, sample["expression"], transform))
+        return sample
+
+    def prepare(self, image: np.ndarray, expression: str) -> Dict[str, Any]:
+        """Model input of an image in memory; the same as in inference for a file.
+
+        Args:
+            image: uint8 (height, width, 3), channels in ``image_format``.
+            expression: text.
+
+        Returns:
+            see :func:`model_input`.
+        """
+        transform = GeometricTransform(self.resize, image.shape[:2])
+        return self._model_input(transform.apply_image(image), expression, transform)
+
+    def add_targets(self, sample: Dict[str, Any], transform: GeometricTransform) -> None:
+        """For subclasses: in training, adds entries of their own to a sample.
+
+        For instance ``sample["labels"] = transform.apply_segmentation(sample.pop("label_map"))``,
+        with the map under "label_map" in the dataset dict, gives a map that fits the image the
+        model sees, whatever the resize and the flips.
+
+        Args:
+            sample: keys of the dataset dict but ``annotations``, the expression after flips, and
+                ``instances``; to be changed in place. Must be picklable.
+            transform: of this visit, from the original to the network frame.
+        """
+        if self.scene_categories:
+            _add_scene(sample, transform)
+
+    def _model_input(
+        self, image: np.ndarray, expression: str, transform: GeometricTransform
+    ) -> Dict[str, Any]:
+        """See :func:`model_input`; the image is transformed already."""
+        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        text_ids = self.tokenizer(expression)
+        size, content_size = transform.original_size, transform.content_size
+        return model_input(pixels, text_ids, expression, size, content_size)
+
+    def _draw_flips(self, sample: Dict[str, Any], rng: np.random.Generator) -> List[str]:
+        """Random axes to flip along; exchanges the direction words of ``sample["expression"]``."""
+        flips = []
+        for axis, probability in self.flip_probs.items():
+            # Nothing is drawn for what is off, so that one option does not shift another's draws.
+            if probability == 0.0 or rng.uniform() >= probability:
+                continue
+            if is_flippable(sample["expression"], axis):
+                sample["expression"] = swap_direction_words(sample["expression"], axis)
+                flips.append(axis)
+        return flips
+
+
+def model_input(
+    image: torch.Tensor,
+    text_ids: Sequence[int],
+    expression: str,
+    size: Tuple[int, int],
+    content_size: Tuple[int, int],
+) -> Dict[str, Any]:
+    """What the model takes for one expression; the one place that says so.
+
+    Args:
+        image: uint8 (3, H, W), network frame, channels in ``cfg.INPUT.FORMAT``.
+        text_ids: token ids, begin and end included; as many as this expression needs.
+        expression: the text that was tokenized, after a flip with its direction words exchanged.
+        size: (height, width) of the original image.
+        content_size: (rows, columns) of ``image`` that the original fills, (H, W) unless it is
+            letterboxed; flips in training may move the padding to another side.
+
+    Returns:
+        dict with ``image``, ``expression``, ``content_size`` as above, ``height`` and ``width``,
+        ``text_ids`` int64 (L,), ``text_padding_mask`` bool (L,), all False (the model pads to the
+        longest text of the batch).
+    """
+    return {
+        "image": image,
+        "height": size[0],
+        "width": size[1],
+        "content_size": content_size,
+        "text_ids": torch.as_tensor(text_ids, dtype=torch.int64),
+        "text_padding_mask": torch.zeros(len(text_ids), dtype=torch.bool),
+        "expression": expression,
+    }
+
+
+def _read_targets(
+    annotations: List[Dict[str, Any]], sample: Dict[str, Any], transform: GeometricTransform
+) -> Instances:
+    """Targets in the network frame; all fields are set also for no target."""
+    size = transform.original_size
+    boxes, masks = np.zeros((0, 4)), np.zeros((*size, 0), np.uint8)
+    if annotations:
+        try:
+            rles = [to_rle(a["segmentation"], *size) for a in annotations]
+            masks = mask_util.decode(rles)
+        except (KeyError, ValueError) as error:
+            raise BadSampleError(f"segmentation of {describe_sample(sample)}: {error!r}") from error
+        boxes = _read_boxes(annotations, sample)
+        check_targets(boxes, rles, sample)
+    instances = Instances(transform.resize.image_size)
+    instances.gt_boxes = Boxes(torch.from_numpy(transform.apply_box(boxes)))
+    instances.gt_classes = torch.zeros(len(boxes), dtype=torch.int64)
+    masks = np.ascontiguousarray(transform.apply_masks(masks))
+    instances.gt_masks = BitMasks(torch.from_numpy(masks))
+    return instances
+
+
+def _read_boxes(annotations: List[Dict[str, Any]], sample: Dict[str, Any]) -> np.ndarray:
+    """Boxes float64 (T, 4) XYXY, original frame."""
+    modes = {a["bbox_mode"] for a in annotations}
+    if len(modes) > 1:
+        raise ValueError(
+            f"bbox_mode of {describe_sample(sample)}: expected one for all, found {modes}"
+        )
+    boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64)
+    if modes == {BoxMode.XYWH_ABS}:
+        # BoxMode.convert takes 0.1 ms for this line, as long as decoding a mask.
+        boxes[:, 2:] += boxes[:, :2]
+        return boxes
+    return BoxMode.convert(boxes, modes.pop(), BoxMode.XYXY_ABS)
+
+
+def _add_scene(sample: Dict[str, Any], transform: GeometricTransform) -> None:
+    """``scene_instances`` and ``scene_categories``; later objects cover earlier ones."""
+    scene = sample.get("scene")
+    if scene is None:
+        raise ValueError(
+            "INPUT.SCENE_CATEGORIES needs 'scene' in every sample, "
+            f"{describe_sample(sample)} has none; register the data set with_scene (Shapes is) "
+            "or switch the option off"
+        )
+    size = transform.original_size
+    seen = np.zeros(size, np.uint8)
+    if scene:
+        masks = mask_util.decode([to_rle(item["segmentation"], *size) for item in scene])
+        for number, mask in enumerate(np.moveaxis(masks, 2, 0), 1):
+            seen[mask > 0] = number
+    seen = np.ascontiguousarray(transform.apply_segmentation(seen))
+    categories = np.array([0, *(1 + item["category_id"] for item in scene)], np.uint8)
+    sample["scene_instances"] = torch.from_numpy(seen)
+    sample["scene_categories"] = torch.from_numpy(categories[seen])
+
+
+def _read_image(sample: Dict[str, Any], image_format: str) -> np.ndarray:
+    """Picture uint8 (height, width, 3) after EXIF rotation, of the size the sample states."""
+    try:
+        image = read_image(sample["file_name"], image_format)
+    except FileNotFoundError as error:
+        raise MissingImageError(
+            f"no image file for {describe_sample(sample)}; see datasets/README.md for where images "
+            "belong"
+        ) from error
+    except ValueError as error:
+        raise BadSampleError(f"image of {describe_sample(sample)}: {error}") from error
+    height, width = image.shape[:2]
+    expected = (sample.setdefault("height", height), sample.setdefault("width", width))
+    if (height, width) != expected:
+        raise ImageSizeError(
+            f"image of {describe_sample(sample)}: the annotation says height, width = {expected}, "
+            f"the file has {(height, width)}; image folder and annotation file do not belong "
+            "together"
+        )
+    return image
