@@ -78,13 +78,7 @@ def main():
         *("INPUT.TOKENIZER.NAME", "BEiT3Tokenizer", "INPUT.TOKENIZER.FILE", args.spm),
         *("MODEL.BEIT3.VOCAB_SIZE", 64010, "INPUT.IMAGE_SIZE", (256, 256)),
         *("INPUT.FLIP.HORIZONTAL_PROB", 0.0, "INPUT.FLIP.VERTICAL_PROB", 0.0),
-        *("INPUT.COLOR_JITTER", 0.0, "INPUT.SCENE_CATEGORIES", False),
-        # Only the targets are known of these pictures, and not all of their objects.
-        *("MODEL.SCENE_HEAD.CATEGORY_WEIGHT", 0.0, "MODEL.SCENE_HEAD.WORD_WEIGHT", 0.0),
-        *("MODEL.SCENE_HEAD.CENTER_WEIGHT", 0.0, "MODEL.SCENE_HEAD.OBJECT_WEIGHT", 0.0),
-        *("MODEL.BEIT3.STEM_OBJECTS", 0),
-        # Slower is better for relating objects, which nothing does here.
-        *("SOLVER.MUON_LR", 0.03),
+        *("INPUT.COLOR_JITTER", 0.0, "MODEL.WEIGHTS", ""),
         *("DATASETS.TRAIN", (_NAME,), "DATASETS.TEST", (), "DATALOADER.NUM_WORKERS", 0),
         *("SOLVER.IMS_PER_BATCH", len(records), "SOLVER.MAX_ITER", 400, "TEST.VIS_SAMPLES", 0),
         *("OUTPUT_DIR", args.output),

@@ -117,23 +117,8 @@ def _add_backbone(cfg: CN) -> None:
     cfg.MODEL.BEIT3.MAX_TEXT_POSITIONS = 1022
     # Stochastic depth at the last layer, growing linearly from 0 at the first.
     cfg.MODEL.BEIT3.DROP_PATH = 0.1
-    # Table of words: "dense" (paper), "frozen" (not trained), or "sparse": only rows of words in
-    # the batch are updated, as torch.optim.SparseAdam does; not with several GPUs.
-    cfg.MODEL.BEIT3.TEXT_EMBEDDING = "dense"
     # Recompute activations in the backward pass: less memory, about a third more time.
     cfg.MODEL.BEIT3.CHECKPOINTING = False
-    # Channels of a convolutional stem, one stride-2 stage each; empty = patches, as BEiT-3.
-    cfg.MODEL.BEIT3.STEM_CHANNELS = []
-    # Residual blocks of each stage of the stem.
-    cfg.MODEL.BEIT3.STEM_BLOCKS = []
-    # Stage (from 0) where the words enter the stem, after its first block.
-    cfg.MODEL.BEIT3.STEM_TEXT_STAGE = 0
-    # Objects the stem looks for in every picture, more than there ever are; 0 = it looks for none.
-    cfg.MODEL.BEIT3.STEM_OBJECTS = 0
-    # Roles its words can take, such as what is wanted and what that is related to.
-    cfg.MODEL.BEIT3.STEM_ROLES = 4
-    # Layers over the text alone before stem and encoder; BEiT-3 has none.
-    cfg.MODEL.BEIT3.TEXT_LAYERS = 0
     # Standard deviation of the truncated normal that initialises linear layers; BEiT-3 uses 0.02.
     cfg.MODEL.BEIT3.INIT_STD = 0.02
     # The same for the token, CLS and position tables.
@@ -171,27 +156,11 @@ def _add_dense_parts(cfg: CN) -> None:
     # resized by nearest neighbour (released).
     cfg.MODEL.IGVG.TEST.MASK_RESIZE = "logits"
 
-    # Auxiliary objectives of a stem that is trained from scratch; not in the paper, whose encoder
-    # comes pretrained. They exist in training only.
-    cfg.MODEL.SCENE_HEAD = CN()
-    # Weight of predicting the categories of all objects of the picture (INPUT.SCENE_CATEGORIES).
-    cfg.MODEL.SCENE_HEAD.CATEGORY_WEIGHT = 0.0
-    # Categories of the data set's instances.json.
-    cfg.MODEL.SCENE_HEAD.NUM_CATEGORIES = 0
-    # Weight of predicting, from the targets' pixels alone, which words the expression has.
-    cfg.MODEL.SCENE_HEAD.WORD_WEIGHT = 0.0
-    # Weight of finding the objects of the picture (MODEL.BEIT3.STEM_OBJECTS), referred to or not.
-    cfg.MODEL.SCENE_HEAD.CENTER_WEIGHT = 0.0
-    # Weight of telling which of the found objects are targets.
-    cfg.MODEL.SCENE_HEAD.OBJECT_WEIGHT = 0.0
-
     cfg.MODEL.NECK = CN()
     # Key of NECK_REGISTRY.
     cfg.MODEL.NECK.NAME = "SimFPN"
     # Channels of p2, p3, p4, p5; the head's levels must have HIDDEN_DIM.
     cfg.MODEL.NECK.OUT_CHANNELS = [256, 256, 256, 256]
-    # Backbone stem features that are added to p2 and p3 (see MODEL.BEIT3.STEM_CHANNELS).
-    cfg.MODEL.NECK.STEM_FEATURES = []
 
     cfg.MODEL.PIXEL_DECODER = CN()
     # Key of PIXEL_DECODER_REGISTRY.

@@ -86,14 +86,10 @@ def random_batch(
         instances.gt_boxes = Boxes(boxes)
         instances.gt_classes = torch.zeros(count, dtype=torch.int64)
         instances.gt_masks = BitMasks(masks)
-        scene = torch.zeros(size, dtype=torch.uint8)
-        for category, mask in enumerate(masks):
-            scene[mask] = 1 + category
         image = torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8)
         text_ids = torch.randint(4, 60, (length,), generator=generator)
         sample = model_input(image, text_ids, f"sample {i}", tuple(size), tuple(size))
         sample.update(sample_id=str(i), file_name="", image_id=i, instances=instances)
-        sample.update(scene_categories=scene, scene_instances=scene.clone())
         batch.append(sample)
     return batch
 

@@ -109,8 +109,7 @@ def test_config_io_and_visualizer_stand_below_the_rooms():
         f"{name} imports {module}"
         for name, path, module in imports_of_package()
         for other in (*ROOMS, "engine")
-        if path in below
-        and inside(module, f"igvg_d2.{other}")
+        if path in below and inside(module, f"igvg_d2.{other}")
     ]
     wrong += [
         f"{config.name} imports {module}"

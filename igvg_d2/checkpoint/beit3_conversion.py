@@ -17,12 +17,12 @@ IGNORED_PARTS = {
 PREFIX = "beit3."
 MASK_TOKEN = "beit3.vision_embed.mask_token"
 POSITIONS = "beit3.encoder.embed_positions.A.weight"
-_TEXT_POSITIONS = "beit3.encoder.embed_positions.B.weight"
+TEXT_POSITIONS = "beit3.encoder.embed_positions.B.weight"
 _WORDS = "beit3.text_embed.weight"
 _PATCHES = "beit3.vision_embed.proj.weight"
 _FFN = "beit3.encoder.layers.0.ffn.A.fc1.weight"
 # Tensors whose shapes give the size, and their dimensions.
-_MEASURED = {POSITIONS: 2, _TEXT_POSITIONS: 2, _WORDS: 2, _PATCHES: 4, _FFN: 2}
+_MEASURED = {POSITIONS: 2, TEXT_POSITIONS: 2, _WORDS: 2, _PATCHES: 4, _FFN: 2}
 
 
 def is_beit3(checkpoint: Dict[str, Any]) -> bool:
@@ -136,7 +136,7 @@ def _measure(state: Dict[str, Any]) -> ModelSize:
         num_queries=0,
         image_size=(side, side),
         vocab_size=len(state[_WORDS]),
-        text_rows=len(state[_TEXT_POSITIONS]),
+        text_rows=len(state[TEXT_POSITIONS]),
         patch_size=patch,
     )
 

@@ -86,7 +86,7 @@ def _input_sizes(model: nn.Module) -> Tuple[Tuple[int, int], int]:
     if _PATCHES not in parameters:
         raise ValueError(
             "This is a BEiT-3 file, but the configured model has no encoder of patches; set "
-            "MODEL.BACKBONE.NAME to BEiT3 and MODEL.BEIT3.STEM_CHANNELS to []."
+            "MODEL.BACKBONE.NAME to BEiT3."
         )
     patch = parameters[_PATCHES].shape[-1]
     rows, columns = model.backbone.vision_embed.grid

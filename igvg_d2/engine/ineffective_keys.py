@@ -162,24 +162,11 @@ _SOLVER = (
     ),
 )
 
-# Losses that read the scene.
-_SCENE_WEIGHTS = ("CATEGORY_WEIGHT", "CENTER_WEIGHT")
-
 _MODEL = (
     Rule(
         ("MODEL.BEIT3.*", "!MODEL.BEIT3.VOCAB_SIZE"),
         lambda cfg: cfg.MODEL.BACKBONE.NAME != "BEiT3",
         "MODEL.BACKBONE.NAME is another backbone",
-    ),
-    Rule(
-        ("MODEL.BEIT3.STEM_*", "!MODEL.BEIT3.STEM_CHANNELS"),
-        lambda cfg: not cfg.MODEL.BEIT3.STEM_CHANNELS,
-        "MODEL.BEIT3.STEM_CHANNELS is empty: there is no stem",
-    ),
-    Rule(
-        ("MODEL.BEIT3.STEM_ROLES",),
-        lambda cfg: cfg.MODEL.BEIT3.STEM_OBJECTS == 0,
-        "MODEL.BEIT3.STEM_OBJECTS is 0: there are no objects that could fit a role",
     ),
     Rule(
         (_QUERY + "*", _HEAD + "*", f"!{_QUERY}NAME", f"!{_HEAD}NAME")
@@ -247,16 +234,6 @@ _MODEL = (
         (_GLOBAL + "NO_TARGET_CLASS_WEIGHTS",),
         lambda cfg: cfg.MODEL.GLOBAL_HEAD.NO_TARGET_WEIGHT == 0,
         "MODEL.GLOBAL_HEAD.NO_TARGET_WEIGHT is 0",
-    ),
-    Rule(
-        ("MODEL.SCENE_HEAD.NUM_CATEGORIES",),
-        lambda cfg: cfg.MODEL.SCENE_HEAD.CATEGORY_WEIGHT <= 0,
-        "MODEL.SCENE_HEAD.CATEGORY_WEIGHT is 0",
-    ),
-    Rule(
-        ("INPUT.SCENE_CATEGORIES",),
-        lambda cfg: max(cfg.MODEL.SCENE_HEAD[key] for key in _SCENE_WEIGHTS) <= 0,
-        "MODEL.SCENE_HEAD.CATEGORY_WEIGHT and CENTER_WEIGHT are 0",
     ),
     Rule(
         ("INPUT.TOKENIZER.FILE", "INPUT.TOKENIZER.CLEAN_TEXT"),

@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
-from igvg_d2.modeling.effective_batch import effective_batch
+from igvg_d2.modeling.targets import BatchTotals
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class GroundingStepTrainer(SimpleTrainer):
 
     A batch of the loader is cut into micro-batches, so neither the order of the data nor an
     iteration depends on their number. The gradient is that of the whole batch, see
-    :mod:`igvg_d2.modeling.effective_batch`; only what looks at a batch while it is computed, as
+    :mod:`igvg_d2.modeling.targets`; only what looks at a batch while it is computed, as
     BatchNorm and the draws of dropout, sees micro-batches.
     """
 
@@ -83,16 +83,21 @@ class GroundingStepTrainer(SimpleTrainer):
         Returns:
             losses of the whole batch, detached.
         """
-        totals: Dict[str, torch.Tensor] = {}
+        samples = [sample for batch in micro_batches for sample in batch]
+        if all(isinstance(sample, dict) and "instances" in sample for sample in samples):
+            totals = BatchTotals.count(micro_batches, self.device)
+            micro_batches = [
+                [{**sample, "batch_totals": totals} for sample in batch] for batch in micro_batches
+            ]
+        sums: Dict[str, torch.Tensor] = {}
         last = len(micro_batches) - 1
-        with effective_batch(micro_batches):
-            for index, micro_batch in enumerate(micro_batches):
-                wait = index < last and hasattr(self.model, "no_sync")
-                with self.model.no_sync() if wait else contextlib.nullcontext():
-                    losses = self._forward_backward(micro_batch, len(micro_batches))
-                for key, value in losses.items():
-                    totals[key] = totals[key] + value if index else value
-        return totals
+        for index, micro_batch in enumerate(micro_batches):
+            wait = index < last and hasattr(self.model, "no_sync")
+            with self.model.no_sync() if wait else contextlib.nullcontext():
+                losses = self._forward_backward(micro_batch, len(micro_batches))
+            for key, value in losses.items():
+                sums[key] = sums[key] + value if index else value
+        return sums
 
     def _forward_backward(self, micro_batch, parts: int) -> Dict[str, torch.Tensor]:
         """Gradients of one micro-batch; returns its share of the losses, detached."""

@@ -1,103 +1,72 @@
-"""Ground truth of a batch as padded tensors, so that no component loops over samples."""
+"""Ground truth of a batch as padded tensors, so that no component loops over samples.
+
+Losses are divided by numbers of the effective batch, all micro-batches of all processes that one
+optimizer step learns from. A step averages the losses of its parts, so it has the gradient of the
+whole batch only if every part divides by the number of the whole, over the number of parts.
+"""
 
 from dataclasses import dataclass, replace
-from typing import List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
 from detectron2.structures import Instances
+from detectron2.utils import comm
 
-from .effective_batch import BatchTotals
 
-
-@dataclass
-class SceneTargets:
-    """What is seen where in N pictures, whether it is referred to or not, network frame.
+@dataclass(frozen=True)
+class BatchTotals:
+    """What losses are divided by; it depends on the ground truth alone.
 
     Attributes:
-        categories: uint8 (N, H, W), 0 = background, else 1 + category of the object.
-        instances: uint8 (N, H, W), 0 = background, else 1 + index of the object.
-        num_objects: largest number of objects of a picture, at least 1.
+        num_targets: float (samples,), targets of every sample of the effective batch.
+        parts: micro-batches times processes.
     """
 
-    categories: torch.Tensor
-    instances: torch.Tensor
-    num_objects: int
+    num_targets: torch.Tensor
+    parts: int = 1
 
-    def category_shares(self, num_classes: int, size: Tuple[int, int]) -> torch.Tensor:
-        """Share of the background (0) and of each category in every cell of a grid.
-
-        Args:
-            num_classes: C, with the background.
-            size: (h, w), divisors of (H, W).
-
-        Returns:
-            float (N, h * w, C).
-        """
-        return _shares(self.categories, num_classes, size)
-
-    def object_shares(self, size: Tuple[int, int]) -> torch.Tensor:
-        """Share of each object in every cell of a grid.
+    @classmethod
+    def count(
+        cls, micro_batches: Sequence[List[Dict[str, Any]]], device: torch.device
+    ) -> "BatchTotals":
+        """Totals of an effective batch; the processes exchange them, so all have to call it.
 
         Args:
-            size: (h, w), divisors of (H, W).
-
-        Returns:
-            float (N, h * w, num_objects).
+            micro_batches: training inputs of this process with "instances" (on the CPU), in
+                micro-batches of one size; all processes have as many of the same size.
+            device: where the totals are wanted; nothing waits for it.
         """
-        return _shares(self.instances, self.num_objects + 1, size)[..., 1:]
+        counts = [len(sample["instances"]) for batch in micro_batches for sample in batch]
+        num_targets = torch.tensor(counts, dtype=torch.float32).to(device, non_blocking=True)
+        world_size = comm.get_world_size()
+        if world_size > 1:
+            gathered = [torch.empty_like(num_targets) for _ in range(world_size)]
+            torch.distributed.all_gather(gathered, num_targets)
+            num_targets = torch.cat(gathered)
+        return cls(num_targets, parts=len(micro_batches) * world_size)
 
-    def object_centers(self) -> Tuple[torch.Tensor, torch.Tensor]:
-        """Where the objects are, network frame.
+    def per_part(self, total: torch.Tensor) -> torch.Tensor:
+        """Divisor of a part's sum, given a total of the effective batch, of which 1 at least."""
+        return total.clamp(min=1.0) / self.parts
 
-        Returns:
-            float (N, num_objects, 2), centres (x, y) of the visible boxes divided by (W, H), the
-            middle for an object that is not seen; and float (N, num_objects), 1 if it is seen.
+    def num_boxes(self) -> torch.Tensor:
+        """float scalar: divisor of sums over targets."""
+        return self.per_part(self.num_targets.sum())
+
+    def samples(self) -> torch.Tensor:
+        """float (2,): samples with and without a target in the effective batch."""
+        absent = (self.num_targets == 0).sum()
+        return torch.stack([len(self.num_targets) - absent, absent]).float()
+
+    def queries(self, num_queries: int) -> torch.Tensor:
+        """float (2,): matched and unmatched queries; a sample has min(Q, its targets) matches.
+
+        Args:
+            num_queries: Q.
         """
-        n, height, width = self.instances.shape
-        k = self.num_objects + 1
-        x = torch.arange(width, device=self.instances.device).expand(height, width)
-        y = torch.arange(height, device=self.instances.device)[:, None].expand(height, width)
-        centers = []
-        for place, length in ((x, width), (y, height)):
-            # Which object is seen in which column (row); the same place is written many times.
-            index = place * k + self.instances
-            seen = torch.zeros(n, length * k, device=index.device)
-            seen = seen.scatter_(1, index.flatten(1), 1.0).view(n, length, k)[..., 1:]
-            first = seen.argmax(dim=1)
-            last = length - seen.flip(1).argmax(dim=1)
-            centers.append((first + last) / (2 * length))
-        return torch.stack(centers, dim=-1), seen.amax(dim=1)
-
-
-def _shares(labels: torch.Tensor, num_labels: int, size: Tuple[int, int]) -> torch.Tensor:
-    """Share of every label in the cells of a grid, by counting.
-
-    Args:
-        labels: uint8 (N, H, W), each below num_labels.
-        num_labels: S.
-        size: (h, w).
-
-    Returns:
-        float (N, h * w, S).
-
-    Raises:
-        ValueError: cells of unequal size.
-    """
-    n, height, width = labels.shape
-    h, w = size
-    if height % h or width % w:
-        raise ValueError(
-            f"The scene is {height} x {width} pixels, which a grid of {h} x {w} cells does not "
-            "divide evenly; make INPUT.IMAGE_SIZE a multiple of the stride of 'stem_words'."
-        )
-    rows = torch.arange(height, device=labels.device) // (height // h)
-    columns = torch.arange(width, device=labels.device) // (width // w)
-    index = (rows[:, None] * w + columns) * num_labels + labels
-    counts = torch.zeros(n, h * w * num_labels, device=labels.device)
-    one = counts.new_ones(1).expand(n, height * width)
-    counts.scatter_add_(1, index.flatten(1), one)
-    return counts.view(n, h * w, num_labels) * (h * w / (height * width))
+        matched = self.num_targets.clamp(max=num_queries).sum()
+        return torch.stack([matched, len(self.num_targets) * num_queries - matched])
 
 
 @dataclass
@@ -109,7 +78,6 @@ class GroundingTargets:
         masks: float (N, T, H, W) in {0, 1}, network frame.
         valid: bool (N, T), False = padding.
         num_targets: list of N ints; 0 for a no-target sample.
-        scene: all objects of the pictures; None if nothing reads them.
         totals: of the effective batch that the samples are a part of; default: they are all of it.
     """
 
@@ -117,7 +85,6 @@ class GroundingTargets:
     masks: torch.Tensor
     valid: torch.Tensor
     num_targets: List[int]
-    scene: Optional[SceneTargets] = None
     totals: Optional[BatchTotals] = None
 
     def __post_init__(self):

@@ -118,8 +118,7 @@ def test_checkpointing_repeats_the_same_stochastic_depth():
 def test_padded_words_are_zero_and_long_texts_are_refused():
     embedding = TextEmbedding(10, 4, 3, 0.02)
     ids, padding = torch.tensor([[0, 5, 1]]), torch.tensor([[False, False, True]])
-    alone, words = embedding(ids, padding)
-    assert torch.equal(alone, embedding.tokens(ids))
+    words = embedding(ids, padding)
     torch.testing.assert_close(words[0, 1], embedding.tokens.weight[5] + embedding.positions[0, 1])
     assert not words[0, 2].any()
     with pytest.raises(ValueError, match="4 tokens exceeds.*= 3.*MAX_TOKENS"):
@@ -146,16 +145,6 @@ def test_every_word_reaches_the_image_and_every_pixel_the_words():
     assert (features.image["last_feat"] != other.image["last_feat"]).any(dim=1).all()
 
 
-@pytest.mark.parametrize(
-    "opts, message",
-    [
-        ([BEIT3 + "NUM_HEADS", 3], "not divisible by NUM_HEADS = 3"),
-        (
-            [BEIT3 + "STEM_CHANNELS", [8, 8], BEIT3 + "STEM_BLOCKS", [1, 1]],
-            "stride of 4, but MODEL.BEIT3.PATCH_SIZE is 16",
-        ),
-    ],
-)
-def test_sizes_that_do_not_fit_are_refused(opts, message):
-    with pytest.raises(ValueError, match=message):
-        build_vl_backbone(tiny_cfg(opts))
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="not divisible by NUM_HEADS = 3"):
+        build_vl_backbone(tiny_cfg([BEIT3 + "NUM_HEADS", 3]))

@@ -30,12 +30,6 @@ from igvg_d2.testing import (
 )
 
 QUERY, HEAD = "MODEL.QUERY_GENERATOR.", "MODEL.GROUNDING_HEAD."
-STEM = [
-    "MODEL.BEIT3.STEM_CHANNELS", [8, 8, 16, 16],
-    "MODEL.BEIT3.STEM_BLOCKS", [0, 1, 2, 1],
-    "MODEL.BEIT3.STEM_TEXT_STAGE", 2,
-    "MODEL.BEIT3.TEXT_LAYERS", 1,
-]  # fmt: skip
 PYRAMID = {f"p{i}": ShapeSpec(channels=32, stride=2**i) for i in (2, 3, 4, 5)}
 
 
@@ -45,7 +39,7 @@ def same_random_numbers():
 
 
 @pytest.mark.parametrize(
-    "opts", [[], STEM, ["MODEL.BEIT3.PATCH_SIZE", 8], ["MODEL.BEIT3.CHECKPOINTING", True]]
+    "opts", [[], ["MODEL.BEIT3.PATCH_SIZE", 8], ["MODEL.BEIT3.CHECKPOINTING", True]]
 )
 def test_backbone(opts):
     assert_backbone_contract(build_vl_backbone(tiny_cfg(opts)))
@@ -66,16 +60,6 @@ def token_shapes(patch_size=16):
 def test_neck(name, patch_size):
     shapes = token_shapes(patch_size)
     assert_neck_contract(build_neck(tiny_cfg(["MODEL.NECK.NAME", name]), shapes), shapes)
-
-
-def test_neck_with_stem_features():
-    shapes = {**token_shapes(), "stem_4": ShapeSpec(channels=8, stride=4)}
-    cfg = tiny_cfg(["MODEL.NECK.STEM_FEATURES", ["stem_4"]])
-    assert_neck_contract(build_neck(cfg, shapes), shapes)
-    with pytest.raises(ValueError, match="stem_4.*offers.*last_feat"):
-        build_neck(cfg, token_shapes())
-    with pytest.raises(ValueError, match="stem_4.*stride 2"):
-        build_neck(cfg, {**shapes, "stem_4": ShapeSpec(channels=8, stride=2)})
 
 
 @pytest.mark.parametrize("name", [name for name, _ in PIXEL_DECODER_REGISTRY])

@@ -12,8 +12,6 @@ import igvg_d2.modeling  # noqa: F401
 from igvg_d2.modeling.training_options import SyncBatchNorm, convert_batch_norm
 from igvg_d2.testing import random_batch, tiny_cfg
 
-STEM = ["MODEL.BEIT3.STEM_CHANNELS", [8, 8, 8, 8], "MODEL.BEIT3.STEM_BLOCKS", [0, 1, 1, 1]]
-
 
 def make_layer():
     """A layer with weights that are not those of the start."""
@@ -91,13 +89,13 @@ def test_one_process_is_plain_batch_norm():
     "opts, expected",
     [
         ([], {"BatchNorm2d"}),
-        (["MODEL.PIXEL_DECODER.NORM", "SyncBN"], {"BatchNorm2d", "SyncBatchNorm"}),
+        (["MODEL.PIXEL_DECODER.NORM", "SyncBN"], {"SyncBatchNorm"}),
         (["MODEL.SYNC_BN", True], {"SyncBatchNorm"}),
     ],
 )
 def test_models_train_with_it_on_the_cpu(opts, expected):
-    model = build_model(tiny_cfg([*STEM, "MODEL.BEIT3.STEM_TEXT_STAGE", 1, *opts]))
-    plain = build_model(tiny_cfg([*STEM, "MODEL.BEIT3.STEM_TEXT_STAGE", 1]))
+    model = build_model(tiny_cfg(opts))
+    plain = build_model(tiny_cfg())
     kinds = (nn.modules.batchnorm._BatchNorm,)
     found = [m for m in model.modules() if isinstance(m, kinds)]
     assert {type(m).__name__ for m in found} == expected
@@ -116,9 +114,8 @@ def test_get_norm_alone_would_stop_on_the_cpu():
 
 
 def test_frozen_parts_do_not_move():
-    prefixes = ["backbone.vision_embed.", "neck"]
-    opts = [*STEM, "MODEL.BEIT3.STEM_TEXT_STAGE", 1, "MODEL.FREEZE", prefixes]
-    model = build_model(tiny_cfg(opts))
+    prefixes = ["backbone.vision_embed.", "pixel_decoder.stages.0"]
+    model = build_model(tiny_cfg(["MODEL.FREEZE", prefixes]))
     before = {k: v.clone() for k, v in model.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     sum(model(random_batch([1, 0])).values()).backward()

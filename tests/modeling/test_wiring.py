@@ -182,22 +182,18 @@ def test_unet_concatenates_the_running_map_before_the_skip(align_corners):
 
 
 def test_simfpn_levels_come_from_the_token_grid_alone():
-    shapes = {"last_feat": ShapeSpec(channels=32, stride=16), "stem_8": ShapeSpec(8, stride=8)}
-    neck = build_neck(tiny_cfg(["MODEL.NECK.STEM_FEATURES", ["stem_8"]]), shapes)
+    shapes = {"last_feat": ShapeSpec(channels=32, stride=16)}
+    neck = build_neck(tiny_cfg(), shapes)
     assert {name: shape.stride for name, shape in neck.output_shape().items()} == {
         "p2": 4, "p3": 8, "p4": 16, "p5": 32,
     }  # fmt: skip
-    x, stem = torch.randn(2, 32, 4, 6), torch.randn(2, 8, 8, 12)
-    levels = neck({"last_feat": x, "stem_8": stem})
+    x = torch.randn(2, 32, 4, 6)
+    levels = neck({"last_feat": x})
     torch.testing.assert_close(levels["p4"], neck.output[2](neck.lateral[2](x)))
     pooled = F.max_pool2d(x, 2)
     torch.testing.assert_close(levels["p5"], neck.output[3](neck.lateral[3](pooled)))
-    p3 = neck.lateral[1](neck.scale_p3(x)) + neck.stem_lateral["stem_8"](stem)
+    p3 = neck.lateral[1](neck.scale_p3(x))
     torch.testing.assert_close(levels["p3"], neck.output[1](p3))
-    # Other stem features leave the other levels alone.
-    other = neck({"last_feat": x, "stem_8": stem * 2})
-    for name in ("p2", "p4", "p5"):
-        assert torch.equal(other[name], levels[name])
 
 
 def test_images_are_normalised_and_texts_padded_to_the_longest():

@@ -10,7 +10,7 @@ from torch import nn
 import igvg_d2.modeling  # noqa: F401
 from igvg_d2.solver import build_optimizer
 from igvg_d2.solver.layer_decay import layer_decay_factors
-from igvg_d2.testing import random_batch, tiny_cfg
+from igvg_d2.testing import tiny_cfg
 
 TOKENS = "backbone.text_embed.tokens.weight"
 
@@ -65,13 +65,6 @@ def test_wrong_decays_are_named():
     assert layer_decay_factors(["other"], 1.0)("other") == 1.0
 
 
-def test_frozen_word_table():
-    rates = learning_rates("MODEL.BEIT3.TEXT_EMBEDDING", "frozen")
-    assert TOKENS not in rates and "backbone.text_embed.positions" in rates
-    with pytest.raises(ValueError, match="MODEL.BEIT3.TEXT_EMBEDDING.*'cold'"):
-        build_model(tiny_cfg(["MODEL.BEIT3.TEXT_EMBEDDING", "cold"]))
-
-
 @pytest.mark.parametrize("name, amsgrad", [("Adam", True), ("AdamW", True), ("AdamW", False)])
 def test_sparse_steps_equal_dense_ones_where_every_row_is_touched(name, amsgrad):
     """Averages of a row that no batch leaves out are those of the dense optimizer."""
@@ -113,21 +106,3 @@ def test_untouched_rows_rest_and_state_is_saved():
         solver.step()
     assert torch.equal(table.weight, other.weight)
     assert float(continued.state[other.weight]["step"]) == 4
-
-
-def test_a_model_trains_with_sparse_words():
-    cfg = tiny_cfg(
-        [
-            *("MODEL.BEIT3.TEXT_EMBEDDING", "sparse", "SOLVER.CLIP_TOTAL_NORM", 0.15),
-            *("SOLVER.OPTIMIZER", "Adam", "SOLVER.AMSGRAD", True, "SOLVER.WEIGHT_DECAY", 0.0),
-        ]
-    )
-    model = build_model(cfg)
-    optimizer = build_optimizer(cfg, model)
-    batch = random_batch([1, 0])
-    before = model.backbone.text_embed.tokens.weight.detach().clone()
-    sum(model(batch).values()).backward()
-    optimizer.step()
-    words = torch.cat([x["text_ids"] for x in batch]).unique()
-    moved = (model.backbone.text_embed.tokens.weight != before).any(dim=1).nonzero()[:, 0]
-    assert moved.tolist() == words.tolist()

@@ -1,17 +1,15 @@
 """BEiT-3 as a Detectron2 backbone (Wang et al., "Image as a Foreign Language", CVPR 2023)."""
 
-from typing import Dict, List, Tuple
+from typing import Dict, Tuple
 
 import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
-from torch import nn
 
 from .build import VisionLanguageBackbone, VLFeatures
 from .embedding import TextEmbedding, VisionEmbedding
-from .multiway import MultiwayEncoder, TextLayer, init_linear_layers
-from .stem import WordStem
+from .multiway import MultiwayEncoder
 
 
 @BACKBONE_REGISTRY.register()
@@ -32,15 +30,8 @@ class BEiT3(VisionLanguageBackbone):
         max_text_positions: int,
         drop_path: float = 0.0,
         checkpointing: bool = False,
-        stem_channels: List[int] = (),
-        stem_blocks: List[int] = (),
-        stem_text_stage: int = 0,
-        stem_objects: int = 0,
-        stem_roles: int = 4,
-        text_layers: int = 0,
         init_std: float = 0.02,
         embed_std: float = 0.02,
-        text_embedding: str = "dense",
     ):
         """
         Args:
@@ -52,31 +43,17 @@ class BEiT3(VisionLanguageBackbone):
             max_text_positions: longest text in tokens.
             drop_path: stochastic depth at the last layer.
             checkpointing: recompute activations in the backward pass.
-            stem_channels, stem_blocks, stem_text_stage, stem_objects, stem_roles: see
-                :class:`WordStem`; no channels for the plain patch projection.
-            text_layers: layers over the text alone before everything else.
             init_std: standard deviation of the linear layers' initial weights.
             embed_std: the same of the token, CLS and position tables.
-            text_embedding: how the word table is trained, see :class:`TextEmbedding`.
         """
         super().__init__()
         self.embed_dim = embed_dim
         self.patch_size = patch_size
-        stem = None
-        if stem_channels:
-            stem = WordStem(
-                stem_channels, stem_blocks, stem_text_stage, embed_dim, stem_objects, stem_roles
-            )
+        self.vocab_size = vocab_size
         self.vision_embed = VisionEmbedding(
-            embed_dim, patch_size, tuple(pretrain_image_size), stem, embed_std
+            embed_dim, patch_size, tuple(pretrain_image_size), embed_std
         )
-        self.text_embed = TextEmbedding(
-            vocab_size, embed_dim, max_text_positions, embed_std, text_embedding
-        )
-        self.text_layers = nn.ModuleList(
-            TextLayer(embed_dim, num_heads, ffn_dim) for _ in range(text_layers)
-        )
-        init_linear_layers(self.text_layers, init_std)
+        self.text_embed = TextEmbedding(vocab_size, embed_dim, max_text_positions, embed_std)
         self.encoder = MultiwayEncoder(
             embed_dim, depth, num_heads, ffn_dim, drop_path, checkpointing, init_std
         )
@@ -95,15 +72,8 @@ class BEiT3(VisionLanguageBackbone):
             "max_text_positions": beit3.MAX_TEXT_POSITIONS,
             "drop_path": beit3.DROP_PATH,
             "checkpointing": beit3.CHECKPOINTING,
-            "stem_channels": beit3.STEM_CHANNELS,
-            "stem_blocks": beit3.STEM_BLOCKS,
-            "stem_text_stage": beit3.STEM_TEXT_STAGE,
-            "stem_objects": beit3.STEM_OBJECTS,
-            "stem_roles": beit3.STEM_ROLES,
-            "text_layers": beit3.TEXT_LAYERS,
             "init_std": beit3.INIT_STD,
             "embed_std": beit3.EMBED_STD,
-            "text_embedding": beit3.TEXT_EMBEDDING,
         }
 
     @property
@@ -113,22 +83,7 @@ class BEiT3(VisionLanguageBackbone):
 
     def output_shape(self) -> Dict[str, ShapeSpec]:
         """Channels and strides of the entries of ``VLFeatures.image``."""
-        shapes = {"last_feat": ShapeSpec(channels=self.embed_dim, stride=self.patch_size)}
-        if self.vision_embed.stem is not None:
-            shapes.update(self.vision_embed.stem.output_shape())
-        return shapes
-
-    def word_logits(self, regions: torch.Tensor) -> torch.Tensor:
-        """Likeness of regions to every word of the vocabulary.
-
-        Args:
-            regions: float (..., S, C), means of "stem_words" over regions.
-
-        Returns:
-            float (..., S, V) logits.
-        """
-        words = self.text_embed.tokens.weight
-        return self.vision_embed.stem.word_maps.similarity(regions, words)
+        return {"last_feat": ShapeSpec(channels=self.embed_dim, stride=self.patch_size)}
 
     def forward(
         self,
@@ -138,12 +93,8 @@ class BEiT3(VisionLanguageBackbone):
         has_padding: bool = True,
     ) -> VLFeatures:
         """See :meth:`VisionLanguageBackbone.forward`."""
-        words, text = self.text_embed(text_ids, text_padding_mask)
-        for layer in self.text_layers:
-            text = layer(text, text_padding_mask)
-        image, grid, stem_features, objects = self.vision_embed(
-            images, words, text, text_padding_mask
-        )
+        image, grid = self.vision_embed(images)
+        text = self.text_embed(text_ids, text_padding_mask)
         attn_mask = None
         if has_padding:
             visible = text_padding_mask.new_ones(image.shape[:2])
@@ -151,9 +102,8 @@ class BEiT3(VisionLanguageBackbone):
         image, text = self.encoder(image, text, attn_mask)
         grid_tokens = image[:, 1:].transpose(1, 2).reshape(len(image), -1, *grid)
         return VLFeatures(
-            image={"last_feat": grid_tokens, **stem_features},
+            image={"last_feat": grid_tokens},
             text=text,
             text_padding_mask=text_padding_mask,
             pooled=image[:, 0],
-            objects=objects,
         )

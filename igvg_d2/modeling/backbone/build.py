@@ -2,40 +2,12 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Dict, Optional
+from typing import Any, Dict, List
 
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import nn
-
-
-@dataclass
-class SceneObjects:
-    """Up to K objects of every picture, best first; unused slots have low ``exists_logits``.
-
-    Attributes:
-        center_logits: float (N, h, w), whether a cell holds the centre of an object.
-        foreground_logits: float (N, h, w), whether any object is seen in a cell.
-        cell_middles: float (h * w, 2), (x, y) in cells, row by row.
-        votes: float (N, h * w, 2), centre of the object that is seen in a cell, (x, y) in cells.
-        positions: float (N, K, 2), centres (x, y) divided by the network input's (width, height).
-        exists_logits: float (N, K).
-        assignment: float (N, h * w, K), share of a cell that belongs to a slot; at most 1 in sum.
-        features: float (N, K, C), mean of the features over a slot's cells.
-        target_logits: float (N, K), whether the expression refers to an object; None before it was
-            read.
-    """
-
-    center_logits: torch.Tensor
-    foreground_logits: torch.Tensor
-    cell_middles: torch.Tensor
-    votes: torch.Tensor
-    positions: torch.Tensor
-    exists_logits: torch.Tensor
-    assignment: torch.Tensor
-    features: torch.Tensor
-    target_logits: Optional[torch.Tensor] = None
 
 
 @dataclass
@@ -47,24 +19,24 @@ class VLFeatures:
         text: float (N, L, C) for the text tokens, begin and end token included.
         text_padding_mask: bool (N, L), True = padding. Padding is always a suffix.
         pooled: float (N, C) summary of image and text (the CLS token).
-        objects: objects that the backbone found on its way, or None; read by auxiliary losses only.
     """
 
     image: Dict[str, torch.Tensor]
     text: torch.Tensor
     text_padding_mask: torch.Tensor
     pooled: torch.Tensor
-    objects: Optional[SceneObjects] = None
 
 
 class VisionLanguageBackbone(Backbone):
     """Base class of backbones that see image and text together.
 
     A subclass registers itself (or a builder) in Detectron2's ``BACKBONE_REGISTRY``, is selected by
-    ``MODEL.BACKBONE.NAME``, describes ``image`` in ``output_shape()`` and sets ``embed_dim`` (C).
+    ``MODEL.BACKBONE.NAME``, describes ``image`` in ``output_shape()``, and sets ``embed_dim`` (C)
+    and ``vocab_size`` (every token id is below it).
     """
 
     embed_dim: int
+    vocab_size: int
 
     @abstractmethod
     def forward(
@@ -85,6 +57,22 @@ class VisionLanguageBackbone(Backbone):
         Returns:
             VLFeatures
         """
+
+    def losses(
+        self, vl_features: VLFeatures, batched_inputs: List[Dict[str, Any]], targets: Any
+    ) -> Dict[str, torch.Tensor]:
+        """Losses of the backbone's own, called once per training batch after ``forward``.
+
+        Args:
+            vl_features: what ``forward`` returned for the batch.
+            batched_inputs: the batch, see ``IGVG.forward``; a mapper of an outside project may have
+                put more into it.
+            targets: ``GroundingTargets`` of the batch.
+
+        Returns:
+            weighted scalars named "loss_*", the same keys for every batch; none by default.
+        """
+        return {}
 
 
 def build_vl_backbone(cfg) -> VisionLanguageBackbone:

@@ -98,30 +98,6 @@ class MultiwayBlock(nn.Module):
         return x.new_empty(len(x), 1, 1).bernoulli_(keep) / keep
 
 
-class TextLayer(nn.Module):
-    """The text half of a :class:`MultiwayBlock` on its own: words attend to words."""
-
-    def __init__(self, dim: int, num_heads: int, ffn_dim: int):
-        """
-        Args:
-            dim: C.
-            num_heads: heads of dimension C / num_heads.
-            ffn_dim: width of the feed-forward layer.
-        """
-        super().__init__()
-        self.num_heads = num_heads
-        self.text = ModalityExpert(dim, ffn_dim)
-
-    def forward(self, text: torch.Tensor, text_padding_mask: torch.Tensor) -> torch.Tensor:
-        """float (N, L, C), bool (N, L) -> float (N, L, C)."""
-        qkv = self.text.project_in(text).unflatten(-1, (3, self.num_heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        visible = ~text_padding_mask[:, None, None]
-        heads = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
-        text = text + self.text.project_out(heads.transpose(1, 2).flatten(2))
-        return text + self.text.feed_forward(text)
-
-
 class MultiwayEncoder(nn.Module):
     """Stack of :class:`MultiwayBlock` with a final LayerNorm per modality."""
 
@@ -155,7 +131,10 @@ class MultiwayEncoder(nn.Module):
         self.layers = nn.ModuleList(MultiwayBlock(dim, num_heads, ffn_dim, rate) for rate in rates)
         self.vision_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.text_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        init_linear_layers(self, init_std)
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=init_std)
+                nn.init.zeros_(layer.bias)
 
     def forward(
         self, image: torch.Tensor, text: torch.Tensor, attn_mask: Optional[torch.Tensor]
@@ -167,11 +146,3 @@ class MultiwayEncoder(nn.Module):
             else:
                 image, text = layer(image, text, attn_mask)
         return self.vision_norm(image), self.text_norm(text)
-
-
-def init_linear_layers(module: nn.Module, init_std: float) -> None:
-    """BEiT-3's initialisation of every linear layer in ``module``: truncated normal, no bias."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear):
-            nn.init.trunc_normal_(layer.weight, std=init_std)
-            nn.init.zeros_(layer.bias)

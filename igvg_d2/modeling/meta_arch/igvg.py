@@ -12,7 +12,6 @@ from torch import nn
 from igvg_d2.config import frame_sizes
 
 from ..backbone import VisionLanguageBackbone, VLFeatures, build_vl_backbone
-from ..effective_batch import batch_totals
 from ..global_head import GlobalHead
 from ..grounding_head import build_grounding_head
 from ..letterbox import crop_outputs
@@ -20,8 +19,7 @@ from ..neck import build_neck
 from ..pixel_decoder import build_pixel_decoder
 from ..postprocessing import PostprocessOptions, grounding_postprocess
 from ..query_generator import build_query_generator
-from ..scene_head import SceneHead, build_scene_head
-from ..targets import GroundingTargets
+from ..targets import BatchTotals, GroundingTargets
 from ..training_options import convert_batch_norm, freeze_parameters
 
 
@@ -44,7 +42,6 @@ class IGVG(nn.Module):
         pixel_std: Tuple[float, ...],
         mask_loss_resolution: str,
         postprocess: PostprocessOptions,
-        scene_head: Optional[SceneHead] = None,
         input_format: str = "RGB",
         vis_period: int = 0,
         freeze: Sequence[str] = (),
@@ -59,7 +56,6 @@ class IGVG(nn.Module):
             pixel_mean, pixel_std: per channel, in the scale of the input image.
             mask_loss_resolution: "image" or "feature".
             postprocess: thresholds and modes at inference.
-            scene_head: auxiliary objectives in training, or None.
             input_format: order of the image's channels, for pictures only.
             vis_period: iterations between training pictures; 0 = none.
             freeze: beginnings of names of parameters that are not trained.
@@ -93,7 +89,6 @@ class IGVG(nn.Module):
         self.grounding_head = grounding_head
         self.mask_loss_resolution = mask_loss_resolution
         self.postprocess = postprocess
-        self.scene_head = scene_head
         self.input_format = input_format
         self.vis_period = vis_period
         for name, value in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
@@ -136,7 +131,6 @@ class IGVG(nn.Module):
                 align_corners=cfg.MODEL.IGVG.ALIGN_CORNERS,
                 frame_sizes=frame_sizes(cfg.TEST.PROTOCOLS),
             ),
-            "scene_head": build_scene_head(cfg, backbone),
             "input_format": cfg.INPUT.FORMAT,
             "vis_period": cfg.VIS_PERIOD,
             "freeze": cfg.MODEL.FREEZE,
@@ -162,8 +156,8 @@ class IGVG(nn.Module):
                 * "image": uint8 or float (3, H, W), one size for the batch;
                 * "text_ids": int64 (L,), "text_padding_mask": bool (L,), True = padding;
                 * "instances" (training): ``Instances`` with gt_boxes, gt_masks, network frame;
-                * "scene_categories", "scene_instances" (training, ``INPUT.SCENE_CATEGORIES``):
-                  uint8 (H, W), 0 = background, else 1 + category, 1 + index of the object;
+                * "batch_totals" (training, optional): :class:`BatchTotals` of the effective batch
+                  that the samples belong to; default: one such micro-batch per process;
                 * "height", "width" (inference): size of the output, default (H, W);
                 * "content_size" (inference): (rows, columns) of the picture in the top left corner
                   of a padded input, default (H, W).
@@ -179,14 +173,13 @@ class IGVG(nn.Module):
             targets = GroundingTargets.from_instances(
                 [x["instances"] for x in batched_inputs], self.device
             )
-            if self.scene_head is not None and self.scene_head.needs_scene:
-                targets.scene = self.scene_head.read_scene(batched_inputs, self.device)
-            targets.totals = batch_totals(batched_inputs, self.device)
+            targets.totals = batched_inputs[0].get("batch_totals") or BatchTotals.count(
+                [batched_inputs], self.device
+            )
         vl_features = self.backbone(images, text_ids, text_padding_mask, has_padding)
         outputs, losses = self.predict(vl_features, targets)
         if self.training:
-            if self.scene_head is not None:
-                losses.update(self.scene_head(self.backbone, vl_features, text_ids, targets))
+            losses.update(self.backbone.losses(vl_features, batched_inputs, targets))
             self._put_picture(batched_inputs, outputs, images.shape[-2:])
             return losses
         return self.inference(batched_inputs, outputs, images.shape[-2:])
@@ -297,7 +290,6 @@ class IGVG(nn.Module):
             text=text,
             text_padding_mask=vl_features.text_padding_mask,
             pooled=vl_features.pooled,
-            objects=vl_features.objects,
         )
 
     @torch.no_grad()

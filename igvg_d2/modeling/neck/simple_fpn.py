@@ -18,27 +18,15 @@ class SimFPN(nn.Module):
     """Scales the token grid by 4, 2, 1 and 1/2; every level gets a 1x1 and a 3x3 convolution.
 
     There is no top-down path and no activation after the convolutions, as in the released neck.
-    Optionally features of a convolutional stem are added to the fine levels.
     """
 
     @configurable
-    def __init__(
-        self,
-        *,
-        in_channels: int,
-        stride: int,
-        out_channels: List[int],
-        stem_shapes: Dict[str, ShapeSpec],
-    ):
+    def __init__(self, *, in_channels: int, stride: int, out_channels: List[int]):
         """
         Args:
             in_channels: channels of the token grid.
             stride: stride of the token grid in pixels.
             out_channels: channels of p2, p3, p4, p5.
-            stem_shapes: backbone features that are added to the level of the same stride.
-
-        Raises:
-            ValueError: a stem feature has no level of its stride.
         """
         super().__init__()
         half, quarter = in_channels // 2, in_channels // 4
@@ -60,33 +48,13 @@ class SimFPN(nn.Module):
             name: ShapeSpec(channels=width, stride=strides[name])
             for name, width in zip(LEVELS, out_channels)
         }
-        self.stem_level = {}
-        self.stem_lateral = nn.ModuleDict()
-        for name, shape in stem_shapes.items():
-            level = next((n for n, s in strides.items() if s == shape.stride), None)
-            if level is None:
-                raise ValueError(
-                    f"MODEL.NECK.STEM_FEATURES: {name!r} has stride {shape.stride}, the levels "
-                    f"have {strides}."
-                )
-            self.stem_level[name] = LEVELS.index(level)
-            width = out_channels[LEVELS.index(level)]
-            self.stem_lateral[name] = _conv(shape.channels, width, kernel_size=1)
 
     @classmethod
     def from_config(cls, cfg, input_shape):
-        stem_features = cfg.MODEL.NECK.STEM_FEATURES
-        missing = [name for name in stem_features if name not in input_shape]
-        if missing:
-            raise ValueError(
-                f"MODEL.NECK.STEM_FEATURES names {missing}, but the backbone offers "
-                f"{sorted(input_shape)}; see MODEL.BEIT3.STEM_CHANNELS."
-            )
         return {
             "in_channels": input_shape["last_feat"].channels,
             "stride": input_shape["last_feat"].stride,
             "out_channels": cfg.MODEL.NECK.OUT_CHANNELS,
-            "stem_shapes": {name: input_shape[name] for name in stem_features},
         }
 
     def output_shape(self) -> Dict[str, ShapeSpec]:
@@ -96,17 +64,18 @@ class SimFPN(nn.Module):
     def forward(self, features: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
         """
         Args:
-            features: "last_feat" float (N, D, h, w), and the stem features if configured.
+            features: "last_feat" float (N, D, h, w).
 
         Returns:
             p2 (N, C2, 4h, 4w), p3 (N, C3, 2h, 2w), p4 (N, C4, h, w), p5 (N, C5, h // 2, w // 2).
         """
         x = features["last_feat"]
         scaled = (self.scale_p2(x), self.scale_p3(x), x, self.scale_p5(x))
-        laterals = [lateral(level) for lateral, level in zip(self.lateral, scaled)]
-        for name, index in self.stem_level.items():
-            laterals[index] = laterals[index] + self.stem_lateral[name](features[name])
-        return {name: output(level) for name, output, level in zip(LEVELS, self.output, laterals)}
+        levels = [
+            output(lateral(level))
+            for lateral, output, level in zip(self.lateral, self.output, scaled)
+        ]
+        return dict(zip(LEVELS, levels))
 
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int) -> Conv2d:

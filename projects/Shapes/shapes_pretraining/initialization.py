@@ -1,0 +1,36 @@
+"""Initial values that let a small plain encoder see beyond a patch early."""
+
+import torch
+
+from igvg_d2.modeling.backbone import BEiT3
+
+# Longest wavelength of the positions in cells, and their size relative to that of patches.
+LONGEST_WAVE = 60.0
+POSITION_SCALE = 0.5
+# Factor on the projections of queries and keys of image tokens.
+SHARPNESS = 1.4
+
+
+@torch.no_grad()
+def initialize_locally(backbone: BEiT3) -> None:
+    """Positions as sines and cosines, and image tokens that attend to like ones, as near ones are.
+
+    Everything stays trainable. Attention begins with neighbours instead of everywhere (Beyer et
+    al., "Better plain ViT baselines", 2022; Trockman and Kolter, "Mimetic initialization", 2023).
+    """
+    embed = backbone.vision_embed
+    rows, columns = embed.grid
+    quarter = backbone.embed_dim // 4
+    waves = LONGEST_WAVE ** (-torch.arange(quarter) / max(quarter - 1, 1)) * torch.pi
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    parts = []
+    for axis in (x, y):
+        angles = axis.flatten()[:, None] * waves
+        parts += [angles.sin(), angles.cos()]
+    table = torch.cat(parts, dim=1) * POSITION_SCALE
+    embed.positions[..., : table.shape[1]].copy_(table)
+    dim = backbone.embed_dim
+    for layer in backbone.encoder.layers:
+        weight = layer.vision.qkv.weight
+        weight[:dim] *= SHARPNESS
+        weight[dim : 2 * dim] = weight[:dim]

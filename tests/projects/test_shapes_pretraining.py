@@ -1,0 +1,164 @@
+"""The outside project that pretrains the tiny encoder: its scenes, its objectives, its file."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
+
+from igvg_d2 import add_igvg_config
+from igvg_d2.checkpoint import convert_beit3, is_beit3
+from igvg_d2.data import build_tokenizer
+from igvg_d2.data.synthetic.generator import SPLITS
+
+PROJECT = Path(__file__).resolve().parents[2] / "projects" / "Shapes"
+MASK_ID = 255
+
+
+@pytest.fixture(scope="module")
+def pretraining():
+    """The package, imported as its train_net.py does; unregistered afterwards."""
+    sys.path.insert(0, str(PROJECT))
+    import shapes_pretraining
+
+    yield shapes_pretraining
+    sys.path.remove(str(PROJECT))
+    for name in [n for n in sys.modules if n.split(".")[0] == "shapes_pretraining"]:
+        del sys.modules[name]
+    META_ARCH_REGISTRY._obj_map.pop("BEiT3Pretraining")
+
+
+@pytest.fixture(scope="module")
+def cfg(pretraining):
+    """The shipped config with a narrow encoder."""
+    cfg = get_cfg()
+    add_igvg_config(cfg)
+    pretraining.add_pretraining_config(cfg)
+    cfg.merge_from_file(str(PROJECT / "configs" / "pretrain_tiny.yaml"))
+    cfg.MODEL.DEVICE = "cpu"
+    beit3 = cfg.MODEL.BEIT3
+    beit3.EMBED_DIM, beit3.DEPTH, beit3.NUM_HEADS, beit3.FFN_DIM = 32, 2, 2, 48
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def scenes(pretraining, cfg):
+    tokenizer = build_tokenizer(cfg)
+    return pretraining.PretrainingScenes(tokenizer, cfg.INPUT.IMAGE_SIZE, 8, 0, MASK_ID, pool=12)
+
+
+@pytest.fixture(scope="module")
+def samples(scenes):
+    stream = iter(scenes)
+    return [next(stream) for _ in range(120)]
+
+
+def test_no_split_has_a_scene_of_the_stream(pretraining):
+    assert pretraining.scenes.STREAM_INDEX not in [split.index for split in SPLITS]
+
+
+def test_stream_depends_on_its_arguments_only(scenes, samples):
+    stream = iter(scenes)
+    for sample in samples[:20]:
+        again = next(stream)
+        assert all(torch.equal(again[key], value) for key, value in sample.items())
+
+
+def test_processes_draw_other_scenes(pretraining, cfg):
+    drawn = []
+    for rank in range(2):
+        stream = iter(
+            pretraining.PretrainingScenes(
+                build_tokenizer(cfg), (96, 96), 8, 0, MASK_ID, rank=rank, world_size=2, pool=12
+            )
+        )
+        drawn.append({next(stream)["attributes"].numpy().tobytes() for _ in range(40)})
+    assert drawn[0] and drawn[1] and not drawn[0] & drawn[1]
+
+
+def test_every_kind_of_sample_occurs_and_says_what_is_true(samples):
+    hidden = [s for s in samples if s["hidden"].any()]
+    masked = [s for s in samples if (s["word_labels"] >= 0).any()]
+    absent = [s for s in samples if not s["referred"].any()]
+    assert len(hidden) > 20 and len(masked) > 10 and len(absent) > 10
+    for sample in hidden:
+        assert sample["hidden"][sample["referred"]].all(), "what the text names is hidden"
+        assert not (sample["word_labels"] >= 0).any(), "then no word is masked"
+    for sample in masked:
+        assert sample["referred"].any(), "words of a false text cannot be restored"
+        places = sample["word_labels"] >= 0
+        assert (sample["text_ids"][places] == MASK_ID).all()
+        assert (sample["word_labels"][places] > 3).all()
+
+
+def test_hidden_objects_are_painted_over(pretraining, samples):
+    paint = torch.tensor(pretraining.scenes.HIDDEN_COLOR, dtype=torch.uint8)[:, None]
+    for sample in samples:
+        painted = (sample["image"].flatten(1) == paint).all(dim=0)
+        objects = sample["objects"].flatten().long()
+        hidden = torch.cat([sample["hidden"], torch.tensor([False])])[objects]
+        assert painted[hidden].all()
+        assert hidden.any() == painted.any()
+
+
+def test_words_change_with_a_flip(pretraining):
+    image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    objects = np.arange(4).reshape(2, 2)
+    seen = set()
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        flipped, ids, words = pretraining.scenes.flip(rng, image, objects, ["top", "left", "star"])
+        assert (flipped[..., 0] // 3 == ids).all()
+        assert (words[0] == "bottom") == (ids[0, 0] in (2, 3))
+        assert (words[1] == "right") == (ids[0, 0] in (1, 3))
+        seen.add(tuple(words))
+    assert len(seen) == 4
+
+
+def test_boxes_by_hand(pretraining):
+    none = pretraining.scenes.BACKGROUND
+    objects = torch.full((1, 4, 8), none)
+    objects[0, 1:3, 2:6] = 0
+    objects[0, 3, 7] = 1
+    boxes = pretraining.model.object_boxes(objects)
+    expected = torch.tensor([[0.5, 0.5, 0.5, 0.5], [7.5 / 8, 3.5 / 4, 1 / 8, 1 / 4]])
+    torch.testing.assert_close(boxes[0, :2], expected)
+    assert (boxes[0, 2:] == 0).all()
+
+
+def test_every_batch_trains_every_parameter(pretraining, cfg, samples):
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    absent = [s for s in samples if not s["referred"].any()][:3]
+    keys = None
+    for batch in (samples[:4], absent):
+        model.zero_grad()
+        losses = model(batch)
+        assert keys in (None, set(losses)), "constant keys"
+        keys = set(losses)
+        sum(losses.values()).backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert all(loss.isfinite() for loss in losses.values())
+
+
+def test_encoder_survives_the_way_through_a_beit3_file(pretraining, cfg):
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    state = pretraining.beit3_state(model.backbone)
+    assert is_beit3(state)
+    converted, report = convert_beit3(state, (96, 96), 8)
+    expected = {f"backbone.{key}": value for key, value in model.backbone.state_dict().items()}
+    assert set(converted) == set(expected)
+    assert all(torch.equal(converted[key], value) for key, value in expected.items())
+    assert (report.size.embed_dim, report.size.depth, report.size.patch_size) == (32, 2, 8)
+
+
+def test_muon_moves_equally_in_all_directions(pretraining):
+    torch.manual_seed(0)
+    matrix = torch.randn(20, 48) * torch.logspace(0, -3, 20)[:, None]
+    values = torch.linalg.svdvals(pretraining.muon.orthogonalise(matrix, steps=8))
+    assert values.min() > 0.5 and values.max() < 1.5
