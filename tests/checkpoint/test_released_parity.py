@@ -326,11 +326,19 @@ def test_masks_after_post_processing(end_to_end, results, assert_within, mode, s
 
 
 def test_position_table_is_resized_to_the_bit(fixtures_dir, rule_input, assert_within):
-    """14 x 14 to 20 x 20, as the release does when it starts from BEiT-3's 224 pixel weights."""
+    """14 x 14 to 20 x 20, as the release does when it starts from BEiT-3's 224 pixel weights.
+
+    PyTorch's kernels for AVX2 and AVX-512 give the release's bits; the one for CPUs without them
+    rounds the sampling positions differently. The release's bits are 3.4e-6 from the exact table.
+    """
     table = rule_input(301, (199, 768))
+    image = table[3:].T.reshape(1, 768, 14, 14)
+    expected = F.interpolate(image, (20, 20), mode="bicubic", align_corners=False)
     resized = interpolate_positions(table[None, 3:], (14, 14), (20, 20))[0]
-    with np.load(fixtures_dir / "posembed_fixture.npz") as expected:
-        difference = torch.cat([table[:3], resized])[:, ::16] - torch.from_numpy(
-            expected["pos_c16"]
-        )
-    assert_within("position table, 14 x 14 to 20 x 20", difference.abs().max().item(), 0)
+    assert torch.equal(resized, expected.flatten(2)[0].T)
+    with np.load(fixtures_dir / "posembed_fixture.npz") as file:
+        released = torch.from_numpy(file["pos_c16"])
+    assert torch.equal(table[:3, ::16], released[:3])
+    difference = (resized[:, ::16] - released[3:]).abs().max().item()
+    same_kernel = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    assert_within("position table, 14 x 14 to 20 x 20", difference, 0 if same_kernel else 1e-5)

@@ -120,8 +120,9 @@ def test_randomness_acts_in_training_only(key):
         assert torch.equal(first[0]["candidates"].scores, again[0]["candidates"].scores)
         model.train()
         with EventStorage():
-            losses = [model(batch)["loss_ce"] for _ in range(2)]
-    assert losses[0] != losses[1]
+            # Two passes alone may drop the same few branches.
+            losses = [float(model(batch)["loss_ce"].detach()) for _ in range(8)]
+    assert len(set(losses)) > 1
 
 
 def test_training_pictures_are_drawn_at_their_period():

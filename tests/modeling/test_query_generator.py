@@ -76,7 +76,8 @@ def test_position_embedding_of_one_row_and_two_columns():
     torch.testing.assert_close(embedding, torch.tensor(expected), atol=1e-5, rtol=0)
     grid = PositionEmbeddingSine(8)(2, 3)
     assert tuple(grid.shape) == (6, 8)
-    assert torch.equal(grid[0, :4], grid[2, :4]) and torch.equal(grid[0, 4:], grid[3, 4:])
+    torch.testing.assert_close(grid[0, :4], grid[2, :4])
+    torch.testing.assert_close(grid[0, 4:], grid[3, 4:])
     with pytest.raises(ValueError, match="got 6"):
         PositionEmbeddingSine(6)
 
