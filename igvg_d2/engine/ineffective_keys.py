@@ -49,7 +49,7 @@ def _head(cfg: CfgNode) -> CfgNode:
 _QUERY, _HEAD, _GLOBAL = "MODEL.QUERY_GENERATOR.", "MODEL.GROUNDING_HEAD.", "MODEL.GLOBAL_HEAD."
 _STEPPED = ("WarmupMultiStepLR", "WarmupStepWithFixedGammaLR")
 
-# Options of Detectron2 that nothing here reads; tests/engine/test_ineffective_keys.py watches.
+# Options of Detectron2 that nothing here reads; tests/engine/test_config_checks.py watches.
 _DETECTRON2 = (
     Rule(
         tuple(
