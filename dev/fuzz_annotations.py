@@ -20,6 +20,7 @@ import random
 import sys
 import tempfile
 import time
+from functools import partial
 
 import igvg_d2  # noqa: F401  (first: it names a missing requirement in one line)
 
@@ -29,12 +30,13 @@ from tqdm import tqdm
 from igvg_d2.data.datasets import (
     fingerprint,
     load_expressions,
-    load_grefcoco,
-    load_refcoco,
-    load_refzom,
-    load_rrefcoco,
+    load_referring,
     load_seqtr,
 )
+
+load_refcoco = partial(load_referring, target_rule="refcoco")
+load_refzom = partial(load_referring, target_rule="refzom")
+load_rrefcoco = partial(load_referring, target_rule="rrefcoco")
 
 HEIGHT, WIDTH = 30, 40
 SQUARE = [[2.0, 3.0, 12.0, 3.0, 12.0, 9.0, 2.0, 9.0]]
@@ -114,7 +116,7 @@ def formats():
 
     found = {}
     for kind, load, suffix in (
-        *(("grefcoco", load_grefcoco, "json"), ("grefcoco", load_grefcoco, "p")),
+        *(("grefcoco", load_referring, "json"), ("grefcoco", load_referring, "p")),
         *(("refcoco", load_refcoco, "p"), ("refcoco", load_refcoco, "json")),
         *(("refzom", load_refzom, "p"), ("rrefcoco", load_rrefcoco, "p")),
     ):

@@ -12,6 +12,7 @@ and GREC evaluators. Fails if gIoU stays below the floor. It says nothing about 
 import argparse
 import os
 import sys
+from functools import partial
 
 import igvg_d2  # noqa: F401  (first: it names a missing requirement in one line)
 
@@ -20,8 +21,13 @@ from detectron2.engine import default_setup
 from detectron2.utils.logger import setup_logger
 
 import igvg_d2.modeling  # noqa: F401  registers the models
-from igvg_d2.data.datasets import load_grefcoco, load_refcoco, register_grounding
+from igvg_d2.data.datasets import (
+    load_referring,
+    register_grounding,
+)
 from igvg_d2.engine import GroundingTrainer, setup_config
+
+load_refcoco = partial(load_referring, target_rule="refcoco")
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _SHARED = os.path.join(os.path.dirname(_ROOT), "shared", "data")
@@ -47,7 +53,7 @@ def parse_args():
 def read_samples(data, images):
     """One picture with every number of targets (gRefCOCO), and pictures with one (RefCOCO)."""
     read = (
-        load_grefcoco(
+        load_referring(
             os.path.join(data, "grefcoco", "grefs(unc).json"),
             os.path.join(data, "grefcoco", "instances.json"),
             images,

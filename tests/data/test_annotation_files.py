@@ -4,13 +4,20 @@ import json
 import os
 import pickle
 import struct
+from functools import partial
 
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 
-from igvg_d2.data.datasets import load_refcoco, read_refs, to_rle
-from igvg_d2.data.datasets.files import iterate_json
+from igvg_d2.data.datasets import (
+    load_referring,
+    read_refs,
+    to_rle,
+)
+from igvg_d2.data.datasets.annotation_files import iterate_json
+
+load_refcoco = partial(load_referring, target_rule="refcoco")
 
 SQUARE = [2.0, 3.0, 6.0, 3.0, 6.0, 8.0, 2.0, 8.0]  # 4 wide, 5 high
 

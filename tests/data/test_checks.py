@@ -8,7 +8,11 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from igvg_d2.data.datasets import checks, load_grefcoco, register_grounding
+from igvg_d2.data.datasets import (
+    checks,
+    load_referring,
+    register_grounding,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = importlib.util.spec_from_file_location("check", ROOT / "datasets" / "check.py")
@@ -42,7 +46,7 @@ def dataset(tmp_path):
     }
     Path(files["annotation_file"]).write_text(json.dumps(refs))
     Path(files["instances_file"]).write_text(json.dumps(instances))
-    loader = lambda skipped=None: load_grefcoco(**files, skipped=skipped)
+    loader = lambda skipped=None: load_referring(**files, skipped=skipped)
     register_grounding("test_check_val", files, loader)
     yield "test_check_val", tmp_path
     DatasetCatalog.remove("test_check_val")

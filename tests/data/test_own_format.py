@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import pycocotools.mask as mask_util
@@ -13,16 +14,17 @@ from igvg_d2.data.datasets import (
     fingerprint,
     load_dataset,
     load_expressions,
-    load_grefcoco,
-    load_refcoco,
-    load_refzom,
-    load_rrefcoco,
+    load_referring,
     load_seqtr,
     register_expressions,
     register_grounding,
 )
 from igvg_d2.data.synthetic import write_shapes
 from igvg_d2.engine import setup_config
+
+load_refcoco = partial(load_referring, target_rule="refcoco")
+load_refzom = partial(load_referring, target_rule="refzom")
+load_rrefcoco = partial(load_referring, target_rule="rrefcoco")
 
 SQUARE = [2.0, 3.0, 6.0, 3.0, 6.0, 8.0, 2.0, 8.0]
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +40,7 @@ def shapes(tmp_path_factory):
     write_shapes(str(root), seed=1, scale=0.01, num_workers=1)
     folder = root / "grefcoco"
     files = (str(folder / "grefs(unc).json"), str(folder / "instances.json"), "images")
-    samples = load_grefcoco(*files, "val")
+    samples = load_referring(*files, "val")
     DatasetCatalog.register("test_export_val", lambda: samples)
     MetadataCatalog.get("test_export_val").set(split="val")
     yield samples
@@ -60,7 +62,7 @@ def test_nothing_is_lost(shapes, tmp_path, style):
     if style == "expressions":
         found = load_expressions(output, "images")
     else:
-        found = load_grefcoco(
+        found = load_referring(
             f"{output}/grefs(unc).json", f"{output}/instances.json", "images", "val"
         )
         assert {s["sample_id"] for s in found} == {s["sample_id"] for s in shapes}
@@ -71,8 +73,8 @@ def test_nothing_is_lost(shapes, tmp_path, style):
 @pytest.mark.parametrize(
     "load, folder, split",
     [
-        (load_grefcoco, "grefcoco/data/grefcoco", "val"),
-        (load_grefcoco, "grefcoco_crowd/data/grefcoco", "val"),
+        (load_referring, "grefcoco/data/grefcoco", "val"),
+        (load_referring, "grefcoco_crowd/data/grefcoco", "val"),
         (load_refcoco, "refcoco/data/refcocog", "val"),
         (load_refzom, "refzom/data/ref-zom", "test"),
         (load_rrefcoco, "rrefcoco/data/rrefcoco", "val"),
@@ -97,7 +99,7 @@ def test_the_round_trip_is_exact_from_every_reader(shared_dir, tmp_path, load, f
     files = [str(tmp_path / "g" / name) for name in ("grefs(unc).json", "instances.json")]
     expected = fingerprint(samples)
     assert fingerprint(load_expressions(str(tmp_path / "own.json"), "images")) == expected
-    assert fingerprint(load_grefcoco(*files, "images", split)) == expected
+    assert fingerprint(load_referring(*files, "images", split)) == expected
 
 
 def test_unknown_names_are_told():

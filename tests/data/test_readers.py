@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -9,12 +10,13 @@ import pytest
 from detectron2.structures import BoxMode
 
 from igvg_d2.data.datasets import (
-    load_grefcoco,
-    load_refcoco,
-    load_refzom,
-    load_rrefcoco,
+    load_referring,
     read_refs,
 )
+
+load_refcoco = partial(load_referring, target_rule="refcoco")
+load_refzom = partial(load_referring, target_rule="refzom")
+load_rrefcoco = partial(load_referring, target_rule="rrefcoco")
 
 SQUARE = [2.0, 3.0, 6.0, 3.0, 6.0, 8.0, 2.0, 8.0]  # 4 wide, 5 high
 
@@ -64,7 +66,7 @@ def test_one_dict_per_sentence_with_all_keys(write):
         {"sent_id": 4, "raw": "The LEFT dog.", "sent": "the left dog", "kind": "order"},
         {"sent_id": 5, "raw": " ", "sent": "dog"},
     )
-    first, second = load_grefcoco(*write([ref(sentences=sentences)]), "val")
+    first, second = load_referring(*write([ref(sentences=sentences)]), "val")
     rle = first["annotations"][0]["segmentation"]
     assert mask_util.decode(rle)[3:8, 2:6].all() and mask_util.area(rle) == 20
     assert os.path.basename(first.pop("file_name")) == "COCO_7.jpg"
@@ -97,7 +99,7 @@ def test_one_dict_per_sentence_with_all_keys(write):
     "ann_id, count", [((1, 2), 2), ((1,), 1), (1, 1), ((-1,), 0), (-1, 0), ((), 0)]
 )
 def test_target_sets_are_lists_ints_or_minus_one(write, ann_id, count):
-    (sample,) = load_grefcoco(*write([ref(ann_id=ann_id)], [annotation(1), annotation(2)]), "val")
+    (sample,) = load_referring(*write([ref(ann_id=ann_id)], [annotation(1), annotation(2)]), "val")
     assert len(sample["annotations"]) == count
 
 
@@ -105,12 +107,12 @@ def test_records_without_text_and_other_splits_are_skipped(write):
     records = [ref(0, sentences=()), ref(1, sentences=("", "a dog")), ref(2, split="train")]
     # A record without text is not looked at any further: its broken target does no harm.
     records.append(ref(3, ann_id=(99,), sentences=()))
-    samples = load_grefcoco(*write(records), "val")
+    samples = load_referring(*write(records), "val")
     assert [sample["sample_id"] for sample in samples] == ["1_11"]
 
 
 def test_an_object_is_converted_once_and_shared(write):
-    first, second = load_grefcoco(*write([ref(0), ref(1, sentences=("it",))]), "val")
+    first, second = load_referring(*write([ref(0), ref(1, sentences=("it",))]), "val")
     assert first["annotations"][0] is second["annotations"][0]
 
 
@@ -140,7 +142,7 @@ def test_an_object_is_converted_once_and_shared(write):
 def test_errors_name_file_record_and_field(write, record, words):
     files = write([record], [annotation(1), annotation(3, image_id=9)])
     with pytest.raises(ValueError) as error:
-        load_grefcoco(*files, "val")
+        load_referring(*files, "val")
     for word in ["grefs(unc).json", *words]:
         assert word in str(error.value)
 
@@ -149,12 +151,12 @@ def test_missing_field_and_wrong_files_are_named(write, tmp_path):
     record = ref()
     del record["ann_id"]
     with pytest.raises(ValueError, match="field 'ann_id': missing"):
-        load_grefcoco(*write([record]), "val")
+        load_referring(*write([record]), "val")
     annotations, instances, images = write([ref()])
     with pytest.raises(ValueError, match="expected a COCO detection file.*found list"):
-        load_grefcoco(annotations, annotations, images, "val")
+        load_referring(annotations, annotations, images, "val")
     with pytest.raises(ValueError, match="expected a list of records.*found dict"):
-        load_grefcoco(instances, instances, images, "val")
+        load_referring(instances, instances, images, "val")
     (tmp_path / "cut.json").write_text('[{"ref_id": ')
     with pytest.raises(ValueError, match="cut.json: not valid JSON"):
         read_refs(str(tmp_path / "cut.json"))
@@ -162,13 +164,13 @@ def test_missing_field_and_wrong_files_are_named(write, tmp_path):
 
 def test_degenerate_box_is_replaced_by_the_box_of_the_mask(write):
     files = write([ref()], [annotation(1, bbox=(0.0, 0.0, 0.0, 0.0))])
-    assert load_grefcoco(*files, "val")[0]["annotations"][0]["bbox"] == [2.0, 3.0, 4.0, 5.0]
+    assert load_referring(*files, "val")[0]["annotations"][0]["bbox"] == [2.0, 3.0, 4.0, 5.0]
 
 
 def test_crowd_and_rle_targets_of_the_fixture_are_kept(shared_dir):
     """The official loaders crash on refs 1 to 3 or drop the crowd of ref 0; areas are by hand."""
     folder = shared_dir / "reference/metric_fixtures/grefcoco_crowd/data/grefcoco"
-    samples = load_grefcoco(
+    samples = load_referring(
         str(folder / "grefs(unc).json"), str(folder / "instances.json"), "none", "val"
     )
     areas = [
@@ -191,9 +193,9 @@ def test_grefcoco_fixture_agrees_with_the_official_masks(shared_dir):
     fixture = shared_dir / "reference/metric_fixtures/grefcoco"
     folder = fixture / "data/grefcoco"
     files = (str(folder / "grefs(unc).json"), str(folder / "instances.json"), "none")
-    counts = {split: len(load_grefcoco(*files, split)) for split in ("val", "testA", "testB")}
+    counts = {split: len(load_referring(*files, split)) for split in ("val", "testA", "testB")}
     assert counts == {"val": 55, "testA": 31, "testB": 39}
-    samples = load_grefcoco(*files, "val")
+    samples = load_referring(*files, "val")
     targets = [min(len(sample["annotations"]), 2) for sample in samples]
     assert [targets.count(n) for n in (1, 2, 0)] == [23, 18, 14]
     predictions = json.loads((fixture / "predictions_val.json").read_text())
@@ -224,12 +226,12 @@ def test_refcoco_takes_one_target_only(write):
 def test_invalid_records_are_left_out_and_listed(write):
     refs = [ref(0), ref(1, ann_id=(5,)), {**ref(2), "split": None}, ref(3, image_id=8), ref(4)]
     skipped = []
-    samples = load_grefcoco(*write(refs), "val", skipped=skipped)
+    samples = load_referring(*write(refs), "val", skipped=skipped)
     assert [sample["ref_id"] for sample in samples] == [0, 4]
     positions = [message.split(": record ")[1][0] for message in skipped]
     assert positions == ["2", "1", "3"]
     with pytest.raises(ValueError, match="no valid expression"):
-        load_grefcoco(*write(refs[1:2]), "val", skipped=[])
+        load_referring(*write(refs[1:2]), "val", skipped=[])
 
 
 @pytest.mark.parametrize(
@@ -247,17 +249,17 @@ def test_invalid_records_are_left_out_and_listed(write):
 def test_errors_in_instances_are_named(write, change, words):
     files = write([ref()], [{**annotation(1), **change}])
     with pytest.raises(ValueError) as error:
-        load_grefcoco(*files, "val")
+        load_referring(*files, "val")
     for word in ["instances.json", *words]:
         assert word in str(error.value)
 
 
 def test_ids_in_instances_must_mean_one_thing(write):
-    (sample,) = load_grefcoco(*write([ref()], [annotation(1), annotation(1)]), "val")
+    (sample,) = load_referring(*write([ref()], [annotation(1), annotation(1)]), "val")
     assert len(sample["annotations"]) == 1
     files = write([ref()], [annotation(1), annotation(1, iscrowd=1)])
     with pytest.raises(ValueError, match="instances.json: id 1 stands for two different entries"):
-        load_grefcoco(*files, "val")
+        load_referring(*files, "val")
 
 
 @pytest.mark.parametrize("field, value", [("height", 0), ("width", "12"), ("file_name", None)])
@@ -269,7 +271,7 @@ def test_wrong_images_are_named(write, field, value):
     with open(files[1], "w", encoding="utf-8") as file:
         json.dump(content, file)
     with pytest.raises(ValueError, match=f"field 'image_id': '{field}' of image 7 of .*instances"):
-        load_grefcoco(*files, "val")
+        load_referring(*files, "val")
 
 
 def test_scene_has_all_objects_of_the_picture(write):
@@ -279,12 +281,12 @@ def test_scene_has_all_objects_of_the_picture(write):
     with open(path, encoding="utf-8") as file:
         content = json.load(file)
     with pytest.raises(ValueError, match="category_id 18, the file's 'categories' have \\[\\]"):
-        load_grefcoco(*files, "val", with_scene=True)
+        load_referring(*files, "val", with_scene=True)
     content["categories"] = [{"id": 18, "name": "dog"}, {"id": 3, "name": "car"}]
     with open(path, "w", encoding="utf-8") as file:
         json.dump(content, file)
-    assert "scene" not in load_grefcoco(*files, "val")[0]
-    for record in load_grefcoco(*files, "val", with_scene=True):
+    assert "scene" not in load_referring(*files, "val")[0]
+    for record in load_referring(*files, "val", with_scene=True):
         assert [item["category_id"] for item in record["scene"]] == [1, 0]
         assert record["scene"][0]["segmentation"]["size"] == [10, 12]
 

@@ -1,6 +1,7 @@
 """Readers and mapper on real photographs with real expressions, in the releases' file formats."""
 
 import os
+from functools import partial
 
 import pycocotools.mask as mask_util
 import pytest
@@ -8,10 +9,14 @@ import torch
 from detectron2.structures import pairwise_iou
 
 from igvg_d2.data import AntialiasedResize, GroundingDatasetMapper, ReleasedResize
-from igvg_d2.data.datasets import load_grefcoco, load_refcoco
+from igvg_d2.data.datasets import (
+    load_referring,
+)
+
+load_refcoco = partial(load_referring, target_rule="refcoco")
 
 BENCHMARKS = {
-    "grefcoco": ("grefs(unc).json", load_grefcoco, "testB", 21),
+    "grefcoco": ("grefs(unc).json", load_referring, "testB", 21),
     "refcoco": ("refs(unc).p", load_refcoco, "val", 36),
     "refcoco+": ("refs(unc).p", load_refcoco, "testB", 24),
     "refcocog": ("refs(umd).p", load_refcoco, "val", 15),

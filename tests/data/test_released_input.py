@@ -3,6 +3,7 @@
 The expected arrays are made step by step from the release's specification: OpenCV, BGR, float32.
 """
 
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -15,9 +16,13 @@ from detectron2.modeling import build_model
 
 import igvg_d2.modeling  # noqa: F401
 from igvg_d2.data import GroundingDatasetMapper
-from igvg_d2.data.datasets import load_grefcoco, load_refcoco
+from igvg_d2.data.datasets import (
+    load_referring,
+)
 from igvg_d2.engine import GroundingPredictor, setup_config
 from tests.modeling.test_gradients import TINY
+
+load_refcoco = partial(load_referring, target_rule="refcoco")
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PRESETS = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.glob("*/instancevg_*_released.yaml"))
@@ -48,7 +53,7 @@ def samples(shared_dir):
         pytest.skip(f"photographs not found: {root}")
     samples = []
     for name, file, loader, split in (
-        ("grefcoco", "grefs(unc).json", load_grefcoco, "testB"),
+        ("grefcoco", "grefs(unc).json", load_referring, "testB"),
         ("refcoco", "refs(unc).p", load_refcoco, "val"),
     ):
         folder = root / "official_schema_rebuilt" / name

@@ -1,17 +1,19 @@
 """Reader of the released project's JSON, against the official files of the same samples."""
 
 import json
+from functools import partial
 
 import pycocotools.mask as mask_util
 import pytest
 
 from igvg_d2.data.datasets import (
-    load_grefcoco,
-    load_refcoco,
-    load_refzom,
-    load_rrefcoco,
+    load_referring,
     load_seqtr,
 )
+
+load_refcoco = partial(load_referring, target_rule="refcoco")
+load_refzom = partial(load_referring, target_rule="refzom")
+load_rrefcoco = partial(load_referring, target_rule="rrefcoco")
 
 SQUARE = [2.0, 3.0, 6.0, 3.0, 6.0, 8.0, 2.0, 8.0]
 RLE = {"size": [10, 12], "counts": [23, 5, 5, 5, 5, 5, 5, 5, 62]}
@@ -55,7 +57,7 @@ def facts(samples, names=("ref_id", "sent_id")):
 @pytest.mark.parametrize(
     "file, split, loader, official, official_split",
     [
-        ("grefs/instance.json", "val", load_grefcoco, "grefcoco/data/grefcoco", "val"),
+        ("grefs/instance.json", "val", load_referring, "grefcoco/data/grefcoco", "val"),
         ("ref-zom/instance.json", "test", load_refzom, "refzom/data/ref-zom", "test"),
         ("rrefcoco/instance.json", "val_rrefcoco", load_rrefcoco, "rrefcoco/data/rrefcoco", "val"),
         (

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from igvg_d2.data import BadSampleError, GroundingDatasetMapper
-from igvg_d2.data.datasets import load_grefcoco
+from igvg_d2.data.datasets import load_referring
 from igvg_d2.data.synthetic import write_shapes
 from igvg_d2.data.transforms import AntialiasedResize
 
@@ -31,7 +31,9 @@ def damaged_set(tmp_path_factory):
 def test_exactly_the_damaged_samples_are_bad(damaged_set):
     folder, damaged = damaged_set
     files = [folder / injector.REFS_FILE, folder / injector.INSTANCES_FILE]
-    samples = load_grefcoco(*map(str, files), str(folder / injector.IMAGE_FOLDER), "train", True)
+    samples = load_referring(
+        *map(str, files), str(folder / injector.IMAGE_FOLDER), "train", with_scene=True
+    )
     mapper = GroundingDatasetMapper(
         True,
         resize=AntialiasedResize(image_size=(16, 16)),

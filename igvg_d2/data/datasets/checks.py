@@ -1,4 +1,4 @@
-"""Is a data set whole? Files, counts, pictures, boxes and masks."""
+"""Is a data set whole? Files, counts, images, boxes and masks."""
 
 import multiprocessing
 import os
@@ -40,16 +40,16 @@ KNOWN_COUNTS: Dict[str, Tuple] = {
 PUBLISHED: Dict[str, str] = {
     "grefcoco_unc": "278,232 expressions in all: 32,202 no target, 80,022 several (paper); 259,859 "
     "and 258,836 were counted in public files",
-    "refcoco_unc": "142,210 expressions of 50,000 objects on 19,994 pictures",
-    "refcoco+_unc": "141,564 expressions of 49,856 objects on 19,992 pictures",
-    "refcocog_umd": "95,010 expressions of 49,822 objects on 25,799 pictures",
-    "refcocog_google": "95,010 expressions of 49,822 objects on 25,799 pictures",
-    "refcoco_google_train": "40,000 objects on 19,213 pictures",
-    "refcoco_google_val": "5,000 objects on 4,559 pictures",
-    "refcoco_google_test": "5,000 objects on 4,527 pictures",
-    "refzom_final_train": "58,356 objects on 43,749 pictures; both splits together 90,199 "
+    "refcoco_unc": "142,210 expressions of 50,000 objects on 19,994 images",
+    "refcoco+_unc": "141,564 expressions of 49,856 objects on 19,992 images",
+    "refcocog_umd": "95,010 expressions of 49,822 objects on 25,799 images",
+    "refcocog_google": "95,010 expressions of 49,822 objects on 25,799 images",
+    "refcoco_google_train": "40,000 objects on 19,213 images",
+    "refcoco_google_val": "5,000 objects on 4,559 images",
+    "refcoco_google_test": "5,000 objects on 4,527 images",
+    "refzom_final_train": "58,356 objects on 43,749 images; both splits together 90,199 "
     "expressions: 11,937 no target, 56,972 one, 21,290 several",
-    "refzom_final_test": "16,586 objects on 11,329 pictures; both splits together 90,199 "
+    "refzom_final_test": "16,586 objects on 11,329 images; both splits together 90,199 "
     "expressions: 11,937 no target, 56,972 one, 21,290 several",
 }
 # SHA-256 of releases that others have pinned.
@@ -68,7 +68,7 @@ class DatasetReport:
     Attributes:
         name: registered name.
         hashes: file -> SHA-256.
-        images: number of different pictures.
+        images: number of different ones.
         expressions: their number.
         counts: expressions with (no, one, two, more) targets.
         skipped: messages of malformed records that were left out.
@@ -99,8 +99,8 @@ def check_dataset(
 
     Args:
         name: in DatasetCatalog.
-        read_images: decode every picture; otherwise only look whether the files are there.
-        num_workers: processes that look at pictures.
+        read_images: decode every image; otherwise only look whether the files are there.
+        num_workers: processes that look at images.
         progress: wraps an iterable, for a progress bar; called with (items, total=...).
         skip_invalid: check the rest of a data set with malformed records; they are problems of
             kind "invalid records", and listed in ``skipped``.
@@ -137,7 +137,7 @@ def check_dataset(
 
 
 def _check_annotations(samples: List[Dict[str, Any]], report: DatasetReport) -> None:
-    """Boxes within the picture, masks with pixels; every object once."""
+    """Boxes within the image, masks with pixels; every object once."""
     seen = set()
     for sample in samples:
         for annotation in sample["annotations"]:
@@ -163,7 +163,7 @@ def _find_image(item):
 
 
 def _read_image(item):
-    """(kind, description) if the picture cannot be used."""
+    """(kind, description) if the image cannot be used."""
     path, size = item
     try:
         found = read_image(path, "RGB").shape[:2]

@@ -27,7 +27,7 @@ def fingerprint(samples: Iterable[Dict[str, Any]]) -> str:
     """SHA-256 over the content of dataset dicts.
 
     Two data sets have the same fingerprint if they ask the same questions with the same answers:
-    sample ids, expressions, pictures (id, file name without folder, size) and targets (id, box,
+    sample ids, expressions, images (id, file name without folder, size) and targets (id, box,
     mask, crowd or not). The order of samples and of targets, folders, file formats and keys that
     are not listed do not matter.
 

@@ -7,8 +7,8 @@ from detectron2.structures import BoxMode
 
 from igvg_d2.io.json_stream import describe
 
+from .annotation_files import iterate_json
 from .fields import RecordError, is_int, read_box, read_int, read_text, short
-from .files import iterate_json
 from .masks import to_rle_and_polygons
 
 # The largest side a JPEG can have.

@@ -12,9 +12,9 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from detectron2.utils.file_io import PathManager
 
+from .annotation_files import paused_garbage_collection, read_json
 from .common import Sample, collect_samples, log_counts
 from .fields import RecordError, is_int, read_field, read_id, read_int, read_list, read_text, short
-from .files import paused_garbage_collection, read_json
 from .instances import to_annotation
 
 # Pairs [start, end) of the samples of one object, for each split of R-RefCOCO's evaluation.

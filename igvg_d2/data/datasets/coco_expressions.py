@@ -3,9 +3,9 @@
 import os
 from typing import Any, Dict, List, Optional
 
+from .annotation_files import iterate_json, paused_garbage_collection
 from .common import collect_samples, log_counts
 from .fields import RecordError, list_ids, read_field, read_id, read_int, read_text, short
-from .files import iterate_json, paused_garbage_collection
 from .instances import InstanceFile
 from .registration import register_grounding
 
