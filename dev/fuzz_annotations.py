@@ -27,12 +27,7 @@ import igvg_d2  # noqa: F401  (first: it names a missing requirement in one line
 # isort: split
 from tqdm import tqdm
 
-from igvg_d2.data.datasets import (
-    fingerprint,
-    load_expressions,
-    load_referring,
-    load_seqtr,
-)
+from igvg_d2.data.datasets import fingerprint, load_expressions, load_referring, load_seqtr
 
 load_refcoco = partial(load_referring, target_rule="refcoco")
 load_refzom = partial(load_referring, target_rule="refzom")

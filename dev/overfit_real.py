@@ -21,10 +21,7 @@ from detectron2.engine import default_setup
 from detectron2.utils.logger import setup_logger
 
 import igvg_d2.modeling  # noqa: F401  registers the models
-from igvg_d2.data.datasets import (
-    load_referring,
-    register_grounding,
-)
+from igvg_d2.data.datasets import load_referring, register_grounding
 from igvg_d2.engine import GroundingTrainer, setup_config
 
 load_refcoco = partial(load_referring, target_rule="refcoco")

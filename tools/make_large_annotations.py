@@ -26,7 +26,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
 from igvg_d2.data import build_grounding_train_loader
-from igvg_d2.data.datasets import load_grefcoco, register_grounding
+from igvg_d2.data.datasets import load_referring, register_grounding
 from igvg_d2.engine import setup_config
 
 HEIGHT, WIDTH = 480, 640
@@ -162,7 +162,7 @@ def measure(paths, workers, add_config=()):
     before = peak_memory()
     start, cpu = time.perf_counter(), time.process_time()
     files = {**paths, "image_root": "none", "split": "train"}
-    register_grounding(NAME, files, lambda: load_grefcoco(**files))
+    register_grounding(NAME, files, lambda: load_referring(**files))
     try:
         number = len(DatasetCatalog.get(NAME))
         result = {"samples": number, "load_seconds": time.perf_counter() - start}

@@ -10,11 +10,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 
-from igvg_d2.data.datasets import (
-    load_referring,
-    read_refs,
-    to_rle,
-)
+from igvg_d2.data.datasets import load_referring, read_refs, to_rle
 from igvg_d2.data.datasets.annotation_files import iterate_json
 
 load_refcoco = partial(load_referring, target_rule="refcoco")

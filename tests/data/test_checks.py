@@ -8,11 +8,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from igvg_d2.data.datasets import (
-    checks,
-    load_referring,
-    register_grounding,
-)
+from igvg_d2.data.datasets import checks, load_referring, register_grounding
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = importlib.util.spec_from_file_location("check", ROOT / "datasets" / "check.py")

@@ -9,10 +9,7 @@ import pycocotools.mask as mask_util
 import pytest
 from detectron2.structures import BoxMode
 
-from igvg_d2.data.datasets import (
-    load_referring,
-    read_refs,
-)
+from igvg_d2.data.datasets import load_referring, read_refs
 
 load_refcoco = partial(load_referring, target_rule="refcoco")
 load_refzom = partial(load_referring, target_rule="refzom")

@@ -9,9 +9,7 @@ import torch
 from detectron2.structures import pairwise_iou
 
 from igvg_d2.data import AntialiasedResize, GroundingDatasetMapper, ReleasedResize
-from igvg_d2.data.datasets import (
-    load_referring,
-)
+from igvg_d2.data.datasets import load_referring
 
 load_refcoco = partial(load_referring, target_rule="refcoco")
 

@@ -16,9 +16,7 @@ from detectron2.modeling import build_model
 
 import igvg_d2.modeling  # noqa: F401
 from igvg_d2.data import GroundingDatasetMapper
-from igvg_d2.data.datasets import (
-    load_referring,
-)
+from igvg_d2.data.datasets import load_referring
 from igvg_d2.engine import GroundingPredictor, setup_config
 from tests.modeling.test_gradients import TINY
 

@@ -6,10 +6,7 @@ from functools import partial
 import pycocotools.mask as mask_util
 import pytest
 
-from igvg_d2.data.datasets import (
-    load_referring,
-    load_seqtr,
-)
+from igvg_d2.data.datasets import load_referring, load_seqtr
 
 load_refcoco = partial(load_referring, target_rule="refcoco")
 load_refzom = partial(load_referring, target_rule="refzom")

@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.env import seed_all_rng
 
 from igvg_d2.checkpoint import GroundingCheckpointer, read_checkpoint
-from igvg_d2.data.datasets import load_grefcoco, register_grounding
+from igvg_d2.data.datasets import load_referring, register_grounding
 from igvg_d2.data.synthetic import write_shapes
 from igvg_d2.engine import GroundingTrainer
 from igvg_d2.testing import tiny_cfg
@@ -32,7 +32,7 @@ def shapes(tmp_path_factory):
             "split": split,
         }
         names.append(f"test_learning_{split}")
-        loader = lambda files=files: load_grefcoco(**files)  # noqa: E731
+        loader = lambda files=files: load_referring(**files)  # noqa: E731
         register_grounding(names[-1], {**files, "evaluator_type": "grefcoco"}, loader)
     yield names
     for name in names:

@@ -12,7 +12,7 @@ from detectron2.utils.env import seed_all_rng
 from torch import distributed, multiprocessing
 
 from igvg_d2.checkpoint import GroundingCheckpointer
-from igvg_d2.data.datasets import load_grefcoco, register_grounding
+from igvg_d2.data.datasets import load_referring, register_grounding
 from igvg_d2.data.synthetic import write_shapes
 from igvg_d2.engine import GroundingTrainer
 from igvg_d2.testing import tiny_cfg
@@ -33,7 +33,7 @@ def shapes(tmp_path_factory):
             "image_root": str(root / "images" / "train2014"),
             "split": name.rpartition("_")[2],
         }
-        loader = lambda files=files: load_grefcoco(**files)  # noqa: E731
+        loader = lambda files=files: load_referring(**files)  # noqa: E731
         register_grounding(name, {**files, "evaluator_type": "grefcoco"}, loader)
     yield
     for name in NAMES:

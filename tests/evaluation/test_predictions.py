@@ -10,7 +10,7 @@ import pycocotools.mask as mask_util
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from igvg_d2.data.datasets import load_grefcoco
+from igvg_d2.data.datasets import load_referring
 from igvg_d2.evaluation import GRefCOCOEvaluator
 from igvg_d2.evaluation.predictions import (
     PredictionError,
@@ -208,7 +208,7 @@ def test_damaged_files_end_in_our_error_or_a_number(two_samples, outputs, tmp_pa
 def test_official_fixture_through_the_scorer(fixtures_dir):
     folder = fixtures_dir / "grefcoco"
     data = folder / "data" / "grefcoco"
-    samples = load_grefcoco(
+    samples = load_referring(
         str(data / "grefs(unc).json"), str(data / "instances.json"), "none", "val"
     )
     DatasetCatalog.register("scorer_fixture", lambda: samples)

@@ -7,6 +7,7 @@ predictions are not shared is skipped.
 
 import importlib.util
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,13 @@ import pycocotools.mask as mask_util
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from igvg_d2.data.datasets import load_grefcoco, load_refcoco, load_refzom, load_rrefcoco
+from igvg_d2.data.datasets import load_referring
 from igvg_d2.evaluation import PROTOCOLS, GroundTruth, parse_protocols
 from igvg_d2.evaluation.frames import target_mask
+
+load_refcoco = partial(load_referring, target_rule="refcoco")
+load_refzom = partial(load_referring, target_rule="refzom")
+load_rrefcoco = partial(load_referring, target_rule="rrefcoco")
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = importlib.util.spec_from_file_location("scorer", ROOT / "tools" / "score_predictions.py")
@@ -95,7 +100,7 @@ def released_precisions(row, key="Pr@0.7-0.9"):
 
 @pytest.mark.parametrize("split", ["val", "testA", "testB"])
 def test_grefcoco(fixtures_dir, dataset, run, split):
-    name = dataset(load_grefcoco, "grefcoco/data/grefcoco/grefs(unc).json", split, "grefcoco")
+    name = dataset(load_referring, "grefcoco/data/grefcoco/grefs(unc).json", split, "grefcoco")
     results = run(name, f"grefcoco/predictions_{split}.json", ",".join(PROTOCOLS))
     expected = load(fixtures_dir / "grefcoco/expected.json")[split]
     rows = (
@@ -228,9 +233,9 @@ def test_refcoco(fixtures_dir, dataset, run, name, partition, split):
 @pytest.mark.parametrize(
     "file, reader, annotations, split, protocol, official",
     [
-        ("grefcoco/gt_480_rela_{}.json", load_grefcoco, "grefcoco/data/grefcoco/grefs(unc).json",
+        ("grefcoco/gt_480_rela_{}.json", load_referring, "grefcoco/data/grefcoco/grefs(unc).json",
          ("val", "testA", "testB"), "official", "polygons"),
-        ("grefcoco/gt_320_instancevg_{}.json", load_grefcoco,
+        ("grefcoco/gt_320_instancevg_{}.json", load_referring,
          "grefcoco/data/grefcoco/grefs(unc).json", ("val", "testA", "testB"), "released", ""),
         ("refzom/gt_480_dmmi_{}.json", load_refzom, "refzom/data/ref-zom/refs(final).p",
          ("test",), "official", "nearest"),
@@ -266,7 +271,7 @@ def test_crowds_and_rles_as_relas_loader_takes_them(fixtures_dir):
     folder = fixtures_dir / "grefcoco_crowd"
     refs = folder / "data" / "grefcoco" / "grefs(unc).json"
     split = load(refs)[0]["split"]
-    samples = load_grefcoco(str(refs), str(refs.parent / "instances.json"), "none", split)
+    samples = load_referring(str(refs), str(refs.parent / "instances.json"), "none", split)
     expected = load(folder / "expected.json")["per_ref"]
     for sample in samples:
         row = expected[str(sample["ref_id"])]
