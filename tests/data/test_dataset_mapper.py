@@ -17,7 +17,6 @@ from igvg_d2.config import add_igvg_config
 from igvg_d2.data import (
     AntialiasedResize,
     GroundingDatasetMapper,
-    LetterboxResize,
     ReleasedResize,
     build_grounding_test_loader,
     build_grounding_train_loader,
@@ -184,41 +183,6 @@ def test_scene_categories_need_a_scene(make_sample):
     with pytest.raises(ValueError, match="INPUT.SCENE_CATEGORIES.*with_scene"):
         make_mapper(scene_categories=True)(make_sample([LEFT]))
     assert "scene_categories" not in make_mapper(False, scene_categories=True)(make_sample([]))
-
-
-class LabelMapper(GroundingDatasetMapper):
-    """As an outside project writes it: a label map of the image is transformed with it."""
-
-    def add_targets(self, sample, transform):
-        """Adds "labels"."""
-        labels = transform.apply_segmentation(sample.pop("label_map"))
-        sample["labels"] = torch.from_numpy(np.ascontiguousarray(labels))
-
-
-@pytest.mark.parametrize("letterbox", [False, True])
-@pytest.mark.parametrize("axis", ["horizontal", "vertical"])
-def test_a_subclass_transforms_maps_of_its_own(make_sample, axis, letterbox):
-    sample = make_sample([LEFT, RIGHT])
-    sample["label_map"] = np.zeros((HEIGHT, WIDTH), np.uint8)
-    for label, (x0, y0, x1, y1) in ((7, LEFT), (9, RIGHT)):
-        sample["label_map"][y0:y1, x0:x1] = label
-    rule = LetterboxResize if letterbox else AntialiasedResize
-    arguments = {"tokenizer": tokenizer, "image_format": "RGB", f"{axis}_flip_prob": 1.0}
-    mapper = LabelMapper(True, resize=rule(image_size=(32, 48)), **arguments)
-    mapped = mapper(sample)
-    assert "label_map" not in mapped and mapped["labels"].shape == (32, 48)
-    # Nearest sampling and area coverage may differ by a border of pixels, not more.
-    for mask, label in zip(mapped["instances"].gt_masks.tensor, (7, 9)):
-        assert mask.any() and (mask != (mapped["labels"] == label)).float().mean() < 0.05
-
-
-def test_an_image_in_memory_is_prepared_as_a_file_is(make_sample):
-    sample = make_sample([LEFT])
-    mapper = make_mapper(is_train=False)
-    with Image.open(sample["file_name"]) as image:
-        prepared = mapper.prepare(np.asarray(image), sample["expression"])
-    mapped = mapper(sample)
-    assert_same(prepared, {key: mapped[key] for key in prepared})
 
 
 def test_expressions_that_cannot_be_swapped_are_not_flipped(make_sample):
