@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .files import read_weights
-from .foreign import NOT_IN_BEIT3, adapt_checkpoint, split_expected
-from .recovery import Choice, choose_checkpoint, list_checkpoints, named_checkpoint
+from .recovery import choose_checkpoint, list_checkpoints, named_checkpoint
+from .released_files import NOT_IN_BEIT3, adapt_checkpoint, split_expected
 from .whole_file import count_bytes, write_whole
 
 logger = logging.getLogger(__name__)
@@ -29,8 +29,6 @@ class GroundingCheckpointer(DetectionCheckpointer):
 
     A checkpoint with averaged weights ("ema") gives those, unless a training is resumed.
     """
-
-    _chosen: Optional[Choice] = None
 
     def save(self, name: str, tag_last: bool = True, **kwargs: Any) -> None:
         """See ``Checkpointer.save``; whole or not at all, whenever the process is killed.
@@ -86,86 +84,86 @@ class GroundingCheckpointer(DetectionCheckpointer):
         Raises:
             ValueError: there are checkpoints and none can be read; see :func:`choose_checkpoint`.
         """
-        if not resume:
-            return self.load(path, checkpointables=[])
-        required = ["trainer"] if "trainer" in self.checkpointables else []
-        choice = choose_checkpoint(self.save_dir, required)
+        choice = None
+        if resume:
+            required = ["trainer"] if "trainer" in self.checkpointables else []
+            choice = choose_checkpoint(self.save_dir, required)
         if choice is None:
             return self.load(path, checkpointables=[])
         if self.save_to_disk and choice.path != named_checkpoint(self.save_dir):
             self.tag_last_checkpoint(os.path.basename(choice.path))
-        self._chosen = choice
-        try:
-            return self.load(choice.path)
-        finally:
-            self._chosen = None
+        # The first process has read it already, to see whether it can be read.
+        content = choice.content or read_weights(choice.path, mmap=False)
+        return self._load_content(choice.path, content, list(self.checkpointables))
 
     def load(self, path: str, checkpointables: Optional[List[str]] = None) -> Dict[str, Any]:
-        """See ``DetectionCheckpointer.load``; an empty path loads nothing.
+        """See ``Checkpointer.load``; an empty path loads nothing, and every key must match.
 
         Raises:
             FileNotFoundError: a local file that does not exist.
             ValueError: the file is no checkpoint, or its keys or shapes differ from the model's.
         """
-        if path and "://" not in path and not os.path.isfile(path):
+        if not path:
+            logger.info("No checkpoint: the model has its initial weights")
+            return {}
+        if "://" not in path and not os.path.isfile(path):
             raise FileNotFoundError(
                 f"MODEL.WEIGHTS: no file '{path}'; train a model first, or set MODEL.WEIGHTS to a "
                 "checkpoint (.pth, .pkl or .safetensors)."
             )
-        self._loading = path
-        wanted = self.checkpointables if checkpointables is None else checkpointables
-        self._resuming = "trainer" in wanted
-        try:
-            return super().load(path, checkpointables)
-        finally:
-            # Detectron2 forgets this after an error, and could not load again.
-            self._parsed_url_during_load = None
+        wanted = list(self.checkpointables) if checkpointables is None else checkpointables
+        # Not mapped: a training run writes its checkpoints again.
+        content = read_weights(self.path_manager.get_local_path(path), mmap=False)
+        return self._load_content(path, content, wanted)
 
-    def _load_file(self, filename: str) -> Dict[str, Any]:
-        """Read a checkpoint file as a dict with the key "model"."""
-        if self._chosen is not None and self._chosen.content is not None:
-            loaded = self._chosen.content  # it was read to see whether it can be
-        else:
-            # Not mapped: a training writes its checkpoints again.
-            loaded = read_weights(filename, mmap=False)
+    def _load_content(self, path: str, loaded: Dict[str, Any], wanted: List[str]) -> Dict[str, Any]:
+        """Load the weights and the wanted checkpointables; returns what else there is."""
+        logger.info("Loading from %s", path)
         average = loaded.get("ema")
-        if isinstance(average, dict) and "num_updates" in average and not self._resuming:
-            logger.info("'%s' has averaged weights (SOLVER.EMA): these are loaded.", filename)
+        if isinstance(average, dict) and "num_updates" in average and "trainer" not in wanted:
+            logger.info("'%s' has averaged weights (SOLVER.EMA): these are loaded.", path)
             loaded = {**loaded, "model": average["model"]}
-        return adapt_checkpoint(loaded, filename, self.model)
+        checkpoint = dict(adapt_checkpoint(loaded, path, self.model))
+        tensors = {
+            key.removeprefix("module."): torch.as_tensor(value)
+            for key, value in checkpoint.pop("model").items()
+        }
+        self._check_tensors(path, tensors, checkpoint.get("__author__"))
+        self.model.load_state_dict(tensors, strict=False)
+        for key in wanted:
+            if key in checkpoint:
+                self.checkpointables[key].load_state_dict(checkpoint.pop(key))
+        return checkpoint
 
-    def _load_model(self, checkpoint: Any):
-        """Load weights; every key must match."""
-        author = checkpoint.get("__author__")
-        stored = {key.removeprefix("module.") for key in checkpoint["model"]}
-        incompatible = super()._load_model(checkpoint)
-        # Not what Detectron2 calls missing: it adds parameters of another shape, and BatchNorm
-        # does without its counter.
-        missing = [key for key in self.model.state_dict() if key not in stored]
+    def _check_tensors(
+        self, path: str, tensors: Dict[str, torch.Tensor], author: Optional[str]
+    ) -> None:
+        """Refuse a file whose keys or shapes differ from the model's; see :meth:`load`."""
+        model = self.model.state_dict()
+        missing = [key for key in model if key not in tensors]
         missing, expected = split_expected(missing, author)
-        incompatible.missing_keys[:] = missing
         if expected:
             # A warning, because an evaluation of such a model makes no sense.
             logger.warning(
                 f"{len(expected)} tensors of the model are not in the file ({NOT_IN_BEIT3}): "
                 + ", ".join(expected)
             )
-        problems = [
-            _describe("in the model but not in the file", incompatible.missing_keys),
-            _describe("in the file but not in the model", incompatible.unexpected_keys),
-            _describe(
-                "of another shape",
-                [f"{key}: file {a}, model {b}" for key, a, b in incompatible.incorrect_shapes],
-            ),
+        shapes = [
+            f"{key}: file {tuple(value.shape)}, model {tuple(model[key].shape)}"
+            for key, value in tensors.items()
+            if key in model and value.shape != model[key].shape
         ]
-        problems = [problem for problem in problems if problem]
-        if problems:
+        problems = [
+            _describe("in the model but not in the file", missing),
+            _describe("in the file but not in the model", [k for k in tensors if k not in model]),
+            _describe("of another shape", shapes),
+        ]
+        if any(problems):
             raise ValueError(
-                f"'{self._loading}' does not fit the configured model.\n"
-                + "\n".join(problems)
+                f"'{path}' does not fit the configured model.\n"
+                + "\n".join(problem for problem in problems if problem)
                 + "\nUse the config the checkpoint was trained with."
             )
-        return incompatible
 
 
 def _describe(what: str, keys) -> str:

@@ -8,15 +8,13 @@ from detectron2.utils import comm
 
 from igvg_d2.data import build_tokenizer
 
-from .ineffective_keys import report_ineffective_keys
 from .train_step import PRECISIONS, has_grad_scaler
 
 
 def check_config(cfg: CfgNode) -> None:
     """Refuse options, most of them Detectron2's defaults, that silently hurt referring data.
 
-    All of them are reported at once. Options without effect are only logged, see
-    :func:`igvg_d2.engine.ineffective_keys.report_ineffective_keys`.
+    All of them are reported at once.
 
     Raises:
         ValueError: names each key, what it does here, and the value to set.
@@ -24,7 +22,6 @@ def check_config(cfg: CfgNode) -> None:
     problems = [problem for problem in (check(cfg) for check in _CHECKS) if problem]
     if problems:
         raise ValueError("\n".join(problems))
-    report_ineffective_keys(cfg)
 
 
 def _check_no_target_samples(cfg: CfgNode) -> Optional[str]:

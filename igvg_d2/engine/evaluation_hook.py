@@ -1,21 +1,21 @@
-"""Evaluation during training: leaves no trace, can be stopped, and is made up for."""
+"""Side-effect-free, interruptible evaluation, repeated after a resume if it was missed."""
 
 import logging
 import os
 import random
 import time
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, Optional
+from typing import Any, Callable, Iterator, Mapping, Optional
 
 import numpy as np
 import torch
-from detectron2.engine.hooks import EvalHook
+from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from torch import nn
 
 from .checkpointing import BestModelHook
-from .stopping import EvaluationStopped, StopHook
+from .stop_signals import EvaluationStopped, StopHook
 from .training_log import read_metrics
 
 logger = logging.getLogger(__name__)
@@ -57,17 +57,17 @@ def preserved_training_state(model: nn.Module) -> Iterator[None]:
             torch.cuda.set_rng_state(gpu_state)
 
 
-class EvaluationHook(EvalHook):
-    """Detectron2's ``EvalHook`` that preserves the training and survives an interruption.
+class EvaluationHook(HookBase):
+    """Evaluates now and then and at the end; preserves the training and survives an interruption.
 
     An evaluation that was due after the iteration of a checkpoint, and whose results are not in
-    ``metrics.json``, comes first when the training is resumed.
+    ``metrics.json``, comes first when the run is resumed.
     """
 
     def __init__(
         self,
         period: int,
-        function: Callable[[], Dict[str, Any]],
+        function: Callable[[], Optional[Mapping[str, Any]]],
         output_dir: str,
         best: Optional[BestModelHook] = None,
         stop: Optional[StopHook] = None,
@@ -78,50 +78,56 @@ class EvaluationHook(EvalHook):
             function: returns nested results in the first process.
             output_dir: folder of the run.
             best: is told the results.
-            stop: ends the training when the evaluation was stopped.
+            stop: ends the run when the evaluation was stopped.
         """
-        super().__init__(period, self._evaluate)
-        self._function = function
-        self._metrics_file = os.path.join(output_dir, "metrics.json")
-        self._best = best
-        self._stop = stop
-        self._results: Dict[str, Any] = {}
+        self.period = period
+        self.function = function
+        self.metrics_file = os.path.join(output_dir, "metrics.json")
+        self.best = best
+        self.stop = stop
 
-    def _evaluate(self) -> Dict[str, Any]:
-        """Evaluate and keep the results for :meth:`_do_eval`."""
-        self._results = self._function() or {}
-        return self._results
-
-    def _do_eval(self):
+    def evaluate(self) -> None:
         """Evaluate the model of the iteration that the event storage is at."""
         trainer = self.trainer
         iteration = min(trainer.storage.iter, trainer.max_iter - 1)
         start = time.perf_counter()
         try:
             with preserved_training_state(trainer.model):
-                super()._do_eval()
+                results = flatten_results_dict(self.function() or {})
         except EvaluationStopped:
-            self._stop.stop(iteration)
+            self.stop.stop(iteration)
+        trainer.storage.put_scalars(**results, smoothing_hint=False)
+        # Processes that evaluated less do not run ahead into a collective of the next step.
+        comm.synchronize()
         seconds = time.perf_counter() - start
         trainer.storage.put_scalar(EVALUATION_MARK, seconds, smoothing_hint=False)
-        if self._best is not None:
-            results = flatten_results_dict(self._results)
-            self._best.update(results, iteration, trainer.evaluated_model)
+        if self.best is not None:
+            self.best.update(results, iteration, trainer.evaluated_model)
+
+    def after_step(self):
+        """Evaluate if it is time; after the last step :meth:`after_train` does."""
+        done = self.trainer.iter + 1
+        if self.period > 0 and done % self.period == 0 and done != self.trainer.max_iter:
+            self.evaluate()
+
+    def after_train(self):
+        """Evaluate the final model."""
+        self.evaluate()
 
     def before_train(self):
         """Make up for an evaluation that an interrupted run did not finish."""
-        if self._stop is not None:
-            self._stop.activate()
+        if self.stop is not None:
+            self.stop.activate()
         done, storage = self.trainer.start_iter, self.trainer.storage
         # The one after the last iteration comes anyway.
-        if self._period <= 0 or done == 0 or done % self._period or done >= self.trainer.max_iter:
+        if self.period <= 0 or done == 0 or done % self.period or done >= self.trainer.max_iter:
             return
         is_known = storage.latest().get(EVALUATION_MARK, (0, -1))[1] == done - 1
         if comm.is_main_process():
-            is_known |= EVALUATION_MARK in read_metrics(self._metrics_file).get(done - 1, {})
+            is_known |= EVALUATION_MARK in read_metrics(self.metrics_file).get(done - 1, {})
         if comm.all_gather(is_known)[0]:
             return
         logger.info("The evaluation after iteration %d was interrupted: it is repeated.", done - 1)
         storage.iter = done - 1
-        self._do_eval()
+        self.evaluate()
         storage.iter = done

@@ -20,7 +20,7 @@ from detectron2.utils import comm
 from torch import distributed, multiprocessing
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from .stopping import STOP_SIGNALS, STOPPED_EXIT_CODE
+from .stop_signals import STOP_SIGNALS, STOPPED_EXIT_CODE
 
 
 class RankFailedError(RuntimeError):
@@ -58,7 +58,7 @@ def launch(
     Raises:
         ValueError: numbers or address that make no sense, or too few GPUs.
         RankFailedError: a process of this machine failed; all others have ended.
-        SystemExit: the processes stopped after a signal, see :mod:`igvg_d2.engine.stopping`.
+        SystemExit: the processes stopped after a signal, see :mod:`igvg_d2.engine.stop_signals`.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"

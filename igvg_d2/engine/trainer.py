@@ -1,12 +1,15 @@
-"""The trainer: Detectron2's ``DefaultTrainer`` with this project's builders and guards."""
+"""The trainer: Detectron2's ``DefaultTrainer`` with this project's builders, hooks and guards."""
 
 import os
 import sys
 import weakref
+from typing import Any, Dict, List
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model
+from detectron2.engine.hooks import IterationTimer, LRScheduler
+from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from igvg_d2.checkpoint import GroundingCheckpointer
@@ -20,14 +23,17 @@ from igvg_d2.evaluation import build_grounding_evaluator
 from igvg_d2.solver import build_lr_scheduler, build_optimizer
 
 from .bad_sample_log import watch_batches
+from .checkpointing import BestModelHook, CheckpointHook
 from .config_checks import check_config
 from .ema import build_weight_average
+from .evaluation_hook import EvaluationHook
 from .hooks import AverageBatchNormHook, RunSummaryHook, StepSeedHook
 from .monitoring import MonitorHook, build_writers
-from .safety import end_after_error, secure_hooks
 from .schedule import resolve_schedule
-from .stopping import StoppableLoader, TrainingStopped
+from .stop_signals import StopHook, StoppableLoader, TrainingStopped
 from .train_step import build_step_trainer
+from .training_log import TrainingLogHook, WriterHook
+from .unread_keys import record_reads, report_unread_keys
 
 
 class GroundingTrainer(DefaultTrainer):
@@ -35,6 +41,8 @@ class GroundingTrainer(DefaultTrainer):
 
     Attributes:
         ema: :class:`WeightAverage`, whose model is evaluated, or None (``SOLVER.EMA``).
+        hooks: all that are registered.
+        results: nested metrics of the last evaluation; {} in other processes than the first.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -47,13 +55,14 @@ class GroundingTrainer(DefaultTrainer):
         """
         # As DefaultTrainer.__init__, which hands GPU ids to DDP also on the CPU.
         TrainerBase.__init__(self)
+        cfg = record_reads(cfg)
         check_config(cfg)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         data_loader = self.build_train_loader(cfg)
         cfg = resolve_schedule(cfg, data_loader)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        bad_sample_log = watch_batches(cfg, model)
+        self.bad_sample_log = watch_batches(cfg, model)
         self.ema = build_weight_average(cfg, model, optimizer)
         # A task that sees only its own GPU sees it as number 0, whatever its local rank.
         on_cpu = cfg.MODEL.DEVICE == "cpu"
@@ -68,11 +77,9 @@ class GroundingTrainer(DefaultTrainer):
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
-        monitor = MonitorHook(cfg.SOLVER.IMS_PER_BATCH, getattr(data_loader, "num_items", None))
-        hooks = [monitor, bad_sample_log, *self.build_hooks()]
-        if isinstance(data_loader, GroundingTrainLoader):
-            hooks.insert(0, StepSeedHook(data_loader.seed))
-        self.register_hooks(hooks)
+        self.results: Dict[str, Any] = {}
+        self.hooks = self.build_hooks()
+        self.register_hooks(self.hooks)
 
     def resume_or_load(self, resume=True):
         """See ``DefaultTrainer.resume_or_load``; data go on where the checkpoint was written.
@@ -86,43 +93,84 @@ class GroundingTrainer(DefaultTrainer):
         if isinstance(data_loader, GroundingTrainLoader):
             data_loader.seek(self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH)
 
-    def build_hooks(self):
-        """Detectron2's hooks, made safe; before them the run summary and BatchNorm statistics."""
-        cfg = self.cfg
-        return [
+    def build_hooks(self) -> List[HookBase]:
+        """All hooks in their order; Detectron2's checkpoints, evaluation and writing made safe."""
+        cfg, data_loader = self.cfg, self._trainer.data_loader
+        period = cfg.SOLVER.CHECKPOINT_PERIOD
+        log, *others = build_resumable_hooks(self)
+        hooks = [
+            log,
+            MonitorHook(cfg.SOLVER.IMS_PER_BATCH, getattr(data_loader, "num_items", None)),
+            self.bad_sample_log,
             RunSummaryHook(cfg.OUTPUT_DIR, cfg.SOLVER.IMS_PER_BATCH, cfg.SEED),
-            AverageBatchNormHook(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD),
-            *secure_hooks(self, super().build_hooks(), cfg),
+            AverageBatchNormHook(period, cfg.TEST.EVAL_PERIOD),
+            IterationTimer(),
+            LRScheduler(),
+            *others,
         ]
+        if isinstance(data_loader, GroundingTrainLoader):
+            hooks.insert(0, StepSeedHook(data_loader.seed))
+        return [hook for hook in hooks if hook is not None]
+
+    def train(self) -> Dict[str, Any]:
+        """Train from ``start_iter`` on; returns :attr:`results`, checked against expected ones."""
+        report_unread_keys(self.cfg)
+        TrainerBase.train(self, self.start_iter, self.max_iter)
+        if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
+            verify_results(self.cfg, self.results)
+        return self.results
 
     @property
     def evaluated_model(self) -> torch.nn.Module:
         """The average of the weights if there is one, else the model in training."""
         return self.model if self.ema is None else self.ema.model
 
-    def evaluate(self):
+    def evaluate(self) -> Dict[str, Any]:
         """Results of :attr:`evaluated_model`, see ``DefaultTrainer.test``."""
-        self._last_eval_results = self.test(self.cfg, self.evaluated_model)
-        return self._last_eval_results
+        is_first = not self.results
+        self.results = self.test(self.cfg, self.evaluated_model)
+        if is_first:
+            report_unread_keys(self.cfg, evaluated=True)
+        return self.results
 
     def build_writers(self):
         """See :func:`igvg_d2.engine.monitoring.build_writers`."""
         return build_writers(self.cfg, self.max_iter)
 
     def after_train(self):
-        """Run the hooks, but after an error only those that must; see :func:`end_after_error`."""
+        """Run the hooks, but after an error only those that must.
+
+        Detectron2 runs all hooks also while an exception is on its way. Those that gather numbers
+        or evaluate would then wait for processes that are still training.
+        """
         error = sys.exc_info()[1]
         if error is not None:
-            return end_after_error(self, self._hooks, error)
-        # Detectron2 counts on when a finished training is resumed and no step was left.
+            return self._end_after(error)
+        # Detectron2 counts on when a finished run is resumed and no step was left.
         self.iter = min(self.iter, self.max_iter)
         try:
             return super().after_train()
         except TrainingStopped as stopped:
-            # The run summary is written.
-            hooks = [hook for hook in self._hooks if not isinstance(hook, RunSummaryHook)]
-            end_after_error(self, hooks, stopped)
+            self._end_after(stopped, has_summary=True)
             raise
+
+    def _end_after(self, error: BaseException, has_summary: bool = False) -> None:
+        """Write and close what is open, and leave the signals as is right.
+
+        After a :class:`TrainingStopped` all processes get here together, and what the writers do
+        not know yet is in the checkpoint.
+        """
+        self.storage.iter = self.iter
+        is_stop = isinstance(error, TrainingStopped)
+        for hook in self.hooks:
+            if is_stop and isinstance(hook, RunSummaryHook) and not has_summary:
+                self.iter = error.iteration + 1
+                hook.after_train()
+            elif isinstance(hook, WriterHook):
+                hook.close() if is_stop else hook.after_train()
+            elif isinstance(hook, StopHook) and not is_stop:
+                # A stopped process keeps its handlers, to end well when it is told again.
+                hook.release()
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model) -> torch.optim.Optimizer:
@@ -155,3 +203,26 @@ class GroundingTrainer(DefaultTrainer):
         # Evaluation does not import data, so the hash of the data set comes from here.
         evaluator.fingerprint = fingerprint
         return evaluator
+
+
+def build_resumable_hooks(trainer: GroundingTrainer) -> List[HookBase]:
+    """Log (to be registered first), checkpoints, best model, evaluation, stop signals, writers.
+
+    Args:
+        trainer: has ``cfg``, ``checkpointer``, ``evaluate()`` and ``build_writers()``.
+    """
+    cfg = trainer.cfg
+    writers = trainer.build_writers() if comm.is_main_process() else []
+    checkpoints = CheckpointHook(
+        trainer.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_KEEP
+    )
+    metric = cfg.TEST.BEST_METRIC
+    best = BestModelHook(trainer.checkpointer, metric) if metric else None
+    stop = StopHook(checkpoints)
+    # The trainer owns its hooks, so that they must not own it.
+    owner = weakref.proxy(trainer)
+    evaluation = EvaluationHook(
+        cfg.TEST.EVAL_PERIOD, lambda: owner.evaluate(), cfg.OUTPUT_DIR, best, stop
+    )
+    hooks = [TrainingLogHook(writers), checkpoints, best, evaluation, stop, WriterHook(writers)]
+    return [hook for hook in hooks if hook is not None]

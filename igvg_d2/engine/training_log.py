@@ -1,34 +1,27 @@
-"""metrics.json and TensorBoard of a resumed training are those of an uninterrupted one."""
+"""metrics.json and TensorBoard of a resumed run are those of an uninterrupted one."""
 
 import json
-import logging
 import os
-from functools import cached_property
+from collections import defaultdict
 from typing import Any, Dict, List, Optional
 
 from detectron2.engine import HookBase
-from detectron2.engine.hooks import PeriodicWriter
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import EventWriter, TensorboardXWriter, get_event_storage
 
 from igvg_d2.checkpoint import write_whole
 
-logger = logging.getLogger(__name__)
-
-# Values over which Detectron2's writers take a median.
-_WINDOW = 20
+# Values over which writers take a median, as Detectron2's do.
+WINDOW = 20
 # Seconds of a step are of the process that measured them; Detectron2 begins after three steps.
 _STEP_TIME = "time"
 
 
 def read_metrics(path: str) -> Dict[int, Dict[str, Any]]:
-    """Scalars of a ``metrics.json`` by iteration, ascending.
+    """Scalars of a ``metrics.json`` by iteration, ascending; {} if there is no such file.
 
     Lines about one iteration are put together. A line that is no JSON, as a killed process can
     leave at the end, is passed over; so are lines without an iteration.
-
-    Args:
-        path: of the file; {} if there is none.
     """
     records: Dict[int, Dict[str, Any]] = {}
     if not os.path.isfile(path):
@@ -43,8 +36,12 @@ def read_metrics(path: str) -> Dict[int, Dict[str, Any]]:
     return dict(sorted(records.items()))
 
 
-class MetricsWriter(JSONWriter):
-    """Detectron2's ``JSONWriter`` that opens its file late and can go back to an iteration."""
+class MetricsWriter(EventWriter):
+    """One JSON object per iteration, as Detectron2's ``JSONWriter``; can go back to an iteration.
+
+    Attributes:
+        last: iteration of the newest line, from 0; -1 before the first one.
+    """
 
     def __init__(self, path: str):
         """
@@ -52,57 +49,75 @@ class MetricsWriter(JSONWriter):
             path: of ``metrics.json``.
         """
         self.path = path
-        self._window_size = _WINDOW
-        self._last_write = -1
+        self.last = -1
 
-    @cached_property
-    def _file_handle(self):
-        """The file, opened at the first line; Detectron2 opens it before anybody can mend it."""
-        return open(self.path, "a")
-
-    def continue_at(self, start_iter: int) -> None:
+    def continue_at(self, start_iter: int) -> int:
         """Drop what was written about this and later iterations; call it before the first line.
 
         The file of a run that begins anew is kept as ``metrics.json.previous``.
 
         Args:
             start_iter: first iteration that will run, from 0.
+
+        Returns:
+            :attr:`last`.
         """
-        if not os.path.isfile(self.path):
+        if start_iter > 0 and os.path.isfile(self.path):
+            kept = [r for i, r in read_metrics(self.path).items() if i < start_iter]
+            lines = "".join(json.dumps(record, sort_keys=True) + "\n" for record in kept)
+            write_whole(self.path, lambda file: file.write(lines.encode()))
+            self.last = kept[-1]["iteration"] if kept else -1
+        elif os.path.isfile(self.path) and os.path.getsize(self.path):
+            os.replace(self.path, f"{self.path}.previous")
+        return self.last
+
+    def write(self):
+        """Append what is newer than the last line."""
+        news: Dict[int, Dict[str, Any]] = defaultdict(dict)
+        latest = get_event_storage().latest_with_smoothing_hint(WINDOW)
+        for name, (value, iteration) in latest.items():
+            if iteration > self.last:
+                news[iteration][name] = value
+        if not news:
             return
-        if start_iter == 0:
-            if os.path.getsize(self.path):
-                os.replace(self.path, f"{self.path}.previous")
-            return
-        kept = [r for i, r in read_metrics(self.path).items() if i < start_iter]
-        lines = "".join(json.dumps(record, sort_keys=True) + "\n" for record in kept)
-        write_whole(self.path, lambda file: file.write(lines.encode()))
-        self._last_write = kept[-1]["iteration"] if kept else -1
-
-    def close(self):
-        """Close the file if it was opened."""
-        if "_file_handle" in self.__dict__:
-            super().close()
+        with open(self.path, "a") as file:
+            for iteration, scalars in sorted(news.items()):
+                file.write(json.dumps({**scalars, "iteration": iteration}, sort_keys=True) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.last = max(news)
 
 
-class EventFileWriter(TensorboardXWriter):
-    """Detectron2's TensorBoard writer; a resumed training hides the points it makes again."""
+class EventFileWriter(EventWriter):
+    """Detectron2's TensorBoard writer; a resumed run hides the points that it makes again."""
 
     def __init__(self, log_dir: str):
         """
         Args:
             log_dir: folder of the event files.
         """
-        # The default of two minutes is what a kill would lose.
-        super().__init__(log_dir, flush_secs=20)
+        self.log_dir = log_dir
+        self.writer: Optional[TensorboardXWriter] = None
 
-    def continue_at(self, start_iter: int) -> None:
-        """Hide what earlier processes wrote about this and later iterations.
+    def continue_at(self, start_iter: int, last: int) -> None:
+        """Begin; hide what earlier processes wrote about this and later iterations.
 
         Args:
             start_iter: first iteration that will run, from 0.
+            last: iteration up to which everything is written.
         """
-        self._writer_args["purge_step"] = start_iter
+        # Flushed after two minutes by default, which is what a kill would lose.
+        purge = start_iter or None
+        self.writer = TensorboardXWriter(self.log_dir, flush_secs=20, purge_step=purge)
+        self.writer._last_write = last
+
+    def write(self):
+        """Write what is new."""
+        self.writer.write()
+
+    def close(self):
+        """Close the file."""
+        self.writer.close()
 
 
 class TrainingLogHook(HookBase):
@@ -122,16 +137,13 @@ class TrainingLogHook(HookBase):
 
     def before_train(self):
         """Mend the files and restore the scalars."""
-        start_iter = self.trainer.start_iter
-        written = -1
+        start_iter, last = self.trainer.start_iter, -1
         for writer in self.writers:
-            if hasattr(writer, "continue_at") and (start_iter or isinstance(writer, JSONWriter)):
-                writer.continue_at(start_iter)
-            if isinstance(writer, JSONWriter):
-                written = writer._last_write
+            if isinstance(writer, MetricsWriter):
+                last = writer.continue_at(start_iter)
         for writer in self.writers:
-            if isinstance(getattr(writer, "_last_write", None), int):
-                writer._last_write = written
+            if isinstance(writer, EventFileWriter):
+                writer.continue_at(start_iter, last)
         for name, (values, hint) in self._scalars.items():
             for value, iteration in values:
                 self.trainer.storage.put_scalar(
@@ -146,31 +158,54 @@ class TrainingLogHook(HookBase):
             return {}
         hints = storage.smoothing_hints()
         return {
-            name: ([(float(v), int(i)) for v, i in history.values()[-_WINDOW:]], hints[name])
+            name: ([(float(v), int(i)) for v, i in history.values()[-WINDOW:]], hints[name])
             for name, history in storage.histories().items()
             if name != _STEP_TIME
         }
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        """To be restored when the training begins."""
+        """To be restored when the run begins."""
         self._scalars = state
 
 
-class ResumedWriter(PeriodicWriter):
-    """Detectron2's ``PeriodicWriter``; writes first what an interrupted run was about to write."""
+class WriterHook(HookBase):
+    """Lets the writers write now and then, first what an interrupted run was about to write."""
+
+    def __init__(self, writers: List[EventWriter], period: int = 20):
+        """
+        Args:
+            writers: of the first process.
+            period: iterations.
+        """
+        self.writers = writers
+        self.period = period
 
     def before_train(self):
         """The last process may have ended between a checkpoint and its line in metrics.json."""
         done, storage = self.trainer.start_iter, self.trainer.storage
-        due = done > 0 and (done % self._period == 0 or done == self.trainer.max_iter)
-        written = [w._last_write for w in self._writers if isinstance(w, JSONWriter)]
+        due = done > 0 and (done % self.period == 0 or done == self.trainer.max_iter)
+        written = [w.last for w in self.writers if isinstance(w, MetricsWriter)]
         if due and comm.is_main_process() and all(last < done - 1 for last in written):
             storage.iter = done - 1
-            for writer in self._writers:
-                writer.write()
+            self._write()
             storage.iter = done
 
-    def close(self):
+    def after_step(self):
+        """Write if it is time."""
+        done = self.trainer.iter + 1
+        if done % self.period == 0 or done == self.trainer.max_iter:
+            self._write()
+
+    def after_train(self):
+        """Write what came after the last step, and close."""
+        self._write()
+        self.close()
+
+    def _write(self) -> None:
+        for writer in self.writers:
+            writer.write()
+
+    def close(self) -> None:
         """Close the writers; what is not written yet is in the checkpoint."""
-        for writer in self._writers:
+        for writer in self.writers:
             writer.close()

@@ -201,7 +201,7 @@ def test_metrics_file_is_mended(tmp_path):
     writer = MetricsWriter(str(path))
     writer.continue_at(39)
     assert read_metrics(str(path)) == {19: {"iteration": 19, "a": 1, "b": 3}}
-    assert path.read_text().endswith("}\n") and writer._last_write == 19
+    assert path.read_text().endswith("}\n") and writer.last == 19
     writer.continue_at(0)
     assert not path.exists() and read_metrics(f"{path}.previous")
     writer.close()

@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from igvg_d2.data.loader import UnpackingLoader, pack_batch
-from igvg_d2.engine import launch, stopping
-from igvg_d2.engine.stopping import STOPPED_EXIT_CODE, StoppableLoader, StopSignals
+from igvg_d2.engine import launch, stop_signals
+from igvg_d2.engine.stop_signals import STOPPED_EXIT_CODE, StoppableLoader, StopSignals
 from tests.engine.test_resuming import metrics
 from tests.engine.toy_training import stop_one_rank
 
@@ -90,7 +90,7 @@ def test_workers_ignore_signals_and_end_with_their_parent(end, capfd):
 
 def wait_for_signals(connection):
     """A process that remembers signals."""
-    stopping._SAME_SECONDS = 0.5
+    stop_signals._SAME_SECONDS = 0.5
     signals = StopSignals()
     signals.install()
     connection.send("ready")

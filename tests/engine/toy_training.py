@@ -6,16 +6,16 @@ import weakref
 
 import torch
 from detectron2.engine import SimpleTrainer, TrainerBase
-from detectron2.engine.hooks import EvalHook, IterationTimer, PeriodicWriter
+from detectron2.engine.hooks import IterationTimer
 from detectron2.utils import comm
 from torch import nn
 
 from igvg_d2.checkpoint import GroundingCheckpointer
 from igvg_d2.engine import GroundingTrainer
 from igvg_d2.engine.hooks import RunSummaryHook, StepSeedHook
-from igvg_d2.engine.monitoring import build_writers
-from igvg_d2.engine.safety import secure_hooks
-from igvg_d2.engine.stopping import StoppableLoader, TrainingStopped
+from igvg_d2.engine.stop_signals import StoppableLoader, TrainingStopped
+from igvg_d2.engine.trainer import build_resumable_hooks
+from igvg_d2.engine.unread_keys import record_reads
 from igvg_d2.testing import tiny_cfg
 
 
@@ -68,17 +68,17 @@ class ToyTrainer(GroundingTrainer):
             model = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.1)
         self._trainer = SimpleTrainer(model, Batches(), optimizer)
-        self.cfg, self.max_iter, self.ema = cfg, cfg.SOLVER.MAX_ITER, None
+        self.results = {}
+        self.cfg, self.max_iter, self.ema = record_reads(cfg), cfg.SOLVER.MAX_ITER, None
         self.scores, self.signals, self.fail_at = scores or {}, signals or {}, fail_at
         self.losses, self.evaluated = {}, []
         self.checkpointer = GroundingCheckpointer(
             model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
-        hooks = [IterationTimer(), EvalHook(cfg.TEST.EVAL_PERIOD, None)]
-        if comm.is_main_process():
-            hooks.append(PeriodicWriter(build_writers(cfg, self.max_iter), 20))
         summary = RunSummaryHook(cfg.OUTPUT_DIR, 8, 0)
-        self.register_hooks([StepSeedHook(7), summary, *secure_hooks(self, hooks, cfg)])
+        log, *others = build_resumable_hooks(self)
+        self.hooks = [StepSeedHook(7), summary, log, IterationTimer(), *others]
+        self.register_hooks(self.hooks)
 
     def run_step(self):
         super().run_step()

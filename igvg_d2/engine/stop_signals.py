@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1 end a training with a checkpoint instead of a loss."""
+"""Save a checkpoint and exit on SIGTERM or SIGUSR1."""
 
 import logging
 import os
@@ -177,7 +177,7 @@ class StopHook(HookBase):
                 self._statistics = comm.gather(own)
             for model in self._models():
                 average_batch_norm(model)
-        for hook in self.trainer._hooks:
+        for hook in self.trainer.hooks:
             if isinstance(hook, BadSampleLog):
                 hook.exchange()  # the samples are not seen again
         self.checkpoints.save_now(iteration)

@@ -1,0 +1,85 @@
+"""Options that nothing reads are found by recording what a run reads."""
+
+import copy
+import functools
+import inspect
+import logging
+import pickle
+from pathlib import Path
+
+import pytest
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from igvg_d2.data.datasets import load_grefcoco, register_grounding
+from igvg_d2.data.synthetic import write_shapes
+from igvg_d2.engine import GroundingTrainer, setup_config
+from igvg_d2.engine.unread_keys import find_unread_keys, record_reads
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = str(ROOT / "configs" / "Shapes" / "igvg_tiny.yaml")
+SCENE = {"with_scene": True} if "with_scene" in inspect.signature(load_grefcoco).parameters else {}
+
+
+def reads(cfg):
+    return cfg.__dict__["reads"]
+
+
+def test_reads_are_those_of_single_options():
+    cfg = setup_config()
+    cfg.freeze()
+    recorded = record_reads(cfg)
+    assert recorded == cfg and recorded.dump() == cfg.dump() and recorded.is_frozen()
+    list(recorded.items()), str(recorded), recorded.SOLVER, recorded.MODEL.BEIT3
+    assert not reads(recorded)
+    clone = copy.deepcopy(recorded.clone())
+    clone.defrost()
+    clone.SOLVER.MAX_ITER = 3
+    assert clone.SOLVER.MAX_ITER == 3 and clone["MODEL"]["BEIT3"]["DEPTH"] == 12
+    assert isinstance(clone.MODEL, CfgNode) and not hasattr(clone, "NO_SUCH_KEY")
+    assert reads(recorded) == {"SOLVER.MAX_ITER", "MODEL.BEIT3.DEPTH"}
+    assert pickle.loads(pickle.dumps(recorded)).SOLVER.MAX_ITER == 40000
+
+
+@pytest.fixture
+def shapes(tmp_path):
+    """Name of a small registered data set."""
+    root, name = tmp_path / "shapes", "unread_keys_val"
+    write_shapes(str(root), seed=1, scale=0.003, num_workers=1)
+    files = {
+        "annotation_file": str(root / "grefcoco" / "grefs(unc).json"),
+        "instances_file": str(root / "grefcoco" / "instances.json"),
+        "image_root": str(root / "images" / "train2014"),
+        "split": "val",
+    }
+    metadata = {**files, "evaluator_type": "grefcoco"}
+    register_grounding(name, metadata, functools.partial(load_grefcoco, **files, **SCENE))
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+def test_what_a_trainer_does_not_read_is_reported(shapes, tmp_path, caplog):
+    options = ["OUTPUT_DIR", str(tmp_path), "DATALOADER.NUM_WORKERS", 0, "MODEL.BEIT3.DEPTH", 1]
+    options += ["SOLVER.MAX_ITER", 1, "SOLVER.WARMUP_ITERS", 0, "SOLVER.IMS_PER_BATCH", 2]
+    options += ["DATASETS.TRAIN", (shapes,), "DATASETS.TEST", (shapes,)]
+    without_effect = {
+        "SOLVER.MOMENTUM": 0.5,
+        "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": 0.5,
+        "MODEL.RPN.NMS_THRESH": 0.5,
+        "INPUT.TOKENIZER.FILE": "x.spm",
+        "SOLVER.AMP.PRECISION": "bf16",
+        "SOLVER.EMA.DECAY": 0.9,
+    }
+    cfg = setup_config(CONFIG, options)
+    for key, value in {**without_effect, "TEST.AUG.ENABLED": True}.items():
+        cfg.merge_from_list([key, value])
+    cfg.freeze()
+    trainer = GroundingTrainer(cfg)
+    trainer.resume_or_load(False)
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert set(find_unread_keys(trainer.cfg)) == {*without_effect, "TEST.AUG.ENABLED"}
+    first, second = (r.getMessage() for r in caplog.records if "have no effect" in r.getMessage())
+    assert all(key in first for key in without_effect) and "0.9" in first
+    assert "TEST.AUG.ENABLED" in second and "TEST" not in first
