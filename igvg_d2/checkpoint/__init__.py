@@ -10,14 +10,12 @@ from .instancevg_conversion import (
     restore_instancevg,
 )
 from .recovery import FINAL, list_checkpoints, named_checkpoint
-from .whole_file import check_writable, write_whole
 
 __all__ = [
     "ConversionReport",
     "FINAL",
     "GroundingCheckpointer",
     "check_output",
-    "check_writable",
     "convert_beit3",
     "convert_instancevg",
     "export_safetensors",
@@ -30,5 +28,4 @@ __all__ = [
     "read_weights",
     "restore_instancevg",
     "write_checkpoint",
-    "write_whole",
 ]

@@ -9,10 +9,11 @@ from detectron2.checkpoint import DetectionCheckpointer
 from safetensors.torch import save_file
 from torch import nn
 
+from igvg_d2.io.atomic import atomic_path, write_atomically
+
 from .files import read_weights
 from .recovery import choose_checkpoint, list_checkpoints, named_checkpoint
 from .released_files import NOT_IN_BEIT3, adapt_checkpoint, split_expected
-from .whole_file import count_bytes, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class GroundingCheckpointer(DetectionCheckpointer):
             kwargs: more to be stored.
 
         Raises:
-            OSError: see :func:`write_whole`.
+            OSError: see :func:`igvg_d2.io.atomic.atomic_path`.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -62,12 +63,13 @@ class GroundingCheckpointer(DetectionCheckpointer):
             return
         path = os.path.join(self.save_dir, f"{name}.pth")
         logger.info("Saving checkpoint to %s", path)
-        write_whole(path, lambda file: torch.save(data, file), count_bytes(data))
+        with atomic_path(path, count_bytes(data)) as unfinished:
+            torch.save(data, unfinished)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the last checkpoint, atomically."""
         path = os.path.join(self.save_dir, "last_checkpoint")
-        write_whole(path, lambda file: file.write(last_filename_basename.encode()))
+        write_atomically(path, last_filename_basename)
 
     def has_checkpoint(self) -> bool:
         """Whether there is one, also if ``last_checkpoint`` got lost."""
@@ -192,3 +194,22 @@ def export_safetensors(
         raise ValueError(f"path must end in '.safetensors', got '{path}'.")
     tensors = {name: t.detach().cpu().clone() for name, t in model.state_dict().items()}
     save_file(tensors, path, metadata=metadata)
+
+
+def count_bytes(data: Any) -> int:
+    """Bytes of all tensors in nested dicts, lists and tuples; shared memory counts once."""
+    storages = {}
+
+    def visit(item):
+        if isinstance(item, torch.Tensor) and item.layout == torch.strided:
+            storage = item.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(item, dict):
+            for value in item.values():
+                visit(value)
+        elif isinstance(item, (list, tuple)):
+            for value in item:
+                visit(value)
+
+    visit(data)
+    return sum(storages.values())

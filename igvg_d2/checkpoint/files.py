@@ -13,6 +13,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from igvg_d2.io.atomic import atomic_path
+from igvg_d2.io.pickles import ARRAY_NAMES, RestrictedUnpickler
+
 OUTPUT_ENDINGS = (".pth", ".pkl", ".safetensors")
 
 # First bytes of PyTorch's files: a zip archive since 1.6, before it a pickled number.
@@ -31,27 +34,6 @@ _HARMLESS_TYPES = [
     *((_ARRAY_MAKER, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
     *((_SCALAR_MAKER, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
 ]
-
-# What pickled numpy arrays name, in numpy 1 and 2; nothing of it runs code of the file's choosing.
-_ARRAY_NAMES = {
-    *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
-    *((f"numpy.{core}.multiarray", "scalar") for core in ("core", "_core")),
-    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("collections", "OrderedDict"),
-    ("_codecs", "encode"),
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads numpy arrays in plain containers; refuses whatever else a pickle names."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Called by pickle for every name in the file."""
-        if (module, name) not in _ARRAY_NAMES:
-            raise pickle.UnpicklingError(f"it names {module}.{name}")
-        return super().find_class(module, name)
 
 
 def read_checkpoint(path: str, mmap: bool = True) -> Dict[str, Any]:
@@ -135,7 +117,7 @@ def _read(path: str, mmap: bool) -> Any:
             # Old files cannot be mapped.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipped)
     with open(path, "rb") as file:
-        return _as_tensors(_ArrayUnpickler(file, encoding="latin1").load())
+        return _as_tensors(RestrictedUnpickler(file, ARRAY_NAMES).load())
 
 
 def _reason(error: Exception) -> str:
@@ -186,11 +168,7 @@ def write_checkpoint(
     facts = {"__author__": author}
     if num_queries is not None:
         facts["num_queries"] = num_queries
-    unfinished = f"{path}.unfinished"
-    try:
-        # safetensors would keep its file from other users; it gets the rights of any new file.
-        with open(unfinished, "wb") as file:
-            mode = os.stat(file.fileno()).st_mode
+    with atomic_path(path) as unfinished:
         if path.endswith(".safetensors"):
             header = {key.strip("_"): str(value) for key, value in facts.items()}
             contiguous = {key: tensor.contiguous() for key, tensor in state.items()}
@@ -202,12 +180,6 @@ def write_checkpoint(
             with open(unfinished, "wb") as file:
                 # Older protocols copy every array, and hold the copies until the end.
                 pickle.dump({container: arrays, **facts}, file, protocol=5)
-        os.chmod(unfinished, mode)
-        os.replace(unfinished, path)
-    finally:
-        # Still there only when writing failed, e.g. on a full disk.
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(unfinished)
 
 
 def check_output(path: str) -> None:

@@ -11,6 +11,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from igvg_d2.data import REPORT_KEY
+from igvg_d2.io.atomic import write_atomically
 
 from .loss_guard import LossGuard
 
@@ -98,9 +99,8 @@ class BadSampleLog(HookBase):
                     # A killed run may have left half a line.
                     reports = [json.loads(line) for line in file if line.endswith("\n")]
                 self.found = {_key(report): report for report in reports}
-            with open(self.path + ".tmp", "w") as file:
-                file.writelines(json.dumps(report) + "\n" for report in self.found.values())
-            os.replace(self.path + ".tmp", self.path)
+            lines = "".join(json.dumps(report) + "\n" for report in self.found.values())
+            write_atomically(self.path, lines)
         self.found = comm.all_gather(self.found)[0]
 
     def after_step(self):

@@ -15,7 +15,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import nn
 
-from igvg_d2.checkpoint import write_whole
+from igvg_d2.io.atomic import write_atomically
 
 
 class RunSummaryHook(HookBase):
@@ -69,7 +69,7 @@ class RunSummaryHook(HookBase):
             "train_cpu_seconds": round(previous["train_cpu_seconds"] + cpu_seconds, 1),
             "peak_memory_mib": memory,
         }
-        write_whole(self.path, lambda file: file.write(json.dumps(summary, indent=2).encode()))
+        write_atomically(self.path, json.dumps(summary, indent=2))
 
 
 class StepSeedHook(HookBase):

@@ -12,7 +12,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter
 
-from igvg_d2.checkpoint import write_whole
+from igvg_d2.io.atomic import write_atomically
 
 from .training_log import WINDOW, EventFileWriter, MetricsWriter
 from .unread_keys import flatten
@@ -105,7 +105,7 @@ def start_wandb(output_dir: str, project: str, name: str, config: Dict[str, Any]
             run_id = file.read().strip()
     options = {"project": project, "name": name or None, "dir": output_dir, "config": config}
     run = wandb.init(**options, id=run_id, resume="allow", sync_tensorboard=True)
-    write_whole(path, lambda file: file.write(str(run.id).encode()))
+    write_atomically(path, str(run.id))
 
 
 def build_writers(cfg: CfgNode, max_iter: int) -> List[EventWriter]:

@@ -6,9 +6,9 @@ from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 
 from igvg_d2.data import GroundingTrainLoader
+from igvg_d2.io.atomic import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -83,11 +83,8 @@ def save_config(cfg: CfgNode) -> None:
     """Write ``OUTPUT_DIR/config.yaml`` anew, in the main process; a kill leaves the old file."""
     if not comm.is_main_process():
         return
-    PathManager.mkdirs(cfg.OUTPUT_DIR)
-    path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
-    with PathManager.open(f"{path}.tmp", "w") as file:
-        file.write(cfg.dump())
-    os.replace(f"{path}.tmp", path)
+    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    write_atomically(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), cfg.dump())
 
 
 def _check_epochs(cfg: CfgNode) -> None:

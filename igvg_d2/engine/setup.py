@@ -8,9 +8,9 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
-from igvg_d2.checkpoint import check_writable
 from igvg_d2.config import add_igvg_config
 from igvg_d2.data.datasets import register_expressions, set_skip_invalid
+from igvg_d2.io.atomic import check_writable
 
 AddConfig = Sequence[Callable[[CfgNode], None]]
 

@@ -50,7 +50,7 @@ class GroundingStepTrainer(SimpleTrainer):
         self.device = next(model.parameters()).device
         self.grad_scaler = None
         if precision is torch.float16:
-            self.grad_scaler = _make_grad_scaler(self.device.type)
+            self.grad_scaler = torch.amp.GradScaler(self.device.type)
 
     def run_step(self):
         """Gradients of one batch of the loader, and one step of the optimizer."""
@@ -168,15 +168,3 @@ def split_batch(batch: List[Any], parts: int) -> List[List[Any]]:
         )
     size = len(batch) // parts
     return [batch[i * size : (i + 1) * size] for i in range(parts)]
-
-
-def has_grad_scaler(device_type: str) -> bool:
-    """Whether this PyTorch can scale the losses of fp16 on a kind of device (CPU: from 2.3 on)."""
-    return device_type == "cuda" or hasattr(torch.amp, "GradScaler")
-
-
-def _make_grad_scaler(device_type: str):
-    """PyTorch's gradient scaler, under its name of the installed version."""
-    if hasattr(torch.amp, "GradScaler"):
-        return torch.amp.GradScaler(device_type)
-    return torch.cuda.amp.GradScaler()

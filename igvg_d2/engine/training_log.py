@@ -9,7 +9,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, TensorboardXWriter, get_event_storage
 
-from igvg_d2.checkpoint import write_whole
+from igvg_d2.io.atomic import write_atomically
 
 # Values over which writers take a median, as Detectron2's do.
 WINDOW = 20
@@ -65,7 +65,7 @@ class MetricsWriter(EventWriter):
         if start_iter > 0 and os.path.isfile(self.path):
             kept = [r for i, r in read_metrics(self.path).items() if i < start_iter]
             lines = "".join(json.dumps(record, sort_keys=True) + "\n" for record in kept)
-            write_whole(self.path, lambda file: file.write(lines.encode()))
+            write_atomically(self.path, lines)
             self.last = kept[-1]["iteration"] if kept else -1
         elif os.path.isfile(self.path) and os.path.getsize(self.path):
             os.replace(self.path, f"{self.path}.previous")

@@ -1,14 +1,13 @@
 """A run continues from the newest whole checkpoint, whatever happened to the last one."""
 
-import errno
 import os
 import shutil
 
 import pytest
 import torch
 
-from igvg_d2.checkpoint import GroundingCheckpointer, check_writable, list_checkpoints
-from igvg_d2.checkpoint.whole_file import count_bytes, write_whole
+from igvg_d2.checkpoint import GroundingCheckpointer, list_checkpoints
+from igvg_d2.checkpoint.checkpointer import count_bytes
 
 
 class Counter:
@@ -141,33 +140,6 @@ def test_full_disk_says_what_is_needed(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.unfinished"))
 
 
-def test_other_errors_keep_their_message(tmp_path):
-    def fail(file):
-        raise RuntimeError("something else")
-
-    with pytest.raises(RuntimeError, match="something else"):
-        write_whole(str(tmp_path / "x"), fail, 10)
-    assert not list(tmp_path.iterdir())
-
-
 def test_bytes_of_shared_tensors_count_once():
     x = torch.zeros(10)
     assert count_bytes({"a": x, "b": [x[:5], (torch.zeros(2, dtype=torch.int64), 3)]}) == 56
-
-
-def test_folder_is_probed_before_the_work(tmp_path):
-    check_writable(str(tmp_path / "new" / "folder"))
-    assert not list((tmp_path / "new" / "folder").iterdir())
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="OUTPUT_DIR '.*file/x' cannot be written: Not a directory"):
-        check_writable(str(tmp_path / "file" / "x"))
-
-
-def test_full_disk_is_found_at_once(tmp_path, monkeypatch):
-    def fail(number):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="cannot be written: No space left on device; set OUTPUT_DIR"):
-        check_writable(str(tmp_path))
-    assert not list(tmp_path.iterdir())

@@ -59,12 +59,3 @@ def test_a_batch_must_be_shared_out_equally(monkeypatch, batch, is_fine):
 def test_contradictions_of_the_step_are_refused(opts, message):
     with pytest.raises(ValueError, match=message):
         check_config(setup_config(CONFIG, ["SOLVER." + opts[0], *opts[1:]]))
-
-
-def test_fp16_on_the_cpu_needs_a_scaler_for_it(monkeypatch):
-    opts = ["SOLVER.AMP.ENABLED", True, "MODEL.DEVICE", "cpu"]
-    check_config(setup_config(CONFIG, opts))
-    monkeypatch.delattr("torch.amp.GradScaler")
-    with pytest.raises(ValueError, match="PRECISION='fp16' on the CPU needs .*set it to 'bf16'"):
-        check_config(setup_config(CONFIG, opts))
-    check_config(setup_config(CONFIG, [*opts, "SOLVER.AMP.PRECISION", "bf16"]))
