@@ -98,7 +98,7 @@ def train(cfg, resume=False, stop_after=None):
         trainer.train()
     except KeyboardInterrupt:
         return trainer, None
-    return trainer, trainer._last_eval_results
+    return trainer, trainer.results
 
 
 @pytest.fixture(scope="module")

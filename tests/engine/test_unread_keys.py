@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import inspect
 import logging
 import pickle
 from pathlib import Path
@@ -11,14 +10,13 @@ import pytest
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from igvg_d2.data.datasets import load_grefcoco, register_grounding
+from igvg_d2.data.datasets import load_referring, register_grounding
 from igvg_d2.data.synthetic import write_shapes
 from igvg_d2.engine import GroundingTrainer, setup_config
 from igvg_d2.engine.unread_keys import find_unread_keys, record_reads
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = str(ROOT / "configs" / "Shapes" / "igvg_tiny.yaml")
-SCENE = {"with_scene": True} if "with_scene" in inspect.signature(load_grefcoco).parameters else {}
 
 
 def reads(cfg):
@@ -53,7 +51,7 @@ def shapes(tmp_path):
         "split": "val",
     }
     metadata = {**files, "evaluator_type": "grefcoco"}
-    register_grounding(name, metadata, functools.partial(load_grefcoco, **files, **SCENE))
+    register_grounding(name, metadata, functools.partial(load_referring, **files))
     yield name
     DatasetCatalog.remove(name)
     MetadataCatalog.remove(name)
