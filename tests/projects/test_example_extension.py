@@ -106,7 +106,7 @@ def test_train_net_demo_and_every_tool_take_the_config(tmp_path):
     options = [
         "OUTPUT_DIR", str(out), "DATASETS.TEST", "('shapes_val',)", "TEST.VIS_SAMPLES", "0",
         "SOLVER.MAX_ITER", "2", "SOLVER.WARMUP_ITERS", "1", "SOLVER.IMS_PER_BATCH", "2",
-        "DATALOADER.NUM_WORKERS", "0", "MODEL.BEIT3.DEPTH", "1",
+        "DATALOADER.NUM_WORKERS", "0", "MODEL.BEIT3.DEPTH", "1", "MODEL.WEIGHTS", "",
     ]  # fmt: skip
     weights = ["MODEL.WEIGHTS", str(out / "model_final.pth")]
     config = ["--config-file", str(CONFIG)]
