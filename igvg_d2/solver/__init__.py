@@ -1,6 +1,6 @@
 """Optimizers and learning rate schedules."""
 
-from .build import build_optimizer
+from .build import OPTIMIZER_REGISTRY, build_optimizer
 from .lr_scheduler import build_lr_scheduler
 
-__all__ = ["build_lr_scheduler", "build_optimizer"]
+__all__ = ["OPTIMIZER_REGISTRY", "build_lr_scheduler", "build_optimizer"]

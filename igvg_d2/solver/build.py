@@ -1,16 +1,26 @@
 """Optimizers with Detectron2's parameter groups and clipping by the total gradient norm."""
 
 import math
+from typing import Any, Dict, List
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils.events import get_event_storage, has_event_storage
+from detectron2.utils.registry import Registry
 from torch import nn
 
 from .layer_decay import layer_decay_factors
-from .muon import Muon, split_matrices
-from .sparse import check_sparse_backend, step_sparse_rows
+
+OPTIMIZER_REGISTRY = Registry("OPTIMIZER")
+OPTIMIZER_REGISTRY.__doc__ = """
+Registry of optimizers, selected by ``SOLVER.OPTIMIZER``.
+
+A registered object is called as ``obj(cfg, model, params)``: the config, the model (which tells a
+weight matrix from a table), and the parameter groups, a list of dicts with "params" and, where it
+differs from the default, "lr" and "weight_decay". It returns a ``torch.optim.Optimizer`` over all
+of these parameters, in one or more groups each with "lr", which the schedule multiplies.
+"""
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -18,11 +28,11 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
     Normalisation weights and biases have no weight decay (``SOLVER.WEIGHT_DECAY_NORM``,
     ``WEIGHT_DECAY_BIAS``); the encoder's learning rate is scaled by ``SOLVER.BACKBONE_MULTIPLIER``
-    and, by depth, by ``SOLVER.LAYER_DECAY``. Tables with sparse gradients are updated row by row.
+    and, by depth, by ``SOLVER.LAYER_DECAY``.
 
     Raises:
-        ValueError: unknown optimizer, Detectron2's own clipping next to ours, or an option that
-            does not fit the model or the processes.
+        ValueError: unknown optimizer, Detectron2's own clipping next to ours, or a layer decay
+            that does not fit the model.
     """
     solver = cfg.SOLVER
     if solver.CLIP_GRADIENTS.ENABLED:
@@ -43,24 +53,43 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
             solver.BACKBONE_MULTIPLIER * depth_factor(name) if name.startswith("backbone.") else 1.0
         ),
     )
-    kwargs = {"lr": solver.BASE_LR, "betas": tuple(solver.BETAS), "eps": solver.EPS}
-    if solver.OPTIMIZER == "AdamW":
-        optimizer = torch.optim.AdamW(params, amsgrad=solver.AMSGRAD, **kwargs)
-    elif solver.OPTIMIZER == "Adam":
-        optimizer = torch.optim.Adam(params, amsgrad=solver.AMSGRAD, **kwargs)
-    elif solver.OPTIMIZER == "Muon":
-        groups = split_matrices(params, model, solver.MUON_LR, solver.BASE_LR)
-        optimizer = Muon(groups, **kwargs)
-    else:
-        raise ValueError(
-            f"SOLVER.OPTIMIZER must be 'AdamW', 'Adam' or 'Muon', got {solver.OPTIMIZER!r}."
-        )
-    # Hooks run in this order: gradients are clipped before any row is updated.
+    if solver.OPTIMIZER not in OPTIMIZER_REGISTRY:
+        known = [name for name, _ in OPTIMIZER_REGISTRY]
+        raise ValueError(f"SOLVER.OPTIMIZER must be one of {known}, got {solver.OPTIMIZER!r}.")
+    optimizer = OPTIMIZER_REGISTRY.get(solver.OPTIMIZER)(cfg, model, params)
     clip_total_norm(optimizer, solver.CLIP_TOTAL_NORM)
-    if any(isinstance(m, nn.Embedding) and m.sparse for m in model.modules()):
-        check_sparse_backend()
-        step_sparse_rows(optimizer)
     return optimizer
+
+
+@OPTIMIZER_REGISTRY.register()
+def AdamW(cfg: CfgNode, model: nn.Module, params: List[Dict[str, Any]]):
+    """AdamW with ``SOLVER.BETAS``, ``EPS`` and ``AMSGRAD``."""
+    return torch.optim.AdamW(params, **_adam_options(cfg))
+
+
+@OPTIMIZER_REGISTRY.register()
+def Adam(cfg: CfgNode, model: nn.Module, params: List[Dict[str, Any]]):
+    """Adam with the options of :func:`AdamW`; weight decay is added to the gradient."""
+    return torch.optim.Adam(params, **_adam_options(cfg))
+
+
+@OPTIMIZER_REGISTRY.register()
+def SGD(cfg: CfgNode, model: nn.Module, params: List[Dict[str, Any]]):
+    """SGD with Detectron2's ``SOLVER.MOMENTUM`` and ``NESTEROV``."""
+    solver = cfg.SOLVER
+    return torch.optim.SGD(
+        params, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV
+    )
+
+
+def _adam_options(cfg: CfgNode) -> Dict[str, Any]:
+    solver = cfg.SOLVER
+    return {
+        "lr": solver.BASE_LR,
+        "betas": tuple(solver.BETAS),
+        "eps": solver.EPS,
+        "amsgrad": solver.AMSGRAD,
+    }
 
 
 def clip_total_norm(optimizer: torch.optim.Optimizer, max_norm: float) -> None:
@@ -76,24 +105,8 @@ def clip_total_norm(optimizer: torch.optim.Optimizer, max_norm: float) -> None:
 
     def clip(optimizer, args, kwargs):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = _clip_gradients(parameters, max_norm if max_norm > 0 else math.inf)
+        norm = nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else math.inf)
         if has_event_storage():
             get_event_storage().put_scalar("grad_norm", float(norm), smoothing_hint=False)
 
     optimizer.register_step_pre_hook(clip)
-
-
-def _clip_gradients(parameters, max_norm: float) -> torch.Tensor:
-    """``clip_grad_norm_`` that also takes sparse gradients; returns the norm before clipping."""
-    sparse = [p for p in parameters if p.grad is not None and p.grad.is_sparse]
-    if not sparse:
-        return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
-    for p in sparse:
-        # Repeated words are summed, so that the norm is that of the dense gradient.
-        p.grad = p.grad.coalesce()
-    grads = [p.grad for p in parameters if p.grad is not None]
-    values = [grad.values() if grad.is_sparse else grad for grad in grads]
-    norm = torch.stack([torch.linalg.vector_norm(value) for value in values]).norm()
-    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_(values, factor)
-    return norm

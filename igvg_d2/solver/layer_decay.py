@@ -10,7 +10,7 @@ def layer_decay_factors(names: Iterable[str], decay: float) -> Callable[[str], f
     """Factors on the learning rate by depth (Bao et al., "BEiT", ICLR 2022).
 
     Of D layers, layer l (from 0) has decay ** (D - l), everything before the first layer
-    (embeddings, stem, text layers) decay ** (D + 1), and everything after the last one 1.
+    (embeddings) decay ** (D + 1), and everything after the last one 1.
 
     Args:
         names: of all parameters.

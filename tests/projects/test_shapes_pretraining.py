@@ -13,6 +13,7 @@ from igvg_d2 import add_igvg_config
 from igvg_d2.checkpoint import convert_beit3, is_beit3
 from igvg_d2.data import build_tokenizer
 from igvg_d2.data.synthetic.generator import SPLITS
+from igvg_d2.solver import OPTIMIZER_REGISTRY, build_optimizer
 
 PROJECT = Path(__file__).resolve().parents[2] / "projects" / "Shapes"
 MASK_ID = 255
@@ -29,6 +30,7 @@ def pretraining():
     for name in [n for n in sys.modules if n.split(".")[0] == "shapes_pretraining"]:
         del sys.modules[name]
     META_ARCH_REGISTRY._obj_map.pop("BEiT3Pretraining")
+    OPTIMIZER_REGISTRY._obj_map.pop("Muon")
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +164,13 @@ def test_muon_moves_equally_in_all_directions(pretraining):
     matrix = torch.randn(20, 48) * torch.logspace(0, -3, 20)[:, None]
     values = torch.linalg.svdvals(pretraining.muon.orthogonalise(matrix, steps=8))
     assert values.min() > 0.5 and values.max() < 1.5
+
+
+def test_the_config_trains_matrices_with_muon(pretraining, cfg):
+    model = build_model(cfg)
+    groups = build_optimizer(cfg, model).param_groups
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = {names[id(p)] for group in groups if group["orthogonal"] for p in group["params"]}
+    assert "backbone.encoder.layers.0.vision.fc1.weight" in found
+    assert "backbone.text_embed.tokens.weight" not in found
+    assert all(group["lr"] == cfg.SOLVER.MUON_LR for group in groups if group["orthogonal"])

@@ -6,7 +6,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 import igvg_d2.modeling  # noqa: F401
-from igvg_d2.solver import build_optimizer
+from igvg_d2.solver import OPTIMIZER_REGISTRY, build_optimizer
 from igvg_d2.testing import tiny_cfg
 
 
@@ -57,6 +57,34 @@ def test_options_reach_the_optimizer(name):
     assert type(optimizer).__name__ == name
     for key, value in (("betas", (0.8, 0.95)), ("eps", 1e-6), ("amsgrad", True)):
         assert optimizer.defaults[key] == value
+
+
+def test_sgd_has_the_options_of_detectron2():
+    cfg = tiny_cfg(["SOLVER.OPTIMIZER", "SGD", "SOLVER.MOMENTUM", 0.8, "SOLVER.NESTEROV", True])
+    optimizer = build_optimizer(cfg, torch.nn.Linear(2, 2))
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert optimizer.defaults["momentum"] == 0.8 and optimizer.defaults["nesterov"]
+
+
+def test_another_optimizer_from_outside():
+    """It gets the model and the groups; clipping and its log are added to any optimizer."""
+    seen = []
+
+    def Outside(cfg, model, params):  # noqa: N802
+        seen.append((model, params))
+        return torch.optim.SGD(params, lr=cfg.SOLVER.BASE_LR)
+
+    OPTIMIZER_REGISTRY.register(Outside)
+    try:
+        cfg = tiny_cfg(["SOLVER.OPTIMIZER", "Outside", "SOLVER.CLIP_TOTAL_NORM", 0.5])
+        model = torch.nn.Linear(2, 1, bias=False)
+        optimizer = build_optimizer(cfg, model)
+        model.weight.grad = torch.tensor([[3.0, 4.0]])
+        optimizer.step()
+    finally:
+        del OPTIMIZER_REGISTRY._obj_map["Outside"]
+    assert seen[0][0] is model and seen[0][1][0]["params"] == [model.weight]
+    assert model.weight.grad[0].tolist() == pytest.approx([0.3, 0.4], abs=1e-4)
 
 
 def test_frozen_parameters_are_left_out():

@@ -4,17 +4,14 @@ from . import model, muon, scenes
 from .config import add_pretraining_config
 from .export import beit3_state
 from .model import BEiT3Pretraining
-from .muon import Muon, split_matrices
 from .scenes import PretrainingScenes
 
 __all__ = [
     "BEiT3Pretraining",
-    "Muon",
     "PretrainingScenes",
     "add_pretraining_config",
     "beit3_state",
     "model",
     "muon",
     "scenes",
-    "split_matrices",
 ]

@@ -5,11 +5,13 @@ from typing import Any, Dict, List
 import torch
 from detectron2.utils import comm
 
+from igvg_d2.solver import OPTIMIZER_REGISTRY
+
 # Coefficients of the quintic iteration (Jordan et al., "Muon", 2024).
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
-class Muon(torch.optim.Optimizer):
+class MuonWithAdam(torch.optim.Optimizer):
     """Steps of equal size in all directions of a weight matrix, so that rare ones are learned too.
 
     PyTorch's ``torch.optim.Muon`` is newer than the PyTorch this project asks for, takes no
@@ -196,3 +198,11 @@ def split_matrices(groups: List[Dict[str, Any]], model, lr: float, base_lr: floa
             factor = group.get("lr", base_lr) / base_lr
             result.append({**group, "params": own[True], "lr": lr * factor, "orthogonal": True})
     return result
+
+
+@OPTIMIZER_REGISTRY.register()
+def Muon(cfg, model, params: List[Dict[str, Any]]) -> MuonWithAdam:
+    """``SOLVER.MUON_LR`` for weight matrices, ``BASE_LR`` and ``BETAS`` for the rest."""
+    solver = cfg.SOLVER
+    groups = split_matrices(params, model, solver.MUON_LR, solver.BASE_LR)
+    return MuonWithAdam(groups, lr=solver.BASE_LR, betas=tuple(solver.BETAS))

@@ -2,9 +2,7 @@
 
 import os
 
-import torch
 from detectron2.solver import LRMultiplier
-from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils import comm
 from fvcore.common.param_scheduler import (
     CompositeParamScheduler,
@@ -18,7 +16,6 @@ from igvg_d2.data import build_tokenizer
 from igvg_d2.engine import GroundingTrainer
 
 from .export import beit3_state
-from .muon import Muon, split_matrices
 from .scenes import VISITS, PretrainingScenes
 
 # What is written into OUTPUT_DIR at the end.
@@ -38,7 +35,7 @@ class PretrainingTrainer(GroundingTrainer):
 
     def train(self):
         """As ``DefaultTrainer.train``; at the end the encoder is written as a file of BEiT-3."""
-        super().train()
+        results = super().train()
         if comm.is_main_process():
             model = getattr(self.model, "module", self.model)
             facts = {
@@ -50,6 +47,7 @@ class PretrainingTrainer(GroundingTrainer):
                 os.path.join(self.cfg.OUTPUT_DIR, ENCODER_FILE),
                 {key: str(value) for key, value in facts.items()},
             )
+        return results
 
     @classmethod
     def build_train_loader(cls, cfg):
@@ -70,20 +68,6 @@ class PretrainingTrainer(GroundingTrainer):
             num_workers=max(1, cfg.DATALOADER.NUM_WORKERS),
             collate_fn=list,
         )
-
-    @classmethod
-    def build_optimizer(cls, cfg, model) -> torch.optim.Optimizer:
-        """Muon for weight matrices, Adam for the rest."""
-        solver = cfg.SOLVER
-        params = get_default_optimizer_params(
-            model,
-            base_lr=solver.BASE_LR,
-            weight_decay=solver.WEIGHT_DECAY,
-            weight_decay_norm=0.0,
-            weight_decay_bias=0.0,
-        )
-        groups = split_matrices(params, model, solver.PRETRAINING_MUON_LR, solver.BASE_LR)
-        return Muon(groups, lr=solver.BASE_LR, betas=tuple(solver.BETAS))
 
     @classmethod
     def build_lr_scheduler(cls, cfg, optimizer):
