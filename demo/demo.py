@@ -21,7 +21,7 @@ from detectron2.utils.logger import setup_logger
 from PIL import Image
 
 from igvg_d2.engine import GroundingPredictor, setup_config
-from igvg_d2.utils import GroundingVisualizer
+from igvg_d2.visualization import GroundingVisualizer
 
 logger = logging.getLogger("igvg_d2.demo")
 

@@ -13,7 +13,7 @@ import igvg_d2  # noqa: F401  (first: it names a missing requirement in one line
 # isort: split
 from detectron2.utils.logger import setup_logger
 
-from igvg_d2.utils import build_report
+from igvg_d2.visualization import build_report
 
 
 def parse_args(argv=None):

@@ -20,7 +20,7 @@ from PIL import Image
 
 from igvg_d2.data import build_grounding_train_loader
 from igvg_d2.engine import setup_config
-from igvg_d2.utils import GroundingVisualizer
+from igvg_d2.visualization import GroundingVisualizer
 
 logger = logging.getLogger("igvg_d2.visualize_data")
 

@@ -19,7 +19,8 @@ import igvg_d2  # noqa: F401  (first: it names a missing requirement in one line
 # isort: split
 from detectron2.utils.logger import setup_logger
 
-from igvg_d2.engine import GroundingPredictor, render_result_pictures, setup_config
+from igvg_d2.engine import GroundingPredictor, setup_config
+from igvg_d2.visualization.result_images import render_result_pictures
 
 logger = logging.getLogger("igvg_d2.visualize_results")
 

@@ -6,7 +6,6 @@ from .predictor import GroundingPredictor
 from .schedule import resolve_epochs
 from .setup import check_output_dir, setup_config
 from .trainer import GroundingTrainer
-from .visualization import render_result_pictures
 
 __all__ = [
     "GroundingPredictor",
@@ -14,7 +13,6 @@ __all__ = [
     "check_config",
     "check_output_dir",
     "launch",
-    "render_result_pictures",
     "resolve_epochs",
     "setup_config",
 ]

@@ -301,7 +301,7 @@ class IGVG(nn.Module):
         if storage.iter % self.vis_period:
             return
         # The only use of the visualizer in the package's model code, as in rcnn.py: lazily.
-        from igvg_d2.utils.visualizer import draw_training_batch
+        from igvg_d2.visualization.visualizer import draw_training_batch
 
         first = {k: v[:1] for k, v in outputs.items() if v is not None}
         first = {"sem_seg": None, "pred_masks": None, **first}

@@ -5,13 +5,13 @@ import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 
-from igvg_d2.utils import (
+from igvg_d2.visualization import (
     GroundingVisualizer,
     items_from_annotations,
     judge_prediction,
     render_grid,
 )
-from igvg_d2.utils.drawing import (
+from igvg_d2.visualization.drawing import (
     BAD,
     GOOD,
     NEUTRAL,

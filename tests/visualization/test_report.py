@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from igvg_d2.utils import build_report
-from igvg_d2.utils.charts import line_chart, nice_ticks
-from igvg_d2.utils.report import load_curves
-from igvg_d2.utils.report_parts import duration, number
+from igvg_d2.visualization import build_report
+from igvg_d2.visualization.charts import line_chart, nice_ticks
+from igvg_d2.visualization.report import load_curves
+from igvg_d2.visualization.report_parts import duration, number
 
 _VOID = {"meta", "img", "br"}
 

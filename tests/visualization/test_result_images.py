@@ -11,7 +11,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from igvg_d2.engine import setup_config
-from igvg_d2.engine.visualization import render_result_pictures, select_cases
+from igvg_d2.visualization.result_images import render_result_pictures, select_cases
 
 
 def _record(sample_id, num_targets, iou, image_id=None, **more):

@@ -14,7 +14,9 @@ from PIL import Image
 from torch import nn
 
 from igvg_d2.data import GroundingDatasetMapper
-from igvg_d2.utils import GroundingVisualizer, items_from_annotations
+
+from .grounding_items import items_from_annotations
+from .visualizer import GroundingVisualizer
 
 logger = logging.getLogger(__name__)
 

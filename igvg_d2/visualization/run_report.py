@@ -6,9 +6,8 @@ import os
 from detectron2.config import CfgNode
 from torch import nn
 
-from igvg_d2.utils.report import build_report
-
-from .visualization import render_result_pictures
+from .report import build_report
+from .result_images import render_result_pictures
 
 
 def write_report(cfg: CfgNode, model: nn.Module) -> str:
