@@ -273,7 +273,7 @@ def _add_grounding_head(cfg: CN) -> None:
 
 
 def _add_solver(cfg: CN) -> None:
-    # Key of OPTIMIZER_REGISTRY: "AdamW", "Adam" or "SGD".
+    # Key of OPTIMIZER_REGISTRY: "AdamW" or "Adam".
     cfg.SOLVER.OPTIMIZER = "AdamW"
     cfg.SOLVER.BETAS = (0.9, 0.999)
     cfg.SOLVER.EPS = 1e-8

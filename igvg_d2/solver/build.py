@@ -1,7 +1,7 @@
 """Optimizers with Detectron2's parameter groups and clipping by the total gradient norm."""
 
 import math
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Type
 
 import torch
 from detectron2.config import CfgNode
@@ -64,32 +64,19 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 @OPTIMIZER_REGISTRY.register()
 def AdamW(cfg: CfgNode, model: nn.Module, params: List[Dict[str, Any]]):
     """AdamW with ``SOLVER.BETAS``, ``EPS`` and ``AMSGRAD``."""
-    return torch.optim.AdamW(params, **_adam_options(cfg))
+    return _build_adam(torch.optim.AdamW, cfg, params)
 
 
 @OPTIMIZER_REGISTRY.register()
 def Adam(cfg: CfgNode, model: nn.Module, params: List[Dict[str, Any]]):
     """Adam with the options of :func:`AdamW`; weight decay is added to the gradient."""
-    return torch.optim.Adam(params, **_adam_options(cfg))
+    return _build_adam(torch.optim.Adam, cfg, params)
 
 
-@OPTIMIZER_REGISTRY.register()
-def SGD(cfg: CfgNode, model: nn.Module, params: List[Dict[str, Any]]):
-    """SGD with Detectron2's ``SOLVER.MOMENTUM`` and ``NESTEROV``."""
+def _build_adam(kind: Type[torch.optim.Adam], cfg: CfgNode, params: List[Dict[str, Any]]):
     solver = cfg.SOLVER
-    return torch.optim.SGD(
-        params, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV
-    )
-
-
-def _adam_options(cfg: CfgNode) -> Dict[str, Any]:
-    solver = cfg.SOLVER
-    return {
-        "lr": solver.BASE_LR,
-        "betas": tuple(solver.BETAS),
-        "eps": solver.EPS,
-        "amsgrad": solver.AMSGRAD,
-    }
+    betas = tuple(solver.BETAS)
+    return kind(params, lr=solver.BASE_LR, betas=betas, eps=solver.EPS, amsgrad=solver.AMSGRAD)
 
 
 def clip_total_norm(optimizer: torch.optim.Optimizer, max_norm: float) -> None:

@@ -59,13 +59,6 @@ def test_options_reach_the_optimizer(name):
         assert optimizer.defaults[key] == value
 
 
-def test_sgd_has_the_options_of_detectron2():
-    cfg = tiny_cfg(["SOLVER.OPTIMIZER", "SGD", "SOLVER.MOMENTUM", 0.8, "SOLVER.NESTEROV", True])
-    optimizer = build_optimizer(cfg, torch.nn.Linear(2, 2))
-    assert isinstance(optimizer, torch.optim.SGD)
-    assert optimizer.defaults["momentum"] == 0.8 and optimizer.defaults["nesterov"]
-
-
 def test_another_optimizer_from_outside():
     """It gets the model and the groups; clipping and its log are added to any optimizer."""
     seen = []

@@ -10,5 +10,5 @@ def add_pretraining_config(cfg: CN) -> None:
     cfg.MODEL.PRETRAINING.CELLS = 4
     # Weight of a patch of a hidden object, relative to other patches.
     cfg.MODEL.PRETRAINING.HIDDEN_WEIGHT = 3.0
-    # Learning rate of weight matrices under SOLVER.OPTIMIZER "Muon"; BASE_LR is that of everything else (Adam).
+    # Learning rate of weight matrices under SOLVER.OPTIMIZER "Muon"; BASE_LR is that of the rest.
     cfg.SOLVER.MUON_LR = 0.01
