@@ -26,8 +26,8 @@ from igvg_d2.visualization import GroundingVisualizer
 logger = logging.getLogger("igvg_d2.demo")
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-DEFAULT_CONFIG = os.path.join(_ROOT, "configs", "Shapes", "igvg_tiny_long.yaml")
-DEFAULT_WEIGHTS = os.path.join(_ROOT, "demo", "igvg_tiny_shapes.safetensors")
+DEFAULT_CONFIG = os.path.join(_ROOT, "configs", "Shapes", "igvg_tiny.yaml")
+DEFAULT_WEIGHTS = os.path.join(_ROOT, "output", "shapes_tiny", "model_final.pth")  # make demo
 _IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -49,7 +49,7 @@ def parse_args(argv=None):
 
 
 def setup_cfg(args, add_config=()):
-    """Config with weights; the shipped ones unless others are named."""
+    """Config with weights; those of `make demo` unless others are named."""
     config_file = args.config_file or DEFAULT_CONFIG
     if not os.path.isfile(config_file):
         raise FileNotFoundError(f"no config file '{config_file}'; pass one by --config-file")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Make one small file to share out of a finished run: weights, and how they came about.
 
-    python tools/export_model.py output/shapes_tiny_long demo/igvg_tiny_shapes.safetensors
+    python tools/export_model.py output/shapes_tiny output/igvg_tiny.safetensors
 
 Reads config.yaml, model_final.pth, run_summary.json and inference/*/*_metrics.json of the run. The
 file holds no optimizer and can be used as MODEL.WEIGHTS; its header says the command, the seed and
