@@ -59,7 +59,16 @@ def shapes(tmp_path):
 
 def test_what_a_trainer_does_not_read_is_reported(shapes, tmp_path, caplog):
     options = ["OUTPUT_DIR", str(tmp_path), "DATALOADER.NUM_WORKERS", 0, "MODEL.BEIT3.DEPTH", 1]
-    options += ["SOLVER.MAX_ITER", 1, "SOLVER.WARMUP_ITERS", 0, "SOLVER.IMS_PER_BATCH", 2]
+    options += [
+        "MODEL.WEIGHTS",
+        "",
+        "SOLVER.MAX_ITER",
+        1,
+        "SOLVER.WARMUP_ITERS",
+        0,
+        "SOLVER.IMS_PER_BATCH",
+        2,
+    ]
     options += ["DATASETS.TRAIN", (shapes,), "DATASETS.TEST", (shapes,)]
     without_effect = {
         "SOLVER.MOMENTUM": 0.5,

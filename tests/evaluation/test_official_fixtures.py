@@ -7,7 +7,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 
-from igvg_d2.data.datasets import load_refzom, load_rrefcoco
+from igvg_d2.data.datasets import load_referring
 from igvg_d2.evaluation import (
     GRefCOCOEvaluator,
     RefCOCOEvaluator,
@@ -117,7 +117,8 @@ def test_refcoco(fixtures_dir, read_split, register, feed, split):
 def test_refzom(fixtures_dir, register, feed):
     folder = fixtures_dir / "refzom"
     data = folder / "data" / "ref-zom"
-    samples = load_refzom(str(data / "refs(final).p"), str(data / "instances.json"), "x", "test")
+    files = str(data / "refs(final).p"), str(data / "instances.json")
+    samples = load_referring(*files, "x", "test", target_rule="refzom")
     assert sum(not sample["annotations"] for sample in samples) == 18 and len(samples) == 60
     evaluator = RefZOMEvaluator(dataset_name=register(samples, "refzom"))
     results = feed(evaluator, load(folder / "predictions_test.json"))["refzom"]
@@ -131,7 +132,8 @@ def test_refzom(fixtures_dir, register, feed):
 def test_rrefcoco(fixtures_dir, register, feed, name, file):
     folder = fixtures_dir / "rrefcoco"
     data = folder / "data" / name
-    samples = load_rrefcoco(str(data / file), str(data / "instances.json"), "x", "val")
+    files = str(data / file), str(data / "instances.json")
+    samples = load_referring(*files, "x", "val", target_rule="rrefcoco")
     evaluator = RRefCOCOEvaluator(dataset_name=register(samples, "rrefcoco"))
     predictions = load(folder / f"predictions_{name}_val.json")
     results = feed(evaluator, predictions)
