@@ -79,9 +79,6 @@ def _add_input(cfg: CN) -> None:
     cfg.INPUT.FLIP.VERTICAL_PROB = 0.0
     # Brightness and contrast are scaled by 1 +- this much in training; 0 switches jitter off.
     cfg.INPUT.COLOR_JITTER = 0.0
-    # In training, also hand over which objects are seen where in the picture, and their categories,
-    # not only the targets; for data sets registered with them (Shapes).
-    cfg.INPUT.SCENE_CATEGORIES = False
     cfg.INPUT.TOKENIZER = CN()
     # Key of TOKENIZER_REGISTRY: "BEiT3Tokenizer" or "ShapesTokenizer".
     cfg.INPUT.TOKENIZER.NAME = "BEiT3Tokenizer"

@@ -35,15 +35,12 @@ class GroundingDatasetMapper:
     training loader adds ``rng``, the generator of this visit's augmentation; without it one is
     seeded from numpy's global random numbers.
 
-    Output: a dict with the input's keys except ``annotations``, ``scene`` and ``rng``, and
+    Output: a dict with the input's keys except ``annotations`` and ``rng``, and
 
     * what :func:`model_input` returns;
     * ``instances`` (training only): Instances((H, W)) with ``gt_boxes`` Boxes (T, 4) XYXY pixels,
       ``gt_classes`` int64 zeros (T,), ``gt_masks`` BitMasks (T, H, W), all there also when T = 0;
-    * what a subclass adds in :meth:`add_targets`;
-    * ``scene_instances``, ``scene_categories`` (training with ``scene_categories`` only): uint8
-      (H, W), network frame, 0 = background, else 1 + index and 1 + category of the object of
-      ``scene`` that is seen there.
+    * what a subclass adds in :meth:`add_targets`.
 
     Crops are refused: a crop can turn a target into a no-target.
 
@@ -56,8 +53,6 @@ class GroundingDatasetMapper:
             (top/bottom) words exchanged; see :func:`swap_direction_words` for what it cannot know.
         color_jitter: c; in training, brightness and contrast are scaled by factors from
             [1 - c, 1 + c].
-        scene_categories: in training, also return where all objects of the image are, and their
-            categories.
     """
 
     @configurable
@@ -71,7 +66,6 @@ class GroundingDatasetMapper:
         horizontal_flip_prob: float = 0.0,
         vertical_flip_prob: float = 0.0,
         color_jitter: float = 0.0,
-        scene_categories: bool = False,
     ):
         if image_format not in _IMAGE_FORMATS:
             raise ValueError(
@@ -90,7 +84,6 @@ class GroundingDatasetMapper:
         self.resize = resize
         self.flip_probs = {"horizontal": horizontal_flip_prob, "vertical": vertical_flip_prob}
         self.color_jitter = color_jitter
-        self.scene_categories = scene_categories
         augmentations = (
             f", flips {self.flip_probs}, color jitter {color_jitter}" if is_train else ""
         )
@@ -113,7 +106,6 @@ class GroundingDatasetMapper:
             "horizontal_flip_prob": cfg.INPUT.FLIP.HORIZONTAL_PROB,
             "vertical_flip_prob": cfg.INPUT.FLIP.VERTICAL_PROB,
             "color_jitter": cfg.INPUT.COLOR_JITTER,
-            "scene_categories": cfg.INPUT.SCENE_CATEGORIES,
         }
 
     def __call__(self, dataset_dict: Dict[str, Any]) -> Dict[str, Any]:
@@ -134,7 +126,6 @@ class GroundingDatasetMapper:
                 image = jitter_color(image, *rng.uniform(low, high, size=2))
             sample["instances"] = _read_targets(annotations, sample, transform)
             self.add_targets(sample, transform)
-        sample.pop("scene", None)
         sample.update(self._model_input(image, sample["expression"], transform))
         return sample
 
@@ -163,8 +154,6 @@ class GroundingDatasetMapper:
                 ``instances``; to be changed in place. Must be picklable.
             transform: of this visit, from the original to the network frame.
         """
-        if self.scene_categories:
-            _add_scene(sample, transform)
 
     def _model_input(
         self, image: np.ndarray, expression: str, transform: GeometricTransform
@@ -256,27 +245,6 @@ def _read_boxes(annotations: List[Dict[str, Any]], sample: Dict[str, Any]) -> np
         boxes[:, 2:] += boxes[:, :2]
         return boxes
     return BoxMode.convert(boxes, modes.pop(), BoxMode.XYXY_ABS)
-
-
-def _add_scene(sample: Dict[str, Any], transform: GeometricTransform) -> None:
-    """``scene_instances`` and ``scene_categories``; later objects cover earlier ones."""
-    scene = sample.get("scene")
-    if scene is None:
-        raise ValueError(
-            "INPUT.SCENE_CATEGORIES needs 'scene' in every sample, "
-            f"{describe_sample(sample)} has none; register the data set with_scene (Shapes is) "
-            "or switch the option off"
-        )
-    size = transform.original_size
-    seen = np.zeros(size, np.uint8)
-    if scene:
-        masks = mask_util.decode([to_rle(item["segmentation"], *size) for item in scene])
-        for number, mask in enumerate(np.moveaxis(masks, 2, 0), 1):
-            seen[mask > 0] = number
-    seen = np.ascontiguousarray(transform.apply_segmentation(seen))
-    categories = np.array([0, *(1 + item["category_id"] for item in scene)], np.uint8)
-    sample["scene_instances"] = torch.from_numpy(seen)
-    sample["scene_categories"] = torch.from_numpy(categories[seen])
 
 
 def _read_image(sample: Dict[str, Any], image_format: str) -> np.ndarray:

@@ -156,35 +156,6 @@ def test_flips_keep_image_boxes_masks_and_text_together(make_sample, axis, expre
     assert (red == masks.any(0)).float().mean() > 0.99
 
 
-@pytest.mark.parametrize("axis, dim", [("horizontal", -1), ("vertical", -2)])
-def test_scene_categories_are_painted_and_flipped(make_sample, axis, dim):
-    sample = make_sample([LEFT])
-    left, right = (make_sample([box])["annotations"][0]["segmentation"] for box in (LEFT, RIGHT))
-    sample["scene"] = [
-        {"segmentation": left, "category_id": 0},
-        {"segmentation": right, "category_id": 4},
-    ]
-    plain = make_mapper(scene_categories=True)(sample)
-    categories = plain["scene_categories"]
-    assert categories.dtype == torch.uint8 and categories.shape == (32, 48)
-    assert "scene" not in plain and set(categories.unique().tolist()) == {0, 1, 5}
-    # Nearest sampling and area coverage may differ by a border of pixels, not more.
-    assert ((categories == 1) != plain["instances"].gt_masks.tensor[0]).float().mean() < 0.05
-    flipped = make_mapper(scene_categories=True, **{f"{axis}_flip_prob": 1.0})(sample)
-    assert torch.equal(flipped["scene_categories"], categories.flip(dim))
-    assert plain["scene_instances"].unique().tolist() == [0, 1, 2]
-    assert torch.equal(plain["scene_instances"] == 2, categories == 5)
-    assert torch.equal(flipped["scene_instances"], plain["scene_instances"].flip(dim))
-    empty = make_mapper(scene_categories=True)({**sample, "scene": []})
-    assert not empty["scene_categories"].any()
-
-
-def test_scene_categories_need_a_scene(make_sample):
-    with pytest.raises(ValueError, match="INPUT.SCENE_CATEGORIES.*with_scene"):
-        make_mapper(scene_categories=True)(make_sample([LEFT]))
-    assert "scene_categories" not in make_mapper(False, scene_categories=True)(make_sample([]))
-
-
 def test_expressions_that_cannot_be_swapped_are_not_flipped(make_sample):
     sample = make_sample([LEFT], "the one at 3 o'clock")
     assert_same(make_mapper(horizontal_flip_prob=1.0)(sample), make_mapper()(sample))

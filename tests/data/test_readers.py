@@ -271,23 +271,6 @@ def test_wrong_images_are_named(write, field, value):
         load_referring(*files, "val")
 
 
-def test_scene_has_all_objects_of_the_picture(write):
-    others = [annotation(1), annotation(2, image_id=9), {**annotation(3), "category_id": 3}]
-    files = write([ref(), ref(1, [-1])], others)
-    path = files[1]
-    with open(path, encoding="utf-8") as file:
-        content = json.load(file)
-    with pytest.raises(ValueError, match="category_id 18, the file's 'categories' have \\[\\]"):
-        load_referring(*files, "val", with_scene=True)
-    content["categories"] = [{"id": 18, "name": "dog"}, {"id": 3, "name": "car"}]
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(content, file)
-    assert "scene" not in load_referring(*files, "val")[0]
-    for record in load_referring(*files, "val", with_scene=True):
-        assert [item["category_id"] for item in record["scene"]] == [1, 0]
-        assert record["scene"][0]["segmentation"]["size"] == [10, 12]
-
-
 def test_refzom_source_decides_and_not_the_ids(write):
     refs = [
         ref(0, (1,), source="one"),

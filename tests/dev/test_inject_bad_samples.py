@@ -31,15 +31,12 @@ def damaged_set(tmp_path_factory):
 def test_exactly_the_damaged_samples_are_bad(damaged_set):
     folder, damaged = damaged_set
     files = [folder / injector.REFS_FILE, folder / injector.INSTANCES_FILE]
-    samples = load_referring(
-        *map(str, files), str(folder / injector.IMAGE_FOLDER), "train", with_scene=True
-    )
+    samples = load_referring(*map(str, files), str(folder / injector.IMAGE_FOLDER), "train")
     mapper = GroundingDatasetMapper(
         True,
         resize=AntialiasedResize(image_size=(16, 16)),
         tokenizer=lambda text: [0, 2],
         image_format="RGB",
-        scene_categories=True,
     )
     reports = []
     for sample in samples:

@@ -104,10 +104,8 @@ def register_shapes(root: str) -> None:
             "image_root": os.path.join(folder, "images", "train2014"),
             "split": split,
         }
-        # Only training reads the other objects of an image.
-        loader = partial(load_referring, with_scene=split == "train")
         hint = f"run 'python datasets/prepare_synthetic.py --output {folder}'"
-        _register(f"shapes_{split}", loader, files, "grefcoco", hint)
+        _register(f"shapes_{split}", load_referring, files, "grefcoco", hint)
 
 
 def register_referring(root: str) -> None:

@@ -1,6 +1,6 @@
 """Images and objects of a COCO-style instances.json, looked up by id."""
 
-from typing import Any, Container, Dict, List, Optional
+from typing import Any, Container, Dict, Optional
 
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
@@ -34,19 +34,13 @@ class InstanceFile:
         self._tables: Dict[str, Dict[int, Any]] = {"images": {}, "annotations": {}}
         self._sizes = {"images": 0, "annotations": 0}
         self._converted: Dict[int, Dict[str, Any]] = {}
-        self._scenes: Dict[int, List[int]] = {}
-        categories = []
         kind = "a COCO detection file, a JSON object"
-        lists = iterate_json(path, ("images", "annotations"), ("categories",), kind)
+        lists = iterate_json(path, ("images", "annotations"), kind=kind)
         for key, item in lists:
-            if key == "categories":
-                categories.append(self._read_id(key, len(categories), item))
-                continue
             number = self._read_id(key, self._sizes[key], item)
             self._sizes[key] += 1
             if key == "images" or ann_ids is None or number in ann_ids:
                 self._add(key, number, item)
-        self._categories = {category: i for i, category in enumerate(sorted(categories))}
 
     def _read_id(self, key: str, position: int, item: Any) -> int:
         """Id of an entry of one of the lists."""
@@ -126,31 +120,6 @@ class InstanceFile:
                 f"annotations of {self.path}; annotation and instances file must come from the "
                 "same release",
             ) from None
-
-    def scene(self, image_id: int) -> List[Dict[str, Any]]:
-        """All objects of an image, in the order of the file (shared: do not modify).
-
-        Returns:
-            dicts with ``segmentation`` (RLE) and ``category_id``, from 0 in the order of the
-            file's category ids.
-        """
-        if not self._scenes:
-            for ann_id, item in self._tables["annotations"].items():
-                self._scenes.setdefault(item.get("image_id"), []).append(ann_id)
-        objects = []
-        for ann_id in self._scenes.get(image_id, ()):
-            category = self.raw(ann_id).get("category_id")
-            if not is_int(category) or category not in self._categories:
-                raise RecordError(
-                    "ann_id",
-                    f"annotation {ann_id} of {self.path} has category_id {short(category)}, the "
-                    f"file's 'categories' have {sorted(self._categories)}",
-                )
-            segmentation = self.target(ann_id, image_id)["segmentation"]
-            objects.append(
-                {"segmentation": segmentation, "category_id": self._categories[category]}
-            )
-        return objects
 
 
 def to_annotation(item: Dict[str, Any], ann_id: int, height: int, width: int) -> Dict[str, Any]:

@@ -94,7 +94,6 @@ def load_referring(
     split: str,
     target_rule: Union[str, TargetIds] = "grefcoco",
     *,
-    with_scene: bool = False,
     skipped: Optional[List[str]] = None,
 ) -> List[Sample]:
     """Reads one split of a refer-style data set; each sentence of a record becomes a dataset dict.
@@ -114,7 +113,6 @@ def load_referring(
         target_rule: which annotations an expression refers to: a key of `TARGET_RULES`, named
             after the benchmark, or a function of a record and one of its sentences that returns
             annotation ids, ``[]`` for no target, and raises ValueError when they make no sense.
-        with_scene: add ``scene``, all objects of the image.
         skipped: see :mod:`igvg_d2.data.datasets.common`.
 
     Returns:
@@ -126,9 +124,8 @@ def load_referring(
     target_ids = TARGET_RULES[target_rule] if isinstance(target_rule, str) else target_rule
     with paused_garbage_collection():
         refs = _select_split(annotation_file, split, skipped)
-        ann_ids = None if with_scene else _named_objects(refs.values())
-        reader = RefReader(InstanceFile(instances_file, ann_ids), image_root, target_ids)
-        reader.with_scene = with_scene
+        instances = InstanceFile(instances_file, _named_objects(refs.values()))
+        reader = RefReader(instances, image_root, target_ids)
         samples = collect_samples(
             refs,
             reader,
@@ -189,7 +186,6 @@ class RefReader:
         target_ids: one of `TARGET_RULES`.
 
     Attributes:
-        with_scene: add ``scene``.
         without_text: number of sentences, and of records without a sentence, that were left out.
     """
 
@@ -197,7 +193,6 @@ class RefReader:
         self.instances = instances
         self.image_root = image_root
         self.target_ids = target_ids
-        self.with_scene = False
         self.without_text = 0
         self._paths: Dict[int, str] = {}
         self._records: Counter = Counter()
@@ -223,8 +218,6 @@ class RefReader:
         self._records[ref_id] += 1
         if self._records[ref_id] > 1:
             shared["group_id"] = f"{ref_id}#{self._records[ref_id]}"
-        if self.with_scene:
-            shared["scene"] = self.instances.scene(image_id)
         samples = []
         for sentence, expression in texts:
             if expression is None:
