@@ -16,6 +16,8 @@ import pycocotools.mask as mask_util
 from detectron2.structures import Instances
 from pycocotools.cocoeval import COCOeval
 
+from igvg_d2.io.rle import RLEMasks
+
 from .frames import GroundTruth, to_numpy
 from .metrics import (
     cover_accuracy,
@@ -25,7 +27,6 @@ from .metrics import (
     percent,
 )
 from .reporting import Record
-from .rle import RLEMasks
 
 # Candidates per sample that take part in AP, COCO's own limit.
 MAX_CANDIDATES = 100

@@ -27,9 +27,8 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from igvg_d2.config import PROTOCOL_SIZES
-
-from .json_stream import JSONStreamError, read_json_values
-from .rle import (
+from igvg_d2.io.json_stream import JSONError, iterate_records
+from igvg_d2.io.rle import (
     RLEMasks,
     check_rle,
     mask_to_rle,
@@ -62,9 +61,9 @@ def read_predictions(path: str) -> Iterator[Prediction]:
     """
     with PathManager.open(path, "r", encoding="utf-8") as file:
         try:
-            for where, item in read_json_values(file):
+            for where, item in iterate_records(file):
                 yield _identified(item, f"{path}, {where}")
-        except (UnicodeDecodeError, JSONStreamError) as error:
+        except (UnicodeDecodeError, JSONError) as error:
             raise PredictionError(
                 f"{path}: expected a JSON list or one JSON object per line: {error}"
             ) from error

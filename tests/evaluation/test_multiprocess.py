@@ -14,7 +14,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils import comm
 
 from igvg_d2.evaluation import GRefCOCOEvaluator
-from igvg_d2.evaluation.rle import mask_to_rle
+from igvg_d2.io.rle import mask_to_rle
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = importlib.util.spec_from_file_location("scorer", ROOT / "tools" / "score_predictions.py")
