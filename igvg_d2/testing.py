@@ -162,17 +162,17 @@ def assert_all_parameters_used(module: nn.Module, total: torch.Tensor) -> None:
     assert not unused, f"parameters without a gradient: {unused}"
 
 
-def assert_backbone_contract(backbone: VisionLanguageBackbone, vocab_size: int = 60) -> None:
-    """Check a backbone on non-square images and texts of different lengths.
+def assert_backbone_contract(backbone: VisionLanguageBackbone) -> None:
+    """Check a backbone on non-square images and texts of different lengths, and its losses.
 
     Args:
-        backbone: freshly built, in training mode.
-        vocab_size: token ids are drawn below it.
+        backbone: freshly built, in training mode; knows 60 token ids at least.
     """
     assert isinstance(backbone, VisionLanguageBackbone)
+    assert backbone.vocab_size >= 60, f"vocab_size is {backbone.vocab_size}, not 60 or more"
     height, width = 4 * backbone.size_divisibility, 6 * backbone.size_divisibility
     images = torch.randn(2, 3, height, width)
-    text_ids = torch.randint(4, vocab_size, (2, 9))
+    text_ids = torch.randint(4, 60, (2, 9))
     padding = torch.arange(9)[None] >= torch.tensor([[4], [9]])
     features = backbone(images, text_ids, padding, True)
     shapes = backbone.output_shape()
@@ -185,6 +185,12 @@ def assert_backbone_contract(backbone: VisionLanguageBackbone, vocab_size: int =
     assert torch.equal(features.text_padding_mask, padding)
     total = features.text.sum() + features.pooled.sum()
     assert_all_parameters_used(backbone, total + sum(x.sum() for x in features.image.values()))
+    mixed, empty = (
+        backbone.losses(features, random_batch(counts, (height, width)), targets)
+        for counts in ([2, 0], [0, 0])
+        for targets in [random_targets(counts, (height, width))]
+    )
+    assert_losses_contract(mixed, empty, {})
     with _evaluation_mode(backbone):
         together = backbone(images, text_ids, padding, True)
         alone = backbone(images[:1], text_ids[:1, :4], padding[:1, :4], False)

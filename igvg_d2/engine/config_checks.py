@@ -79,16 +79,20 @@ def _check_clipping(cfg: CfgNode) -> Optional[str]:
     )
 
 
-def _check_vocabulary(cfg: CfgNode) -> Optional[str]:
-    if cfg.MODEL.BACKBONE.NAME != "BEiT3":
-        return None  # another backbone has a table of its own
-    tokenizer = build_tokenizer(cfg)
-    if tokenizer.vocab_size <= cfg.MODEL.BEIT3.VOCAB_SIZE:
-        return None
-    return (
-        f"The tokenizer {cfg.INPUT.TOKENIZER.NAME} has {tokenizer.vocab_size} ids, "
-        f"MODEL.BEIT3.VOCAB_SIZE is {cfg.MODEL.BEIT3.VOCAB_SIZE}; raise it."
-    )
+def check_vocabulary(cfg: CfgNode, model: torch.nn.Module) -> None:
+    """Refuse a tokenizer with more ids than the backbone knows, whichever backbone it is.
+
+    Raises:
+        ValueError: names the tokenizer, both numbers, and what to do.
+    """
+    found = build_tokenizer(cfg).vocab_size
+    backbone = getattr(model, "backbone", None)
+    known = getattr(backbone, "vocab_size", found)
+    if found > known:
+        raise ValueError(
+            f"The tokenizer {cfg.INPUT.TOKENIZER.NAME} has {found} ids, the backbone "
+            f"{type(backbone).__name__} knows {known}; for BEiT3 raise MODEL.BEIT3.VOCAB_SIZE."
+        )
 
 
 def _check_data(cfg: CfgNode) -> Optional[str]:
@@ -177,7 +181,6 @@ _CHECKS: List[Callable[[CfgNode], Optional[str]]] = [
     _check_crop,
     _check_normalisation,
     _check_clipping,
-    _check_vocabulary,
     _check_data,
     _check_batch,
     _check_precision,

@@ -24,7 +24,7 @@ from igvg_d2.solver import build_lr_scheduler, build_optimizer
 
 from .bad_sample_log import watch_batches
 from .checkpointing import BestModelHook, CheckpointHook
-from .config_checks import check_config
+from .config_checks import check_config, check_vocabulary
 from .ema import build_weight_average
 from .evaluation_hook import EvaluationHook
 from .hooks import AverageBatchNormHook, RunSummaryHook, StepSeedHook
@@ -61,6 +61,7 @@ class GroundingTrainer(DefaultTrainer):
         data_loader = self.build_train_loader(cfg)
         cfg = resolve_schedule(cfg, data_loader)
         model = self.build_model(cfg)
+        check_vocabulary(cfg, model)
         optimizer = self.build_optimizer(cfg, model)
         self.bad_sample_log = watch_batches(cfg, model)
         self.ema = build_weight_average(cfg, model, optimizer)

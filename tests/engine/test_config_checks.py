@@ -3,8 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
+from detectron2.modeling import build_model
 
+import igvg_d2.modeling  # noqa: F401
 from igvg_d2.engine import check_config, setup_config
+from igvg_d2.engine.config_checks import check_vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = str(ROOT / "configs" / "Shapes" / "igvg_tiny.yaml")
@@ -19,7 +23,6 @@ CONFIG = str(ROOT / "configs" / "Shapes" / "igvg_tiny.yaml")
         ("MODEL.PIXEL_MEAN", [103.53, 116.28, 123.675]),
         ("MODEL.PIXEL_STD", [1.0, 1.0, 1.0]),
         ("SOLVER.CLIP_GRADIENTS.ENABLED", True),
-        ("MODEL.BEIT3.VOCAB_SIZE", 10),
         ("DATASETS.TRAIN", ()),
         ("TEST.EXPECTED_RESULTS", [["gres", "gIoU", 60.0, 1.0]]),
     ],
@@ -27,6 +30,13 @@ CONFIG = str(ROOT / "configs" / "Shapes" / "igvg_tiny.yaml")
 def test_configs_that_silently_hurt_are_refused(key, value):
     with pytest.raises(ValueError, match=key.replace(".", r"\.")):
         check_config(setup_config(CONFIG, [key, value]))
+
+
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused():
+    cfg = setup_config(CONFIG, ["MODEL.BEIT3.VOCAB_SIZE", 10, "MODEL.BEIT3.DEPTH", 1])
+    with pytest.raises(ValueError, match="ShapesTokenizer .* BEiT3 knows 10; .*VOCAB_SIZE"):
+        check_vocabulary(cfg, build_model(cfg))
+    check_vocabulary(setup_config(CONFIG), torch.nn.Linear(1, 1))
 
 
 def test_all_problems_are_reported_at_once():
