@@ -30,7 +30,7 @@ export PYTHONWARNINGS ?= ignore:`torch.jit.script` is deprecated:FutureWarning,i
 help:
 	@echo "igvg_d2: generalized visual grounding on Detectron2"
 	@echo
-	@echo "  make demo       from nothing to a trained, evaluated, visible model (about 10 minutes on 2 cores)"
+	@echo "  make demo       from nothing to a trained, evaluated, visible model (8 minutes of training on 2 cores)"
 	@echo "  make test       the tests"
 	@echo "  make lint       format and style check (dev/linter.sh --fix repairs what a tool can repair)"
 	@echo
