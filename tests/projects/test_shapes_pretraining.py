@@ -89,6 +89,7 @@ def test_every_kind_of_sample_occurs_and_says_what_is_true(samples):
     for sample in hidden:
         assert sample["hidden"][sample["referred"]].all(), "what the text names is hidden"
         assert not (sample["word_labels"] >= 0).any(), "then no word is masked"
+    assert any((s["text_ids"] == MASK_ID).any() for s in absent), "a mask would tell what is there"
     for sample in masked:
         assert sample["referred"].any(), "words of a false text cannot be restored"
         places = sample["word_labels"] >= 0

@@ -160,8 +160,11 @@ class PretrainingScenes(IterableDataset):
             words = words + suffix
         ids = np.array(self.tokenizer(" ".join(words)), dtype=np.int64)
         labels = np.full_like(ids, -1)
-        if suffix is None and targets and task < 0.85:
+        if suffix is None and task < 0.85:
             self._mask_words(ids, labels, words, rng)
+            if not targets:
+                # Nothing to restore, but a mask must not tell that something is there.
+                labels[:] = -1
         referred = np.zeros(MAX_OBJECTS, dtype=bool)
         referred[list(targets)] = True
         sample = {
