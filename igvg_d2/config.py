@@ -61,11 +61,9 @@ def _add_input(cfg: CN) -> None:
     # What an epoch visits once: each "expression", or each "object" (ref_id) with one of its
     # expressions drawn anew at every visit (released: RefCOCO, and R-RefCOCO with its false ones).
     cfg.DATALOADER.SAMPLE_UNIT = "expression"
-    # Replace unusable training samples, listed in bad_samples.jsonl; False stops at the first.
+    # Replace unusable training samples, listed in bad_samples.jsonl, and pass over batches with a
+    # non-finite loss; False stops at the first.
     cfg.DATALOADER.SKIP_BAD_SAMPLES = False
-    # Then: share of the data set that may be bad, and batches in a row with a non-finite loss.
-    cfg.DATALOADER.MAX_BAD_RATIO = 0.5
-    cfg.DATALOADER.MAX_BAD_BATCHES = 10
     # Network input as (height, width), multiples of the patch size; see RESIZE_MODE.
     cfg.INPUT.IMAGE_SIZE = (320, 320)
     # "pil": antialiased resize (better masks); "cv2": OpenCV bilinear without it, released.
@@ -112,19 +110,12 @@ def _add_backbone(cfg: CN) -> None:
     cfg.MODEL.BEIT3.DROP_PATH = 0.1
     # Recompute activations in the backward pass: less memory, about a third more time.
     cfg.MODEL.BEIT3.CHECKPOINTING = False
-    # Standard deviation of the truncated normal that initialises linear layers; BEiT-3 uses 0.02.
-    cfg.MODEL.BEIT3.INIT_STD = 0.02
-    # The same for the token, CLS and position tables.
-    cfg.MODEL.BEIT3.EMBED_STD = 0.02
 
 
 def _add_dense_parts(cfg: CN) -> None:
     # Beginnings of names of parameters that are not trained, for example ["backbone.encoder."];
     # BatchNorm below them keeps its statistics too. Each must match something.
     cfg.MODEL.FREEZE = []
-    # Every BatchNorm of the model uses the batches of all processes, on GPUs and on the CPU. The
-    # paper's model uses each GPU's own batch.
-    cfg.MODEL.SYNC_BN = False
 
     cfg.MODEL.IGVG = CN()
     # C: width of the projected image and text features and of the queries.
@@ -140,8 +131,6 @@ def _add_dense_parts(cfg: CN) -> None:
     cfg.MODEL.IGVG.TEST.MASK_THRESH_TEST = 0.5
     # Union mask: "merge" (global or any kept instance), "instance" or "global".
     cfg.MODEL.IGVG.TEST.OUTPUT_MASK = "merge"
-    # Multiply class scores by the probability that a target is present.
-    cfg.MODEL.IGVG.TEST.WEIGHT_SCORES = True
     # Of two boxes with a larger IoU only the better one keeps its score; 1.0 = no suppression
     # (paper). The release has it as an option that is off.
     cfg.MODEL.IGVG.TEST.NMS_THRESH = 1.0
@@ -160,7 +149,8 @@ def _add_dense_parts(cfg: CN) -> None:
     cfg.MODEL.PIXEL_DECODER.NAME = "UNetPixelDecoder"
     # Width of the stages at 1/16, 1/8 and 1/4; the last one is the width of the mask features.
     cfg.MODEL.PIXEL_DECODER.CONV_DIMS = [256, 256, 256]
-    # Normalisation of the stages, any name Detectron2's get_norm knows.
+    # Normalisation of the stages, any name Detectron2's get_norm knows; "SyncBN" uses the batches
+    # of all processes, on GPUs and on the CPU, "BN" (paper) each process's own.
     cfg.MODEL.PIXEL_DECODER.NORM = "BN"
 
     cfg.MODEL.GLOBAL_HEAD = CN()
@@ -168,10 +158,6 @@ def _add_dense_parts(cfg: CN) -> None:
     cfg.MODEL.GLOBAL_HEAD.MASK_ON = True
     # lambda_global of Eq. 5.
     cfg.MODEL.GLOBAL_HEAD.LOSS_WEIGHT = 1.0
-    # Weight of the binary cross-entropy inside L_seg.
-    cfg.MODEL.GLOBAL_HEAD.MASK_WEIGHT = 1.0
-    # Weight of the Dice loss inside L_seg.
-    cfg.MODEL.GLOBAL_HEAD.DICE_WEIGHT = 1.0
     # lambda_exist of Eq. 5.
     cfg.MODEL.GLOBAL_HEAD.NO_TARGET_WEIGHT = 0.2
     # Class weights of the no-target loss as (target, no target). The paper's BCE is (1, 1) because
@@ -214,9 +200,8 @@ def _add_query_generator(cfg: CN) -> None:
     cfg.MODEL.QUERY_GENERATOR.MINIMAP_WEIGHT = 0.1
     # Target of the minimap: "area" share of a cell or "nearest" pixel (released).
     cfg.MODEL.QUERY_GENERATOR.MINIMAP_TARGET = "area"
-    # Heads, feed-forward width and dropout of the text-to-image attention.
+    # Heads and dropout of the attention.
     cfg.MODEL.QUERY_GENERATOR.NHEADS = 8
-    cfg.MODEL.QUERY_GENERATOR.DIM_FEEDFORWARD = 512
     cfg.MODEL.QUERY_GENERATOR.DROPOUT = 0.1
 
 
@@ -228,42 +213,29 @@ def _add_grounding_head(cfg: CN) -> None:
     cfg.MODEL.GROUNDING_HEAD.DECODER = "DeformableDecoder"
     # Neck levels the decoder reads; ["p4"] is single-scale deformable attention.
     cfg.MODEL.GROUNDING_HEAD.IN_FEATURES = ["p2", "p3", "p4", "p5"]
-    # Decoder layers, heads, feed-forward width, dropout, sampling points per head and level.
+    # Decoder layers, heads, feed-forward width, dropout.
     cfg.MODEL.GROUNDING_HEAD.DEC_LAYERS = 3
     cfg.MODEL.GROUNDING_HEAD.NHEADS = 8
     cfg.MODEL.GROUNDING_HEAD.DIM_FEEDFORWARD = 1024
     cfg.MODEL.GROUNDING_HEAD.DROPOUT = 0.1
-    cfg.MODEL.GROUNDING_HEAD.NUM_POINTS = 4
     # Reference of a query: its selected "point" (paper), the point plus a learned shift "shifted"
     # (released), or "learned" from the query position alone (Deformable DETR).
     cfg.MODEL.GROUNDING_HEAD.REFERENCE = "point"
-    # Losses on every decoder layer, not only the last.
-    cfg.MODEL.GROUNDING_HEAD.DEEP_SUPERVISION = True
     # Weights of the auxiliary layers: the "same" as the last layer's, or "ones" (released).
     cfg.MODEL.GROUNDING_HEAD.AUX_WEIGHTS = "same"
     # lambda_rec of Eq. 5.
     cfg.MODEL.GROUNDING_HEAD.LOSS_WEIGHT = 0.1
-    # Weights of cross-entropy, L1 and GIoU inside L_detr.
+    # Weight of the cross-entropy inside L_detr; L1 has 5 and GIoU 2.
     cfg.MODEL.GROUNDING_HEAD.CLASS_WEIGHT = 1.0
-    cfg.MODEL.GROUNDING_HEAD.L1_WEIGHT = 5.0
-    cfg.MODEL.GROUNDING_HEAD.GIOU_WEIGHT = 2.0
     # Class weight of "no object" in the cross-entropy.
     cfg.MODEL.GROUNDING_HEAD.NO_OBJECT_WEIGHT = 0.1
     # Instance masks (Q_d x S_global); off for the rows without instance supervision (Table 8).
     cfg.MODEL.GROUNDING_HEAD.MASK_ON = True
-    # lambda_instance of Eq. 5.
-    cfg.MODEL.GROUNDING_HEAD.INSTANCE_WEIGHT = 1.0
     # lambda_neg of Eq. 6: masks of unmatched queries against nothing; 0 switches it off.
     cfg.MODEL.GROUNDING_HEAD.NEGATIVE_WEIGHT = 0.2
-    # Weights of binary cross-entropy and Dice inside L_seg of the instances.
-    cfg.MODEL.GROUNDING_HEAD.MASK_WEIGHT = 1.0
-    cfg.MODEL.GROUNDING_HEAD.DICE_WEIGHT = 1.0
 
     cfg.MODEL.GROUNDING_HEAD.MATCHER = CN()
-    # lambda_cls, lambda_box, lambda_giou and lambda_point of Eq. 4.
-    cfg.MODEL.GROUNDING_HEAD.MATCHER.CLASS_WEIGHT = 1.0
-    cfg.MODEL.GROUNDING_HEAD.MATCHER.L1_WEIGHT = 5.0
-    cfg.MODEL.GROUNDING_HEAD.MATCHER.GIOU_WEIGHT = 2.0
+    # lambda_point of Eq. 4; lambda_cls is 1, lambda_box 5, lambda_giou 2.
     cfg.MODEL.GROUNDING_HEAD.MATCHER.POINT_WEIGHT = 2.0
     # Class cost: cross-entropy "ce" (Eq. 4) or negative probability "prob" (released).
     cfg.MODEL.GROUNDING_HEAD.MATCHER.CLASS_COST = "ce"
@@ -282,8 +254,8 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.LAYER_DECAY = 1.0
     # Total norm over all parameters that gradients are clipped to; 0 switches clipping off.
     cfg.SOLVER.CLIP_TOTAL_NORM = 0.0
-    # Length of the training in epochs, from which the trainer computes MAX_ITER, WARMUP_ITERS and
-    # STEPS for the batch and data at hand; 0 = MAX_ITER counts.
+    # Length of the training run in epochs, from which the trainer computes MAX_ITER, WARMUP_ITERS
+    # and STEPS for the batch and data at hand; 0 = MAX_ITER counts.
     cfg.SOLVER.EPOCHS = 0
     # Epochs of warm-up. WARMUP_METHOD "staircase" (paper) goes with it: in epoch e (from 0) of w
     # the learning rate has the factor (e + 1) / (w + 1).
@@ -295,17 +267,14 @@ def _add_solver(cfg: CN) -> None:
     # Numbered checkpoints that are kept, the newest ones; 0 = all. The final one, the best model
     # and files of other runs in the folder stay.
     cfg.SOLVER.CHECKPOINT_KEEP = 0
-    # CPU threads of the training process; 0 keeps PyTorch's choice.
-    cfg.SOLVER.NUM_THREADS = 0
-
     # Micro-batches that a batch of IMS_PER_BATCH is computed in, one after the other: less memory,
     # the same gradient. Only BatchNorm sees their smaller batches.
     cfg.SOLVER.ACCUMULATION_STEPS = 1
-    # With SOLVER.AMP.ENABLED (Detectron2's): type of most products in the training, "fp16" with
+    # With SOLVER.AMP.ENABLED (Detectron2's): type of most products in training, "fp16" with
     # scaled losses, or "bf16". Losses are computed in float32, and so are evaluations.
     cfg.SOLVER.AMP.PRECISION = "fp16"
     cfg.SOLVER.EMA = CN()
-    # Evaluate, and give away, a moving average of the weights; the training itself is the same.
+    # Evaluate, and give away, a moving average of the weights; training itself is the same.
     cfg.SOLVER.EMA.ENABLED = False
     # Share that the average keeps of itself in each iteration; less in the first ones.
     cfg.SOLVER.EMA.DECAY = 0.999
@@ -317,7 +286,7 @@ def _add_test(cfg: CN) -> None:
     # Metric, as metrics.json names it ("gres/gIoU"; "shapes_val/gres/gIoU" with several test sets),
     # whose highest value decides on model_best.pth; empty = no such file.
     cfg.TEST.BEST_METRIC = ""
-    # Pictures rendered by the final evaluation, per dataset; 0 renders none.
+    # Images rendered by the final evaluation, per data set; 0 renders none.
     cfg.TEST.VIS_SAMPLES = 0
     # Protocols of an evaluation, all in one pass: "native" (original resolution), "official" (rules
     # and 480 pixels of the benchmark's authors), "released" (the paper authors' evaluation at 320
@@ -335,7 +304,5 @@ def _add_test(cfg: CN) -> None:
 
 def _add_engine(cfg: CN) -> None:
     cfg.WANDB = CN()
-    # Send scalars and pictures to Weights & Biases too (package wandb); project and name there.
+    # Send scalars and images to Weights & Biases too; its own WANDB_PROJECT and WANDB_NAME apply.
     cfg.WANDB.ENABLED = False
-    cfg.WANDB.PROJECT = "igvg_d2"
-    cfg.WANDB.NAME = ""

@@ -24,19 +24,17 @@ def watch_batches(cfg: CfgNode, model: nn.Module) -> Optional["BadSampleLog"]:
     """Guard a model's training losses, and list bad samples if they are to be skipped.
 
     Args:
-        cfg: ``DATALOADER.SKIP_BAD_SAMPLES`` and its limits.
+        cfg: with ``DATALOADER.SKIP_BAD_SAMPLES``.
         model: before it is wrapped for several processes.
 
     Returns:
         the hook that lists them, to be registered with the trainer; None if the first one stops it.
     """
-    loader = cfg.DATALOADER
-    if not loader.SKIP_BAD_SAMPLES:
+    if not cfg.DATALOADER.SKIP_BAD_SAMPLES:
         LossGuard(model)
         return None
-    periods = (20, cfg.SOLVER.CHECKPOINT_PERIOD)
-    log = BadSampleLog(model, cfg.OUTPUT_DIR, loader.MAX_BAD_RATIO, periods)
-    LossGuard(model, skip=True, max_in_a_row=loader.MAX_BAD_BATCHES, report=log.add_batch)
+    log = BadSampleLog(model, cfg.OUTPUT_DIR, periods=(20, cfg.SOLVER.CHECKPOINT_PERIOD))
+    LossGuard(model, skip=True, report=log.add_batch)
     return log
 
 
@@ -49,7 +47,11 @@ class BadSampleLog(HookBase):
     """
 
     def __init__(
-        self, model: nn.Module, output_dir: str, max_ratio: float, periods: Sequence[int] = (20,)
+        self,
+        model: nn.Module,
+        output_dir: str,
+        max_ratio: float = 0.5,
+        periods: Sequence[int] = (20,),
     ):
         """
         Args:
@@ -142,8 +144,8 @@ class BadSampleLog(HookBase):
                     )
         if self.num_bad > self.max_ratio * max(self.dataset_size, 1):
             raise ValueError(
-                f"{self.num_bad} of {self.dataset_size} training samples are bad, more than "
-                f"DATALOADER.MAX_BAD_RATIO {self.max_ratio} allows; {self.path} lists them"
+                f"{self.num_bad} of {self.dataset_size} training samples are bad, more than the "
+                f"share of {self.max_ratio} that is skipped; {self.path} lists them"
             )
 
 

@@ -83,8 +83,8 @@ class LossGuard:
             raise FloatingPointError(message + "The weights are those of the iteration before.")
         if self.in_a_row > self.max_in_a_row:
             raise FloatingPointError(
-                f"{message}This is batch {self.in_a_row} of this kind in a row, "
-                f"DATALOADER.MAX_BAD_BATCHES allows {self.max_in_a_row}: the training has diverged."
+                f"{message}This is batch {self.in_a_row} of this kind in a row, of which "
+                f"{self.max_in_a_row} are skipped: the training has diverged."
             )
         logger.warning("%sThe batch is passed over (DATALOADER.SKIP_BAD_SAMPLES).", message)
         if self.report is not None and not torch.isfinite(values).all():

@@ -78,14 +78,13 @@ def peak_memory_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def start_wandb(output_dir: str, project: str, name: str, config: Dict[str, Any]) -> None:
+def start_wandb(output_dir: str, config: Dict[str, Any]) -> None:
     """Let Weights & Biases follow the TensorBoard files; call it before these are begun.
 
     A resumed run continues its run there: the id is kept in ``OUTPUT_DIR/wandb_run_id``.
 
     Args:
         output_dir: folder of the run.
-        project, name: in Weights & Biases; an empty name lets it choose.
         config: options of the run, to be shown with it.
 
     Raises:
@@ -103,8 +102,9 @@ def start_wandb(output_dir: str, project: str, name: str, config: Dict[str, Any]
     if os.path.isfile(path):
         with open(path) as file:
             run_id = file.read().strip()
-    options = {"project": project, "name": name or None, "dir": output_dir, "config": config}
-    run = wandb.init(**options, id=run_id, resume="allow", sync_tensorboard=True)
+    run = wandb.init(
+        dir=output_dir, config=config, id=run_id, resume="allow", sync_tensorboard=True
+    )
     write_atomically(path, str(run.id))
 
 
@@ -117,8 +117,7 @@ def build_writers(cfg: CfgNode, max_iter: int) -> List[EventWriter]:
     """
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     if cfg.WANDB.ENABLED:
-        options = dict(flatten(cfg))
-        start_wandb(cfg.OUTPUT_DIR, cfg.WANDB.PROJECT, cfg.WANDB.NAME, options)
+        start_wandb(cfg.OUTPUT_DIR, dict(flatten(cfg)))
     return [
         CommonMetricPrinter(max_iter, WINDOW),
         MetricsWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json")),

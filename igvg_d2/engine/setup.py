@@ -58,15 +58,9 @@ def check_output_dir(cfg: CfgNode) -> None:
 
 
 def set_num_threads(cfg: CfgNode) -> None:
-    """Apply ``SOLVER.NUM_THREADS``.
-
-    0 keeps PyTorch's choice, which is all cores; several CPU processes share them equally.
-    """
-    threads = cfg.SOLVER.NUM_THREADS
-    if threads == 0 and cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1:
-        threads = max(1, torch.get_num_threads() // comm.get_local_size())
-    if threads > 0:
-        torch.set_num_threads(threads)
+    """Share PyTorch's threads (``OMP_NUM_THREADS``, or all cores) among CPU processes."""
+    if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
     logging.getLogger(__name__).info("CPU threads: %d", torch.get_num_threads())
 
 

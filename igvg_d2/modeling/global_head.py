@@ -22,23 +22,25 @@ class GlobalHead(nn.Module):
         mask_dim: int,
         pooled_dim: int,
         mask_on: bool,
-        mask_weight: float,
-        dice_weight: float,
+        loss_weight: float,
         no_target_weight: float,
         no_target_class_weights: Tuple[float, float],
         no_target_input: str,
         align_corners: bool,
+        mask_weight: float = 1.0,
+        dice_weight: float = 1.0,
     ):
         """
         Args:
             mask_dim: channels of the mask features.
             pooled_dim: C, channels of the backbone's pooled feature.
             mask_on: predict and supervise the union mask.
-            mask_weight, dice_weight: final weights of BCE and Dice.
+            loss_weight: lambda_global.
             no_target_weight: lambda_exist.
             no_target_class_weights: (target, no target).
             no_target_input: "pixels" or "pixels+pooled".
             align_corners: mode of the up-sampling of masks to the targets' resolution.
+            mask_weight, dice_weight: of binary cross-entropy and Dice inside L_seg.
 
         Raises:
             ValueError: unknown ``no_target_input``.
@@ -49,8 +51,8 @@ class GlobalHead(nn.Module):
                 "MODEL.GLOBAL_HEAD.NO_TARGET_INPUT must be 'pixels' or 'pixels+pooled', got "
                 f"{no_target_input!r}."
             )
-        self.mask_weight = mask_weight
-        self.dice_weight = dice_weight
+        self.mask_weight = loss_weight * mask_weight
+        self.dice_weight = loss_weight * dice_weight
         self.no_target_weight = no_target_weight
         self.align_corners = align_corners
         self.predictor = nn.Conv2d(mask_dim, 1, kernel_size=1) if mask_on else None
@@ -69,8 +71,7 @@ class GlobalHead(nn.Module):
             "mask_dim": mask_dim,
             "pooled_dim": pooled_dim,
             "mask_on": head.MASK_ON,
-            "mask_weight": head.LOSS_WEIGHT * head.MASK_WEIGHT,
-            "dice_weight": head.LOSS_WEIGHT * head.DICE_WEIGHT,
+            "loss_weight": head.LOSS_WEIGHT,
             "no_target_weight": head.NO_TARGET_WEIGHT,
             "no_target_class_weights": head.NO_TARGET_CLASS_WEIGHTS,
             "no_target_input": head.NO_TARGET_INPUT,

@@ -31,10 +31,10 @@ class PostprocessOptions:
     score_thresh: float
     mask_thresh: float
     output_mask: str
-    weight_scores: bool
     mask_resize: str
     no_target_test: str
     align_corners: bool
+    weight_scores: bool = True
     nms_thresh: float = 1.0
     frame_sizes: Tuple[int, ...] = ()
 

@@ -1,4 +1,4 @@
-"""What a training may change about any model: parts that rest, and BatchNorm over all processes."""
+"""Frozen parameters, and BatchNorm over all processes."""
 
 from typing import List, Sequence
 
@@ -14,8 +14,9 @@ class SyncBatchNorm(_BatchNorm):
     """BatchNorm over the batches of all processes, on GPUs and, unlike PyTorch's, on the CPU.
 
     Mean and variance are those of all samples of all processes, in float32 and in two passes; the
-    gradient flows through both. Parameters and buffers are those of BatchNorm. It is no subclass of
-    ``nn.SyncBatchNorm``, which DistributedDataParallel refuses on the CPU.
+    gradient flows through both. Parameters and buffers are those of BatchNorm. ``nn.SyncBatchNorm``
+    is refused by DistributedDataParallel on the CPU; Detectron2's ``NaiveSyncBatchNorm`` keeps
+    biased running variances, and computes E[x^2] - E[x]^2 of bfloat16 inputs in bfloat16.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -47,20 +48,13 @@ class SyncBatchNorm(_BatchNorm):
         self.running_var.lerp_(unbiased_variance.to(self.running_var.dtype), self.momentum)
 
 
-def convert_batch_norm(module: nn.Module, everywhere: bool) -> nn.Module:
-    """Replace BatchNorm by :class:`SyncBatchNorm`, in place, with the same parameters and buffers.
-
-    Args:
-        module: a model.
-        everywhere: all BatchNorm layers; False replaces only PyTorch's SyncBatchNorm, which
-            ``get_norm("SyncBN")`` makes and which stops on the CPU.
+def replace_sync_batch_norm(module: nn.Module) -> nn.Module:
+    """Replace what ``get_norm("SyncBN")`` makes by :class:`SyncBatchNorm`, in place.
 
     Returns:
-        the module, or what takes its place.
+        the module, or what takes its place, with the same parameters and buffers.
     """
-    if isinstance(module, SyncBatchNorm):
-        return module
-    if isinstance(module, nn.SyncBatchNorm) or (everywhere and isinstance(module, _BatchNorm)):
+    if isinstance(module, nn.SyncBatchNorm):
         new = SyncBatchNorm(module.num_features, module.eps, module.momentum)
         new.weight, new.bias = module.weight, module.bias
         for name, buffer in module.named_buffers():
@@ -68,7 +62,7 @@ def convert_batch_norm(module: nn.Module, everywhere: bool) -> nn.Module:
         new.train(module.training)
         return new
     for name, child in module.named_children():
-        setattr(module, name, convert_batch_norm(child, everywhere))
+        setattr(module, name, replace_sync_batch_norm(child))
     return module
 
 

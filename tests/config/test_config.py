@@ -39,11 +39,11 @@ def test_there_are_configs():
 
 
 def test_number_of_keys():
-    """The aim is 100; lower the bound whenever keys go."""
+    """At most 100; lower the bound whenever keys go."""
     before = dict(flatten(get_cfg()))
     cfg = get_cfg()
     add_igvg_config(cfg)
-    assert len(dict(flatten(cfg))) - len(before) <= 123
+    assert len(dict(flatten(cfg))) - len(before) <= 99
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name_of)
@@ -86,7 +86,8 @@ def test_paper_configs_have_the_recipe(folder, epochs, size, width):
     assert cfg.DATALOADER.SAMPLE_UNIT == unit
     # Options that the paper's runs do not have.
     assert cfg.INPUT.COLOR_JITTER == cfg.INPUT.FLIP.HORIZONTAL_PROB == 0.0
-    assert solver.LAYER_DECAY == 1.0 and not cfg.MODEL.FREEZE and not cfg.MODEL.SYNC_BN
+    assert solver.LAYER_DECAY == 1.0 and not cfg.MODEL.FREEZE
+    assert cfg.MODEL.PIXEL_DECODER.NORM == "BN"
     assert cfg.INPUT.RESIZE_MODE == "squash"
     head = path.read_text().split("_BASE_")[0]
     for word in ("Command: ", "Hardware: ", "Expected"):

@@ -118,9 +118,10 @@ def test_weights_and_biases_follows_tensorboard(tmp_path, monkeypatch):
         return types.SimpleNamespace(id="run7")
 
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
-    cfg = make_cfg(tmp_path, "WANDB.ENABLED", True, "WANDB.NAME", "try")
+    cfg = make_cfg(tmp_path, "WANDB.ENABLED", True)
     train(cfg)
-    assert asked[0]["project"] == "igvg_d2" and asked[0]["name"] == "try"
+    # wandb itself reads WANDB_PROJECT and WANDB_NAME, unless they are given.
+    assert not {"project", "name"} & set(asked[0])
     assert asked[0]["sync_tensorboard"] and asked[0]["config"]["SOLVER.BASE_LR"] == 0.01
     train(cfg)
     assert [kwargs["id"] for kwargs in asked] == [None, "run7"]  # continued

@@ -50,7 +50,7 @@ def make_cfg(output):
             "MODEL.BEIT3.DROP_PATH", 0.0,
             "MODEL.QUERY_GENERATOR.DROPOUT", 0.0,
             "MODEL.GROUNDING_HEAD.DROPOUT", 0.0,
-            "MODEL.SYNC_BN", True,
+            "MODEL.PIXEL_DECODER.NORM", "SyncBN",
             "INPUT.TOKENIZER.NAME", "ShapesTokenizer",
             "INPUT.TOKENIZER.MAX_TOKENS", 40,
             "INPUT.RANDOM_FLIP", "none",

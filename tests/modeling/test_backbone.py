@@ -18,7 +18,7 @@ def same_random_numbers():
 
 
 def make_encoder(drop_path=0.0, checkpointing=False):
-    return MultiwayEncoder(8, 3, 2, 12, drop_path, checkpointing, 0.02)
+    return MultiwayEncoder(8, 3, 2, 12, drop_path, checkpointing)
 
 
 def reference_block(block, image, text, visible):
@@ -118,7 +118,7 @@ def test_checkpointing_repeats_the_same_stochastic_depth():
 
 
 def test_padded_words_are_zero_and_long_texts_are_refused():
-    embedding = TextEmbedding(10, 4, 3, 0.02)
+    embedding = TextEmbedding(10, 4, 3)
     ids, padding = torch.tensor([[0, 5, 1]]), torch.tensor([[False, False, True]])
     words = embedding(ids, padding)
     torch.testing.assert_close(words[0, 1], embedding.tokens.weight[5] + embedding.positions[0, 1])

@@ -144,7 +144,6 @@ HEADS.update(
         "learned": [HEAD + "REFERENCE", "learned"],
         "no_masks": [HEAD + "MASK_ON", False],
         "no_negatives": [HEAD + "NEGATIVE_WEIGHT", 0.0],
-        "no_deep_supervision": [HEAD + "DEEP_SUPERVISION", False],
         "aux_ones": [HEAD + "AUX_WEIGHTS", "ones"],
         "one_layer": [HEAD + "DEC_LAYERS", 1],
         "prob": [HEAD + "MATCHER.CLASS_COST", "prob"],

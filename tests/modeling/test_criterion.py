@@ -8,8 +8,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 
 from igvg_d2.modeling import GroundingTargets
 from igvg_d2.modeling.global_head import GlobalHead
-from igvg_d2.modeling.grounding_head import PointGuidedMatcher
-from igvg_d2.modeling.grounding_head.point_guided_head import build_criterion
+from igvg_d2.modeling.grounding_head import GroundingCriterion, PointGuidedMatcher
 from igvg_d2.testing import random_targets, tiny_cfg
 
 HEAD = "MODEL.GROUNDING_HEAD."
@@ -60,7 +59,7 @@ def test_matcher_on_two_queries_and_two_targets_by_hand():
     boxes = torch.tensor([[[LEFT, RIGHT]]])
     points = torch.tensor([[[0.25, 0.5], [0.75, 0.25]]])
     targets = targets_of([LEFT, RIGHT])
-    matcher = PointGuidedMatcher(1.0, 5.0, 2.0, 2.0, "ce")
+    matcher = PointGuidedMatcher(point_weight=2.0, class_cost="ce")
     # Disjoint: union 0.08, hull 0.7 x 0.2 = 0.14, GIoU = -0.06 / 0.14.
     giou, point = 2 * 0.06 / 0.14, 2 * 0.5
     query_0 = [math.log(2) - 2, math.log(2) + 5 * 0.5 + giou + point]
@@ -68,7 +67,9 @@ def test_matcher_on_two_queries_and_two_targets_by_hand():
     cost = matcher.cost(logits, boxes, points, targets)
     torch.testing.assert_close(cost[0, 0], torch.tensor([query_0, query_1]), atol=1e-3, rtol=0)
     assert matcher(logits, boxes, points, targets).tolist() == [[[0, 1]]]
-    released = PointGuidedMatcher(1.0, 5.0, 2.0, 2.0, "prob").cost(logits, boxes, points, targets)
+    released = PointGuidedMatcher(point_weight=2.0, class_cost="prob").cost(
+        logits, boxes, points, targets
+    )
     assert float(cost[0, 0, 1, 0] - released[0, 0, 1, 0]) == pytest.approx(
         math.log(4 / 3) + 0.75, abs=1e-4
     )
@@ -79,8 +80,8 @@ def test_matcher_weighs_the_point_against_the_box():
     boxes = torch.tensor([[[LEFT, [0.3, 0.5, 0.2, 0.2]]]])
     points, logits = torch.tensor([[[0.65, 0.5], [0.25, 0.5]]]), torch.zeros(1, 1, 2, 2)
     targets = targets_of([LEFT])
-    with_point = PointGuidedMatcher(1.0, 5.0, 0.0, 2.0, "ce")
-    without = PointGuidedMatcher(1.0, 5.0, 0.0, 0.0, "ce")
+    with_point = PointGuidedMatcher(point_weight=2.0, class_cost="ce", giou_weight=0.0)
+    without = PointGuidedMatcher(point_weight=0.0, class_cost="ce", giou_weight=0.0)
     assert with_point(logits, boxes, points, targets).tolist() == [[[-1, 0]]]
     assert without(logits, boxes, points, targets).tolist() == [[[0, -1]]]
 
@@ -89,19 +90,19 @@ def test_samples_and_layers_are_matched_on_their_own():
     boxes = torch.tensor([[[LEFT, RIGHT]] * 3, [[RIGHT, LEFT]] * 3])
     points = torch.full((3, 2, 2), 0.5)
     targets = targets_of([LEFT], [], [RIGHT, LEFT])
-    assigned = PointGuidedMatcher(1.0, 5.0, 2.0, 2.0, "ce")(
+    assigned = PointGuidedMatcher(point_weight=2.0, class_cost="ce")(
         torch.zeros(2, 3, 2, 2), boxes, points, targets
     )
     assert assigned[0].tolist() == [[0, -1], [-1, -1], [1, 0]]
     assert assigned[1].tolist() == [[-1, 0], [-1, -1], [0, 1]]
 
 
-def run_criterion(opts=(), masks=True, targets=None, layers=2):
+def run_criterion(opts=(), masks=True, targets=None, layers=2, **weights):
     """Losses of two samples with boxes 0.1 right of their targets, all logits zero."""
     targets = targets_of([LEFT, RIGHT], []) if targets is None else targets
     shifted = torch.tensor([LEFT, RIGHT]) + torch.tensor([0.1, 0.0, 0.0, 0.0])
     n = len(targets.num_targets)
-    return build_criterion(tiny_cfg(opts))(
+    return GroundingCriterion(tiny_cfg(opts), **weights)(
         torch.zeros(layers, n, 2, 2),
         shifted.expand(layers, n, 2, 4),
         shifted[:, :2].expand(n, 2, 2),
@@ -129,15 +130,8 @@ def test_released_auxiliary_layers_have_unit_weights():
 
 
 def test_instance_masks_follow_equation_6():
-    opts = [
-        HEAD + "INSTANCE_WEIGHT",
-        2.0,
-        HEAD + "NEGATIVE_WEIGHT",
-        0.25,
-        HEAD + "MASK_WEIGHT",
-        3.0,
-    ]
-    losses = run_criterion(opts)
+    opts = [HEAD + "NEGATIVE_WEIGHT", 0.25]
+    losses = run_criterion(opts, instance_weight=2.0, mask_weight=3.0)
     # Logits 0: BCE log 2 everywhere. Dice, 4 of 16 pixels: 1 - (2 * 2 + 1) / (8 + 4 + 1).
     assert float(losses["loss_mask"]) == pytest.approx(2 * 3 * math.log(2))
     assert float(losses["loss_dice"]) == pytest.approx(2 * (1 - 5 / 13))
@@ -152,7 +146,7 @@ def test_matched_and_unmatched_masks_are_averaged_on_their_own():
     # Three queries of which the second is matched; probabilities 0.5, 0.9, 0.2 everywhere.
     boxes = torch.tensor([LEFT, RIGHT, LEFT])[None]
     masks = torch.logit(torch.tensor([0.5, 0.9, 0.2]))[None, :, None, None].expand(1, 3, 2, 2)
-    criterion = build_criterion(tiny_cfg([HEAD + "NEGATIVE_WEIGHT", 1.0]))
+    criterion = GroundingCriterion(tiny_cfg([HEAD + "NEGATIVE_WEIGHT", 1.0]))
     losses = criterion(torch.zeros(1, 1, 3, 2), boxes[None], boxes[..., :2], masks, targets)
     assert float(losses["loss_mask"]) == pytest.approx(-math.log(0.9), abs=1e-5)
     expected = -(math.log(0.5) + math.log(0.8)) / 2
@@ -167,7 +161,7 @@ def test_matched_queries_are_of_class_target_and_the_rest_of_no_object():
     boxes = torch.tensor([RIGHT, LEFT])[None, None]
     logits = torch.tensor([[[[0.0, 0.0], [math.log(3), 0.0]]]])
     opts = [HEAD + "NO_OBJECT_WEIGHT", 0.2, HEAD + "LOSS_WEIGHT", 1.0, HEAD + "MASK_ON", False]
-    losses = build_criterion(tiny_cfg(opts))(
+    losses = GroundingCriterion(tiny_cfg(opts))(
         logits, boxes, boxes[0, ..., :2], None, targets_of([LEFT])
     )
     # Query 1 is matched: -log 3/4, weight 1; query 0 is not: -log 1/2, weight 0.2.
@@ -180,14 +174,15 @@ def test_keys_follow_the_config_only():
     auxiliary = {key + "_0" for key in detection}
     masks, negative = {"loss_mask", "loss_dice"}, {"loss_mask_neg", "loss_dice_neg"}
     empty = targets_of([], [])
-    for opts, with_masks, expected in (
-        ([], True, detection | auxiliary | masks | negative),
-        ([HEAD + "NEGATIVE_WEIGHT", 0.0], True, detection | auxiliary | masks),
-        ([HEAD + "DEEP_SUPERVISION", False], True, detection | masks | negative),
-        ([HEAD + "MASK_ON", False], False, detection | auxiliary),
+    for opts, with_masks, deep, expected in (
+        ([], True, True, detection | auxiliary | masks | negative),
+        ([HEAD + "NEGATIVE_WEIGHT", 0.0], True, True, detection | auxiliary | masks),
+        ([], True, False, detection | masks | negative),
+        ([HEAD + "MASK_ON", False], False, True, detection | auxiliary),
     ):
-        assert set(run_criterion(opts, with_masks)) == expected
-        assert set(run_criterion(opts, with_masks, empty)) == expected
+        for targets in (None, empty):
+            losses = run_criterion(opts, with_masks, targets, deep_supervision=deep)
+            assert set(losses) == expected
 
 
 def test_batch_without_targets_costs_only_classes_and_negative_masks():
@@ -199,7 +194,7 @@ def test_batch_without_targets_costs_only_classes_and_negative_masks():
 
 def make_global_head(**changes):
     options = dict(
-        mask_dim=4, pooled_dim=6, mask_on=True, mask_weight=1.0, dice_weight=2.0,
+        mask_dim=4, pooled_dim=6, mask_on=True, loss_weight=1.0, dice_weight=2.0,
         no_target_weight=0.2, no_target_class_weights=(1.0, 3.0), no_target_input="pixels",
         align_corners=False,
     )  # fmt: skip

@@ -46,7 +46,6 @@ VARIANTS = {
         "MODEL.GLOBAL_HEAD.MASK_ON", False, "MODEL.GROUNDING_HEAD.MASK_ON", False
     ],
     "no_minimap": ["MODEL.QUERY_GENERATOR.MINIMAP_WEIGHT", 0.0],
-    "no_aux": ["MODEL.GROUNDING_HEAD.DEEP_SUPERVISION", False],
     "global_only": ["MODEL.QUERY_GENERATOR.NAME", "", "MODEL.GROUNDING_HEAD.NAME", ""],
     "tiny": [
         "MODEL.BEIT3.PATCH_SIZE", 8,

@@ -154,7 +154,7 @@ BOX = [0.5, 0.5, 0.2, 0.2]
 
 
 def test_matcher_cost_by_hand():
-    matcher = PointGuidedMatcher(1.0, 5.0, 2.0, 3.0, "ce")
+    matcher = PointGuidedMatcher(point_weight=3.0, class_cost="ce")
     logits = torch.zeros(1, 1, 1, 2)
     boxes = torch.tensor([[[[0.6, 0.5, 0.2, 0.2]]]])
     points = torch.tensor([[[0.5, 0.4]]])
@@ -162,7 +162,7 @@ def test_matcher_cost_by_hand():
     # Overlap 0.1 x 0.2 of union 0.06 in a hull 0.3 x 0.2 = 0.06: GIoU = 1/3.
     expected = math.log(2) + 5 * 0.1 - 2 / 3 + 3 * 0.1
     assert float(cost) == pytest.approx(expected, abs=1e-4)
-    released = PointGuidedMatcher(1.0, 5.0, 2.0, 3.0, "prob").cost(
+    released = PointGuidedMatcher(point_weight=3.0, class_cost="prob").cost(
         logits, boxes, points, make_targets([BOX])
     )
     assert float(cost - released) == pytest.approx(math.log(2) + 0.5, abs=1e-5)
@@ -171,12 +171,12 @@ def test_matcher_cost_by_hand():
 def test_the_point_decides_between_equal_boxes():
     logits, boxes = torch.zeros(1, 1, 2, 2), torch.tensor(BOX).expand(1, 1, 2, 4)
     points = torch.tensor([[[0.1, 0.1], [0.5, 0.5]]])
-    matcher = PointGuidedMatcher(1.0, 5.0, 2.0, 2.0, "ce")
+    matcher = PointGuidedMatcher(point_weight=2.0, class_cost="ce")
     assert matcher(logits, boxes, points, make_targets([BOX])).tolist() == [[[-1, 0]]]
 
 
 def test_matcher_without_targets_and_with_too_many():
-    matcher = PointGuidedMatcher(1.0, 5.0, 2.0, 2.0, "ce")
+    matcher = PointGuidedMatcher(point_weight=2.0, class_cost="ce")
     logits, boxes = torch.zeros(2, 1, 2, 2), torch.rand(2, 1, 2, 4)
     points = torch.rand(1, 2, 2)
     assert (matcher(logits, boxes, points, make_targets([])) == -1).all()
@@ -186,11 +186,12 @@ def test_matcher_without_targets_and_with_too_many():
 
 def make_criterion(**changes):
     options = dict(
-        matcher=PointGuidedMatcher(1.0, 5.0, 2.0, 2.0, "ce"),
-        det_weights={"ce": 1.0, "bbox": 5.0, "giou": 2.0},
-        aux_weights={"ce": 1.0, "bbox": 1.0, "giou": 1.0},
+        matcher=PointGuidedMatcher(point_weight=2.0, class_cost="ce"),
+        loss_weight=1.0,
+        class_weight=1.0,
         no_object_weight=0.1,
-        mask_weights={"mask": 1.0, "dice": 1.0, "mask_neg": 0.2, "dice_neg": 0.2},
+        aux_weights="ones",
+        negative_weight=0.2,
         align_corners=False,
     )
     return GroundingCriterion(**{**options, **changes})
@@ -214,7 +215,7 @@ def test_criterion_weights_and_equation_6():
 
 
 def test_criterion_without_targets_and_without_lambda_neg():
-    criterion = make_criterion(mask_weights={"mask": 1.0, "dice": 1.0}, aux_weights={})
+    criterion = make_criterion(negative_weight=0.0, deep_supervision=False)
     losses = criterion(
         torch.zeros(2, 1, 2, 2), torch.rand(2, 1, 2, 4), torch.rand(1, 2, 2),
         torch.zeros(1, 2, 4, 4), make_targets([]),

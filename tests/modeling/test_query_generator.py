@@ -111,7 +111,7 @@ def test_all_cells_can_be_selected_and_no_gradient_flows():
 @pytest.mark.parametrize("decoder_layer", [False, True])
 def test_attention_by_a_plain_loop_over_heads(decoder_layer):
     torch.manual_seed(0)
-    layer = TextToImageAttention(8, 2, 16, 0.0, decoder_layer).double()
+    layer = TextToImageAttention(8, 2, 0.0, decoder_layer, ffn_dim=16).double()
     text, image, pos = (
         torch.randn(shape, dtype=torch.float64) for shape in ((1, 3, 8), (1, 6, 8), (6, 8))
     )

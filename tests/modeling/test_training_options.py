@@ -9,14 +9,14 @@ from detectron2.modeling import build_model
 from torch import nn
 
 import igvg_d2.modeling  # noqa: F401
-from igvg_d2.modeling.training_options import SyncBatchNorm, convert_batch_norm
+from igvg_d2.modeling.training_options import SyncBatchNorm, replace_sync_batch_norm
 from igvg_d2.testing import random_batch, tiny_cfg
 
 
-def make_layer():
+def make_layer(kind="BN"):
     """A layer with weights that are not those of the start."""
     torch.manual_seed(0)
-    layer = nn.BatchNorm2d(3)
+    layer = replace_sync_batch_norm(get_norm(kind, 3))
     nn.init.normal_(layer.weight)
     nn.init.normal_(layer.bias)
     return layer
@@ -31,19 +31,14 @@ def step(layer, x):
     return {"y": y.detach(), "x.grad": x.grad, **{name: value.clone() for name, value in named}}
 
 
-def make_layer_on_cpu_processes():
-    """What ``PIXEL_DECODER.NORM "SyncBN"`` becomes."""
-    return convert_batch_norm(nn.Sequential(get_norm("SyncBN", 3)), everywhere=False)
-
-
 def work(rank, path, x, queue):
     """One of two processes with half the batch."""
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{path}", rank=rank, world_size=2
     )
-    layer = convert_batch_norm(make_layer(), everywhere=True)
+    layer = make_layer("SyncBN")
     # PyTorch's own layer is refused here.
-    torch.nn.parallel.DistributedDataParallel(make_layer_on_cpu_processes())
+    torch.nn.parallel.DistributedDataParallel(layer)
     queue.put((rank, {k: v.numpy() for k, v in step(layer, x.chunk(2)[rank]).items()}))
     torch.distributed.destroy_process_group()
 
@@ -76,13 +71,13 @@ def test_two_cpu_processes_equal_one_with_the_whole_batch(tmp_path):
 def test_one_process_is_plain_batch_norm():
     x = torch.randn(4, 3, 5, 6)
     expected = step(make_layer(), x)
-    layer = convert_batch_norm(make_layer(), everywhere=True)
+    layer = make_layer("SyncBN")
     assert isinstance(layer, SyncBatchNorm)
     found = step(layer, x)
     for name in ("y", "x.grad", "running_mean", "running_var", "weight.grad", "bias.grad"):
         torch.testing.assert_close(found[name], expected[name])
     plain, half = make_layer().eval(), x.bfloat16()
-    torch.testing.assert_close(convert_batch_norm(make_layer(), True).eval()(half), plain(half))
+    torch.testing.assert_close(make_layer("SyncBN").eval()(half), plain(half))
 
 
 @pytest.mark.parametrize(
@@ -90,7 +85,6 @@ def test_one_process_is_plain_batch_norm():
     [
         ([], {"BatchNorm2d"}),
         (["MODEL.PIXEL_DECODER.NORM", "SyncBN"], {"SyncBatchNorm"}),
-        (["MODEL.SYNC_BN", True], {"SyncBatchNorm"}),
     ],
 )
 def test_models_train_with_it_on_the_cpu(opts, expected):
@@ -108,9 +102,8 @@ def test_models_train_with_it_on_the_cpu(opts, expected):
 def test_get_norm_alone_would_stop_on_the_cpu():
     """Why layers of this name are exchanged: the original needs a GPU in several processes."""
     assert type(get_norm("SyncBN", 3)) is nn.SyncBatchNorm
-    assert type(convert_batch_norm(get_norm("SyncBN", 3), everywhere=False)) is SyncBatchNorm
-    untouched = nn.Sequential(nn.BatchNorm2d(3))
-    assert type(convert_batch_norm(untouched, everywhere=False)[0]) is nn.BatchNorm2d
+    replaced = replace_sync_batch_norm(nn.Sequential(get_norm("SyncBN", 3), nn.BatchNorm2d(3)))
+    assert [type(layer) for layer in replaced] == [SyncBatchNorm, nn.BatchNorm2d]
 
 
 def test_frozen_parts_do_not_move():

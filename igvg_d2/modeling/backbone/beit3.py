@@ -30,8 +30,6 @@ class BEiT3(VisionLanguageBackbone):
         max_text_positions: int,
         drop_path: float = 0.0,
         checkpointing: bool = False,
-        init_std: float = 0.02,
-        embed_std: float = 0.02,
     ):
         """
         Args:
@@ -43,19 +41,15 @@ class BEiT3(VisionLanguageBackbone):
             max_text_positions: longest text in tokens.
             drop_path: stochastic depth at the last layer.
             checkpointing: recompute activations in the backward pass.
-            init_std: standard deviation of the linear layers' initial weights.
-            embed_std: the same of the token, CLS and position tables.
         """
         super().__init__()
         self.embed_dim = embed_dim
         self.patch_size = patch_size
         self.vocab_size = vocab_size
-        self.vision_embed = VisionEmbedding(
-            embed_dim, patch_size, tuple(pretrain_image_size), embed_std
-        )
-        self.text_embed = TextEmbedding(vocab_size, embed_dim, max_text_positions, embed_std)
+        self.vision_embed = VisionEmbedding(embed_dim, patch_size, tuple(pretrain_image_size))
+        self.text_embed = TextEmbedding(vocab_size, embed_dim, max_text_positions)
         self.encoder = MultiwayEncoder(
-            embed_dim, depth, num_heads, ffn_dim, drop_path, checkpointing, init_std
+            embed_dim, depth, num_heads, ffn_dim, drop_path, checkpointing
         )
 
     @classmethod
@@ -72,8 +66,6 @@ class BEiT3(VisionLanguageBackbone):
             "max_text_positions": beit3.MAX_TEXT_POSITIONS,
             "drop_path": beit3.DROP_PATH,
             "checkpointing": beit3.CHECKPOINTING,
-            "init_std": beit3.INIT_STD,
-            "embed_std": beit3.EMBED_STD,
         }
 
     @property

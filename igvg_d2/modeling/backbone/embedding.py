@@ -6,23 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+# Standard deviation of the truncated normal that initialises tables and linear layers.
+INIT_STD = 0.02
+
 
 class VisionEmbedding(nn.Module):
     """Patches and the CLS token, plus positions interpolated to the input's grid at run time."""
 
-    def __init__(
-        self,
-        embed_dim: int,
-        patch_size: int,
-        pretrain_image_size: Tuple[int, int],
-        init_std: float,
-    ):
+    def __init__(self, embed_dim: int, patch_size: int, pretrain_image_size: Tuple[int, int]):
         """
         Args:
             embed_dim: C.
             patch_size: side of a patch in pixels.
             pretrain_image_size: (height, width) in pixels the position table covers.
-            init_std: standard deviation of the tables' initial values.
         """
         super().__init__()
         self.grid = tuple(side // patch_size for side in pretrain_image_size)
@@ -31,7 +27,7 @@ class VisionEmbedding(nn.Module):
         self.cls_position = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.positions = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1], embed_dim))
         for table in (self.cls_token, self.cls_position, self.positions):
-            nn.init.trunc_normal_(table, std=init_std)
+            nn.init.trunc_normal_(table, std=INIT_STD)
 
     def forward(self, images: torch.Tensor) -> Tuple[torch.Tensor, Tuple[int, int]]:
         """
@@ -52,19 +48,18 @@ class VisionEmbedding(nn.Module):
 class TextEmbedding(nn.Module):
     """Word embeddings with learned positions; padded positions are zero (as in BEiT-3)."""
 
-    def __init__(self, vocab_size: int, embed_dim: int, max_positions: int, init_std: float):
+    def __init__(self, vocab_size: int, embed_dim: int, max_positions: int):
         """
         Args:
             vocab_size: rows of the token table.
             embed_dim: C.
             max_positions: longest text in tokens.
-            init_std: standard deviation of the tables' initial values.
         """
         super().__init__()
         self.tokens = nn.Embedding(vocab_size, embed_dim)
         self.positions = nn.Parameter(torch.zeros(1, max_positions, embed_dim))
-        nn.init.trunc_normal_(self.tokens.weight, std=init_std)
-        nn.init.trunc_normal_(self.positions, std=init_std)
+        nn.init.trunc_normal_(self.tokens.weight, std=INIT_STD)
+        nn.init.trunc_normal_(self.positions, std=INIT_STD)
 
     def forward(self, text_ids: torch.Tensor, text_padding_mask: torch.Tensor) -> torch.Tensor:
         """

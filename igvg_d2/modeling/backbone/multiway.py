@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from .embedding import INIT_STD
+
 # BEiT-3 uses PyTorch's default epsilon everywhere.
 LAYER_NORM_EPS = 1e-5
 
@@ -109,14 +111,12 @@ class MultiwayEncoder(nn.Module):
         ffn_dim: int,
         drop_path: float,
         checkpointing: bool,
-        init_std: float,
     ):
         """
         Args:
             dim, depth, num_heads, ffn_dim: size of the encoder.
             drop_path: stochastic depth of the last layer, linear from 0 at the first.
             checkpointing: recompute activations in the backward pass.
-            init_std: standard deviation of the linear layers' initial weights.
 
         Raises:
             ValueError: dim is not divisible by num_heads.
@@ -133,7 +133,7 @@ class MultiwayEncoder(nn.Module):
         self.text_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=init_std)
+                nn.init.trunc_normal_(layer.weight, std=INIT_STD)
                 nn.init.zeros_(layer.bias)
 
     def forward(

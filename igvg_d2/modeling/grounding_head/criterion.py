@@ -4,6 +4,7 @@ from typing import Dict, Optional
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import configurable
 from torch import nn
 
 from ..losses import (
@@ -21,34 +22,76 @@ from .matcher import PointGuidedMatcher
 class GroundingCriterion(nn.Module):
     """Weighted losses of all decoder layers; keys do not depend on the data."""
 
+    @configurable
     def __init__(
         self,
+        *,
         matcher: PointGuidedMatcher,
-        det_weights: Dict[str, float],
-        aux_weights: Dict[str, float],
+        loss_weight: float,
+        class_weight: float,
         no_object_weight: float,
-        mask_weights: Optional[Dict[str, float]],
+        aux_weights: str,
+        negative_weight: float,
         align_corners: bool,
+        l1_weight: float = 5.0,
+        giou_weight: float = 2.0,
+        deep_supervision: bool = True,
+        instance_weight: float = 1.0,
+        mask_weight: float = 1.0,
+        dice_weight: float = 1.0,
     ):
         """
         Args:
             matcher: assigns queries to targets.
-            det_weights: final weights of "ce", "bbox", "giou" on the last layer.
-            aux_weights: the same for the other layers; empty without deep supervision.
+            loss_weight: lambda_rec of Eq. 5.
+            class_weight, l1_weight, giou_weight: of the terms of L_detr.
             no_object_weight: class weight of "no object" in the cross-entropy.
-            mask_weights: final weights of "mask", "dice" (matched queries) and "mask_neg",
-                "dice_neg" (unmatched ones; left out if lambda_neg is 0); None without masks.
+            aux_weights: of L_detr on the other layers: the "same" as on the last, or "ones".
+            deep_supervision: L_detr on every decoder layer, not only on the last.
+            instance_weight: lambda_instance of Eq. 5.
+            negative_weight: lambda_neg of Eq. 6; at 0 the losses have no such terms.
+            mask_weight, dice_weight: of binary cross-entropy and Dice inside L_seg.
             align_corners: mode of the up-sampling of masks to the targets' resolution.
+
+        Raises:
+            ValueError: unknown ``aux_weights``.
         """
         super().__init__()
+        if aux_weights not in ("same", "ones"):
+            raise ValueError(
+                f"MODEL.GROUNDING_HEAD.AUX_WEIGHTS must be 'same' or 'ones', got {aux_weights!r}."
+            )
         self.matcher = matcher
-        self.det_weights = det_weights
-        self.aux_weights = aux_weights
-        self.mask_weights = mask_weights
         self.align_corners = align_corners
+        self.deep_supervision = deep_supervision
+        terms = {"ce": class_weight, "bbox": l1_weight, "giou": giou_weight}
+        aux_terms = terms if aux_weights == "same" else dict.fromkeys(terms, 1.0)
+        self.det_weights = {key: loss_weight * value for key, value in terms.items()}
+        self.aux_weights = {key: loss_weight * value for key, value in aux_terms.items()}
+        self.mask_weights = {
+            "mask": instance_weight * mask_weight,
+            "dice": instance_weight * dice_weight,
+        }
+        if negative_weight > 0:
+            self.mask_weights.update(
+                {f"{key}_neg": negative_weight * v for key, v in self.mask_weights.items()}
+            )
         self.register_buffer(
             "class_weights", torch.tensor([1.0, no_object_weight]), persistent=False
         )
+
+    @classmethod
+    def from_config(cls, cfg):
+        head = cfg.MODEL.GROUNDING_HEAD
+        return {
+            "matcher": PointGuidedMatcher(cfg),
+            "loss_weight": head.LOSS_WEIGHT,
+            "class_weight": head.CLASS_WEIGHT,
+            "no_object_weight": head.NO_OBJECT_WEIGHT,
+            "aux_weights": head.AUX_WEIGHTS,
+            "negative_weight": head.NEGATIVE_WEIGHT,
+            "align_corners": cfg.MODEL.IGVG.ALIGN_CORNERS,
+        }
 
     def extra_repr(self) -> str:
         return f"det={self.det_weights}, aux={self.aux_weights}, masks={self.mask_weights}"
@@ -73,7 +116,7 @@ class GroundingCriterion(nn.Module):
             "loss_ce", "loss_bbox", "loss_giou" (and "_0", "_1", ... for the other layers),
             "loss_mask", "loss_dice", "loss_mask_neg", "loss_dice_neg".
         """
-        if not self.aux_weights:
+        if not self.deep_supervision:
             logits, boxes = logits[-1:], boxes[-1:]
         assigned = self.matcher(logits, boxes, points, targets)
         num_boxes = targets.num_boxes()

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from detectron2.config import configurable
 from scipy.optimize import linear_sum_assignment
 from torch import nn
 
@@ -18,18 +19,20 @@ class PointGuidedMatcher(nn.Module):
     The match of a query to a box is its match to that box's instance mask (query-instance matcher).
     """
 
+    @configurable
     def __init__(
         self,
-        class_weight: float,
-        l1_weight: float,
-        giou_weight: float,
+        *,
         point_weight: float,
         class_cost: str,
+        class_weight: float = 1.0,
+        l1_weight: float = 5.0,
+        giou_weight: float = 2.0,
     ):
         """
         Args:
-            class_weight, l1_weight, giou_weight, point_weight: lambda_cls, lambda_box, lambda_giou,
-                lambda_point of Eq. 4.
+            point_weight, class_weight, l1_weight, giou_weight: lambda_point, lambda_cls,
+                lambda_box, lambda_giou of Eq. 4.
             class_cost: "ce" (the paper) or "prob", the negative probability (the release).
 
         Raises:
@@ -43,6 +46,11 @@ class PointGuidedMatcher(nn.Module):
         self.giou_weight = giou_weight
         self.point_weight = point_weight
         self.class_cost = class_cost
+
+    @classmethod
+    def from_config(cls, cfg):
+        matcher = cfg.MODEL.GROUNDING_HEAD.MATCHER
+        return {"point_weight": matcher.POINT_WEIGHT, "class_cost": matcher.CLASS_COST}
 
     def extra_repr(self) -> str:
         return (

@@ -11,7 +11,6 @@ from ..targets import GroundingTargets
 from ..transformer import build_transformer_decoder
 from .build import GROUNDING_HEAD_REGISTRY
 from .criterion import GroundingCriterion
-from .matcher import PointGuidedMatcher
 from .predictors import ClassBoxPredictor, MaskPredictor, ReferencePredictor
 
 
@@ -58,7 +57,7 @@ class PointGuidedGroundingHead(nn.Module):
             "decoder": build_transformer_decoder(cfg, input_shape),
             "reference": head.REFERENCE,
             "mask_predictor": MaskPredictor(dim, mask_dim) if head.MASK_ON else None,
-            "criterion": build_criterion(cfg),
+            "criterion": GroundingCriterion(cfg),
         }
 
     def forward(
@@ -90,44 +89,3 @@ class PointGuidedGroundingHead(nn.Module):
             "pred_points": points,
         }
         return outputs, losses
-
-
-def build_criterion(cfg) -> GroundingCriterion:
-    """Build matcher and losses from ``MODEL.GROUNDING_HEAD``.
-
-    Raises:
-        ValueError: ``AUX_WEIGHTS`` is unknown.
-    """
-    head = cfg.MODEL.GROUNDING_HEAD
-    if head.AUX_WEIGHTS not in ("same", "ones"):
-        raise ValueError(
-            f"MODEL.GROUNDING_HEAD.AUX_WEIGHTS must be 'same' or 'ones', got {head.AUX_WEIGHTS!r}."
-        )
-    terms = {"ce": head.CLASS_WEIGHT, "bbox": head.L1_WEIGHT, "giou": head.GIOU_WEIGHT}
-    aux_terms = terms if head.AUX_WEIGHTS == "same" else dict.fromkeys(terms, 1.0)
-    mask_weights = None
-    if head.MASK_ON:
-        mask_weights = {
-            "mask": head.INSTANCE_WEIGHT * head.MASK_WEIGHT,
-            "dice": head.INSTANCE_WEIGHT * head.DICE_WEIGHT,
-        }
-        if head.NEGATIVE_WEIGHT > 0:
-            negative = {f"{k}_neg": head.NEGATIVE_WEIGHT * v for k, v in mask_weights.items()}
-            mask_weights = {**mask_weights, **negative}
-    matcher = head.MATCHER
-    return GroundingCriterion(
-        matcher=PointGuidedMatcher(
-            matcher.CLASS_WEIGHT,
-            matcher.L1_WEIGHT,
-            matcher.GIOU_WEIGHT,
-            matcher.POINT_WEIGHT,
-            matcher.CLASS_COST,
-        ),
-        det_weights={k: head.LOSS_WEIGHT * v for k, v in terms.items()},
-        aux_weights=(
-            {k: head.LOSS_WEIGHT * v for k, v in aux_terms.items()} if head.DEEP_SUPERVISION else {}
-        ),
-        no_object_weight=head.NO_OBJECT_WEIGHT,
-        mask_weights=mask_weights,
-        align_corners=cfg.MODEL.IGVG.ALIGN_CORNERS,
-    )

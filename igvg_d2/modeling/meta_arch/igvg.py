@@ -20,7 +20,7 @@ from ..pixel_decoder import build_pixel_decoder
 from ..postprocessing import PostprocessOptions, grounding_postprocess
 from ..query_generator import build_query_generator
 from ..targets import BatchTotals, GroundingTargets
-from ..training_options import convert_batch_norm, freeze_parameters
+from ..training_options import freeze_parameters, replace_sync_batch_norm
 
 
 @META_ARCH_REGISTRY.register()
@@ -45,7 +45,6 @@ class IGVG(nn.Module):
         input_format: str = "RGB",
         vis_period: int = 0,
         freeze: Sequence[str] = (),
-        sync_batch_norm: bool = False,
     ):
         """
         Args:
@@ -59,7 +58,6 @@ class IGVG(nn.Module):
             input_format: order of the image's channels, for pictures only.
             vis_period: iterations between training pictures; 0 = none.
             freeze: beginnings of names of parameters that are not trained.
-            sync_batch_norm: BatchNorm over the batches of all processes.
 
         Raises:
             ValueError: only one of query generator and grounding head, an unknown resolution, or
@@ -93,7 +91,7 @@ class IGVG(nn.Module):
         self.vis_period = vis_period
         for name, value in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             self.register_buffer(name, torch.tensor(value).view(-1, 1, 1), persistent=False)
-        convert_batch_norm(self, everywhere=sync_batch_norm)
+        replace_sync_batch_norm(self)
         # A tuple, so that it is not registered a second time as a part of the model.
         self._resting = tuple(freeze_parameters(self, freeze))
         self.train(self.training)
@@ -124,7 +122,6 @@ class IGVG(nn.Module):
                 score_thresh=test.SCORE_THRESH_TEST,
                 mask_thresh=test.MASK_THRESH_TEST,
                 output_mask=test.OUTPUT_MASK,
-                weight_scores=test.WEIGHT_SCORES,
                 mask_resize=test.MASK_RESIZE,
                 nms_thresh=test.NMS_THRESH,
                 no_target_test=cfg.MODEL.GLOBAL_HEAD.NO_TARGET_TEST,
@@ -134,7 +131,6 @@ class IGVG(nn.Module):
             "input_format": cfg.INPUT.FORMAT,
             "vis_period": cfg.VIS_PERIOD,
             "freeze": cfg.MODEL.FREEZE,
-            "sync_batch_norm": cfg.MODEL.SYNC_BN,
         }
 
     def train(self, mode: bool = True) -> "IGVG":

@@ -96,7 +96,6 @@ class PointGuidedQueryGenerator(nn.Module):
             "attention": TextToImageAttention(
                 dim,
                 node.NHEADS,
-                node.DIM_FEEDFORWARD,
                 node.DROPOUT,
                 decoder_layer=node.ATTENTION == "decoder_layer",
                 with_output=node.INJECT_TEXT,

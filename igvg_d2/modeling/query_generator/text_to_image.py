@@ -20,19 +20,19 @@ class TextToImageAttention(nn.Module):
         self,
         dim: int,
         num_heads: int,
-        ffn_dim: int,
         dropout: float,
         decoder_layer: bool,
         with_output: bool = True,
+        ffn_dim: int = 512,
     ):
         """
         Args:
             dim: D.
             num_heads: M.
-            ffn_dim: inner width of the feed-forward layer (``decoder_layer`` only).
             dropout: of the attention weights and residual branches.
             decoder_layer: the release's layer instead of plain cross-attention.
             with_output: compute F_q; False keeps only what the attention map needs.
+            ffn_dim: inner width of the feed-forward layer (``decoder_layer`` only).
 
         Raises:
             ValueError: dim is not divisible by num_heads.

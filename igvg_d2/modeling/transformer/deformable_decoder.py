@@ -117,7 +117,7 @@ class DeformableDecoder(nn.Module):
         ffn_dim: int,
         dropout: float,
         num_levels: int,
-        num_points: int,
+        num_points: int = 4,
     ):
         """
         Args:
@@ -141,7 +141,6 @@ class DeformableDecoder(nn.Module):
             "ffn_dim": head.DIM_FEEDFORWARD,
             "dropout": head.DROPOUT,
             "num_levels": len(input_shape),
-            "num_points": head.NUM_POINTS,
         }
 
     def forward(
