@@ -35,6 +35,7 @@ REQUIREMENTS: Tuple[Requirement, ...] = (
     Requirement("PIL", "9.1", ("pillow",)),
     Requirement("cv2", "4.6", (*_OPENCV, "opencv-contrib-python-headless")),
     Requirement("matplotlib", "3.6", ("matplotlib",)),
+    Requirement("jinja2", "3.0", ("jinja2",)),
     Requirement("pycocotools", "2.0.6", ("pycocotools",)),
     Requirement("fvcore", "0.1.5", ("fvcore",)),
     Requirement("transformers", "4.40", ("transformers",)),

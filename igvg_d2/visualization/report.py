@@ -4,33 +4,25 @@ import base64
 import io
 import json
 import logging
+import math
 import os
 import re
-from glob import escape as escape_glob
-from glob import glob
-from html import escape
-from typing import Any, Dict, List, Optional, Sequence
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from igvg_d2.io.atomic import write_atomically
+from igvg_d2.io.image import read_image
+
 from .charts import Series, line_chart
-from .report_parts import (
-    CARDINALITIES,
-    CARDINALITY_NAMES,
-    details,
-    facts,
-    gallery,
-    number,
-    page,
-    section,
-    table,
-    tiles,
-)
 
 logger = logging.getLogger(__name__)
 
-REPORT_NAME = "report.html"
-# Width of the embedded pictures; the file a picture links to keeps its full size.
+CARDINALITIES = ("0", "1", "2", "3plus")
+CARDINALITY_NAMES = ("no target", "1 target", "2 targets", "3 or more targets")
+# Width of the embedded images; the file an image links to keeps its full size.
 _EMBEDDED_WIDTH = 1500
 _TASK_TITLES = {
     "gres": "GRES (masks)",
@@ -38,28 +30,22 @@ _TASK_TITLES = {
     "instance": "instances",
     "no_target": "no-target score",
 }
-_PER_CARDINALITY = re.compile(r"^(\w+?)_(0|1|2|3plus)$")
 _VALIDATION_CURVES = ("gIoU", "cIoU", "N_acc", "T_acc", "F1score")
+_PER_CARDINALITY = re.compile(r"^(\w+?)_(0|1|2|3plus)$")
+# Keyword arguments of the template's macro "table".
+Table = Dict[str, Any]
 
 
-def build_report(
-    output_dir: str,
-    pictures: Optional[Sequence[str]] = None,
-    *,
-    embed: bool = True,
-    title: Optional[str] = None,
-) -> str:
+def build_report(output_dir: str, *, embed: bool = True, title: Optional[str] = None) -> str:
     """Write ``report.html`` into a run's output directory from the files that are there.
 
     Read are ``config.yaml`` and ``metrics.json`` (Detectron2 writes them), ``run_summary.json``
-    (facts of the run, a flat dict), ``inference/**/*_metrics.json`` (evaluators) and the picture
-    indices. Anything absent is left out of the page, with a log message.
+    (facts of the run, a flat dict), ``inference/**/*_metrics.json`` (evaluators) and
+    ``pictures/**/index.json`` (``render_result_pictures``). Anything absent is left out.
 
     Args:
         output_dir: ``cfg.OUTPUT_DIR`` of the run.
-        pictures: paths of ``index.json`` files (see ``render_result_pictures``); by default every
-            ``pictures/**/index.json`` below ``output_dir``.
-        embed: put the pictures into the page, so that the file can be sent around alone; otherwise
+        embed: put the images into the page, so that the file can be sent around alone; otherwise
             link them by relative paths.
         title: heading; by default the name of the output directory.
 
@@ -68,51 +54,49 @@ def build_report(
 
     Raises:
         FileNotFoundError: ``output_dir`` is not a directory.
+        ValueError: a file is not valid JSON.
     """
-    if not os.path.isdir(output_dir):
+    root = Path(output_dir)
+    if not root.is_dir():
         raise FileNotFoundError(
             f"output_dir '{output_dir}' is not a directory; pass the OUTPUT_DIR of a training or "
             "evaluation run."
         )
-    title = title or os.path.basename(os.path.abspath(output_dir))
-    summary = _read_json(os.path.join(output_dir, "run_summary.json")) or {}
+    summary, config = root / "run_summary.json", root / "config.yaml"
+    facts = _read_json(summary) if summary.is_file() else {}
     evaluations = load_evaluations(output_dir)
-    curves = load_curves(os.path.join(output_dir, "metrics.json"))
-    if pictures is None:
-        pattern = os.path.join(escape_glob(output_dir), "pictures", "**", "index.json")
-        pictures = sorted(glob(pattern, recursive=True))
-    sections = [
-        _header(title, summary, evaluations),
-        section("Results", *_result_tables(evaluations)),
-        section("Training curves", *_curve_charts(curves)),
-        section("This run", *_run_facts(output_dir, summary)),
-        *(_picture_section(index, output_dir, embed) for index in pictures),
-        "<footer>Written by igvg_d2. Rates in percent; tasks without a protocol in their name are "
-        "at the original image resolution.</footer>",
-    ]
-    path = os.path.join(output_dir, REPORT_NAME)
-    with open(path, "w", encoding="utf-8") as f:
-        f.write(page(title, sections))
+    path = os.path.join(output_dir, "report.html")
+    html = TEMPLATES.get_template("report.html").render(
+        title=title or root.absolute().name,
+        config_file=facts.pop("config_file", None),
+        command=facts.pop("command", None),
+        facts=_readable(facts),
+        config=config.read_text(encoding="utf-8") if config.is_file() else "",
+        first=evaluations[0] if evaluations else None,
+        metric_tables=_metric_tables(evaluations),
+        cardinality_table=_cardinality_table(evaluations),
+        breakdowns=_breakdowns(evaluations),
+        **_charts(load_curves(str(root / "metrics.json"))),
+        galleries=[
+            _gallery(index, root, embed) for index in sorted(root.glob("pictures/**/index.json"))
+        ],
+    )
+    write_atomically(path, html)
     logger.info("Wrote %s (%.1f MB)", path, os.path.getsize(path) / 1e6)
     return path
 
 
 def load_evaluations(output_dir: str) -> List[Dict[str, Any]]:
-    """Evaluation reports below ``<output_dir>/inference``, sorted by file name.
+    """Evaluation reports below ``<output_dir>/inference``, validation sets first, by file name.
 
     Returns:
         dicts with "dataset", "results" {task: {metric: value}} and whatever else the evaluator
         wrote ("counts", "settings", "breakdown", "protocol").
     """
-    pattern = os.path.join(escape_glob(output_dir), "inference", "**", "*_metrics.json")
-    reports = []
-    for path in sorted(glob(pattern, recursive=True)):
-        report = _read_json(path)
-        if report and "results" in report:
-            reports.append(report)
-    # Validation first: the headline tiles show it, and it is what a run may be tuned on.
-    reports.sort(key=lambda report: not str(report["dataset"]).endswith("val"))
-    return reports
+    files = sorted(Path(output_dir).glob("inference/**/*_metrics.json"))
+    reports = [report for report in map(_read_json, files) if "results" in report]
+    # The headline shows the first one, and validation is what a run may be tuned on.
+    return sorted(reports, key=lambda report: not report["dataset"].endswith("val"))
 
 
 def load_curves(path: str) -> Dict[str, Series]:
@@ -124,8 +108,8 @@ def load_curves(path: str) -> Dict[str, Series]:
         logger.info("No %s: the report has no curves", path)
         return {}
     curves: Dict[str, Dict[int, float]] = {}
-    with open(path, encoding="utf-8") as f:
-        for line in filter(str.strip, f):
+    with open(path, encoding="utf-8") as file:
+        for line in filter(str.strip, file):
             try:
                 values = json.loads(line)
             except json.JSONDecodeError:
@@ -133,102 +117,53 @@ def load_curves(path: str) -> Dict[str, Series]:
                 logger.warning("%s: skipped a line that is not JSON: %.60s", path, line)
                 continue
             iteration = values.pop("iteration", None)
-            if iteration is None:
-                continue
             for name, value in values.items():
-                if isinstance(value, (int, float)):
+                if iteration is not None and isinstance(value, (int, float)):
                     curves.setdefault(name, {})[int(iteration)] = float(value)
     return {name: sorted(points.items()) for name, points in curves.items()}
 
 
-def _read_json(path: str) -> Any:
-    """Content of a JSON file, None when it does not exist."""
-    if not os.path.isfile(path):
-        return None
-    with open(path, encoding="utf-8") as f:
-        try:
-            return json.load(f)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not valid JSON ({error}); delete it or rerun.") from error
+def _read_json(path: Path) -> Any:
+    """Content of a JSON file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); delete it or rerun.") from error
 
 
-def _header(title: str, summary: Dict[str, Any], evaluations: List[Dict[str, Any]]) -> str:
-    """Title, config, command and the headline numbers of the first data set."""
-    config = summary.get("config_file")
-    parts = [f"<h1>{escape(title)}</h1>"]
-    if config:
-        parts.append(f'<div class="muted">configuration <code>{escape(str(config))}</code></div>')
-    if summary.get("command"):
-        parts.append(f'<pre class="command">{escape(str(summary["command"]))}</pre>')
-    if evaluations:
-        results, dataset = evaluations[0]["results"], evaluations[0]["dataset"]
-        chosen = {}
-        for task, metric in (
-            ("gres", "gIoU"),
-            ("gres", "cIoU"),
-            ("gres", "N_acc"),
-            ("gres", "T_acc"),
-            ("grec", "F1score"),
-            ("instance", "mask_AP"),
-        ):
-            if metric in results.get(task, {}):
-                chosen[metric] = results[task][metric]
-        samples = number(evaluations[0].get("num_samples"))
-        parts.append(tiles(chosen))
-        parts.append(f'<div class="muted">on {escape(dataset)}, {samples} expressions</div>')
-    return "\n".join(parts)
-
-
-def _result_tables(evaluations: List[Dict[str, Any]]) -> List[str]:
-    """Headline tables over the data sets, then per cardinality, then the evaluators' breakdowns."""
+def _metric_tables(evaluations: List[Dict[str, Any]]) -> List[Table]:
+    """Masks and boxes side by side; other tasks below, where there is room for their columns."""
     tasks: Dict[str, List[str]] = {}
     for report in evaluations:
         for task, metrics in report["results"].items():
             known = tasks.setdefault(task, [])
             known += [m for m in metrics if not _PER_CARDINALITY.match(m) and m not in known]
-    # Masks and boxes side by side; anything else below, where there is room for its columns.
-    together = {task: names for task, names in tasks.items() if task in ("gres", "grec")}
-    tables = [_metric_table(evaluations, together)]
-    tables += [
-        f'<div class="gap">{_metric_table(evaluations, {task: names})}</div>'
-        for task, names in tasks.items()
-        if task not in together
-    ]
-    tables.append(_cardinality_table(evaluations))
-    for report in evaluations:
-        for name, rows_by_name in report.get("breakdown", {}).items():
-            columns = [name, *next(iter(rows_by_name.values()), {})]
-            body = [[row, *cells.values()] for row, cells in rows_by_name.items()]
-            heading = f"{report['dataset']} by {name}"
-            tables.append(details(heading, table(columns, body)))
+    together = [task for task in tasks if task in ("gres", "grec")]
+    others = [[task] for task in tasks if task not in together]
+    tables = []
+    for group in filter(None, [together, *others]):
+        names = [(task, metric) for task in group for metric in tasks[task]]
+        rows = [
+            [report["dataset"], *(report["results"].get(t, {}).get(m) for t, m in names)]
+            for report in evaluations
+        ]
+        groups = [("", 1)] + [(_TASK_TITLES.get(t, t), len(tasks[t])) for t in group]
+        tables.append(
+            {"columns": ["data set", *(m for _, m in names)], "rows": rows, "groups": groups}
+        )
     return tables
 
 
-def _metric_table(evaluations: List[Dict[str, Any]], tasks: Dict[str, List[str]]) -> str:
-    """One row per data set, one column per metric of ``tasks`` {task: [metric, ...]}."""
-    if not tasks:
-        return ""
-    rows = []
-    for report in evaluations:
-        results = report["results"]
-        cells = [results.get(task, {}).get(m) for task, names in tasks.items() for m in names]
-        rows.append([report["dataset"], *cells])
-    columns = ["data set"] + [metric for names in tasks.values() for metric in names]
-    groups = [("", 1)] + [(_TASK_TITLES.get(t, t), len(names)) for t, names in tasks.items()]
-    return table(columns, rows, groups)
-
-
-def _cardinality_table(evaluations: List[Dict[str, Any]]) -> str:
+def _cardinality_table(evaluations: List[Dict[str, Any]]) -> Optional[Table]:
     """One row per number of targets, one group of columns per data set."""
     columns, groups = ["targets"], [("", 1)]
-    rows: List[List[Any]] = [[CARDINALITY_NAMES[c]] for c in CARDINALITIES]
+    rows: List[List[Any]] = [[name] for name in CARDINALITY_NAMES]
     for report in evaluations:
         metrics: Dict[str, Dict[str, Any]] = {}
         for values in report["results"].values():
-            for name, value in values.items():
-                match = _PER_CARDINALITY.match(name)
+            for match, value in ((_PER_CARDINALITY.match(k), v) for k, v in values.items()):
                 if match:
-                    metrics.setdefault(match.group(1), {})[match.group(2)] = value
+                    metrics.setdefault(match[1], {})[match[2]] = value
         if not metrics:
             continue
         counts = {c: n if n is None else int(n) for c, n in metrics.pop("count", {}).items()}
@@ -237,91 +172,113 @@ def _cardinality_table(evaluations: List[Dict[str, Any]]) -> str:
         groups.append((report["dataset"], len(metrics)))
         for row, cardinality in zip(rows, CARDINALITIES):
             row += [values.get(cardinality) for values in metrics.values()]
-    if len(groups) == 1:
-        return ""
-    return "<h3>By number of targets</h3>" + table(columns, rows, groups)
+    return {"columns": columns, "rows": rows, "groups": groups} if len(groups) > 1 else None
 
 
-def _curve_charts(curves: Dict[str, Series]) -> List[str]:
+def _breakdowns(evaluations: List[Dict[str, Any]]) -> List[Tuple[str, Table]]:
+    """(heading, table) of every breakdown that an evaluator wrote."""
+    return [
+        (
+            f"{report['dataset']} by {name}",
+            {
+                "columns": [name, *next(iter(rows.values()))],
+                "rows": [[row, *cells.values()] for row, cells in rows.items()],
+            },
+        )
+        for report in evaluations
+        for name, rows in report.get("breakdown", {}).items()
+        if rows
+    ]
+
+
+def _charts(curves: Dict[str, Series]) -> Dict[str, List[Dict[str, Any]]]:
     """Total loss and validation large; loss components and diagnostics small."""
-    large = [line_chart("total loss", {"total loss": curves.get("total_loss", ())})]
+    main = [line_chart("total loss", {"total loss": curves.get("total_loss", ())})]
     prefixes = {name[: -len("gres/gIoU")] for name in curves if name.endswith("gres/gIoU")}
     for prefix in sorted(prefixes, key=lambda name: ("val" not in name, name)):
         validation = {}
         for metric in _VALIDATION_CURVES:
-            for task in ("gres", "grec"):
-                points = curves.get(f"{prefix}{task}/{metric}")
+            for task in ("grec", "gres"):
+                points = curves.get(f"{prefix}{task}/{metric}", ())
                 # A single final evaluation is no curve; the tables show it.
-                if points and len(points) > 1 and metric not in validation:
+                if len(points) > 1:
                     validation[metric] = points
         dataset = prefix.strip("/") or "validation"
-        large.append(line_chart(f"{dataset}, percent", validation, start_at_zero=True))
-    small = [
-        line_chart(name, {name: points}, width=300, height=170, start_at_zero=True)
-        for name, points in sorted(curves.items())
-        if name.startswith("loss_") and not re.search(r"_\d+$", name)
-    ]
-    rest = [
-        line_chart(name, {name: points}, width=300, height=170)
-        for name, points in sorted(curves.items())
-        if name == "lr" or name.startswith("igvg/") or re.match(r"loss_.*_\d+$", name)
-    ]
-    return [
-        _charts("charts", large),
-        "<h3>Loss components</h3>" + _charts("charts small", small) if any(small) else "",
-        details("Losses of the earlier decoder layers, diagnostics", _charts("charts small", rest)),
-    ]
+        main.append(line_chart(f"{dataset}, percent", validation, start_at_zero=True))
+    losses, others = [], []
+    for name, points in sorted(curves.items()):
+        is_loss, is_of_layer = name.startswith("loss_"), re.search(r"_\d+$", name)
+        if is_loss and not is_of_layer:
+            losses.append(line_chart(name, {name: points}, small=True, start_at_zero=True))
+        elif is_loss or name == "lr" or name.startswith("igvg/"):
+            others.append(line_chart(name, {name: points}, small=True))
+    charts = {"main_charts": main, "loss_charts": losses, "other_charts": others}
+    return {name: [chart for chart in group if chart] for name, group in charts.items()}
 
 
-def _charts(css_class: str, charts: Sequence[str]) -> str:
-    """A grid of charts, or "" when all are empty."""
-    return f'<div class="{css_class}">{"".join(charts)}</div>' if any(charts) else ""
-
-
-def _run_facts(output_dir: str, summary: Dict[str, Any]) -> List[str]:
-    """Facts of the run summary, and the whole configuration folded."""
-    hidden = ("command", "config_file")  # in the header
-    shown = {
-        k: v for k, v in summary.items() if k not in hidden and not isinstance(v, (dict, list))
-    }
-    parts = [table(["fact", "value"], facts(shown))]
-    config = os.path.join(output_dir, "config.yaml")
-    if os.path.isfile(config):
-        with open(config, encoding="utf-8") as f:
-            parts.append(details("Full configuration", f"<pre>{escape(f.read())}</pre>"))
-    return parts
-
-
-def _picture_section(index_path: str, output_dir: str, embed: bool) -> str:
-    """The gallery of one picture index."""
+def _gallery(index_path: Path, root: Path, embed: bool) -> Dict[str, Any]:
+    """Images of one index below headings, by number of targets, worst cases before the best."""
     index = _read_json(index_path)
-    if index is None:
-        raise FileNotFoundError(
-            f"picture index '{index_path}' not found; render_result_pictures writes it."
-        )
-    folder = os.path.dirname(os.path.abspath(index_path))
-    pictures = []
-    for entry in index["pictures"]:
-        file = os.path.join(folder, entry["file"])
-        link = os.path.relpath(file, os.path.abspath(output_dir)).replace(os.sep, "/")
-        source = _embedded(file) if embed else link
-        pictures.append({**entry, "source": source, "link": link})
-    intro = (
-        '<p class="muted">From left to right: the image; where the query generator looks, with the '
-        "query points numbered by score; kept instances; the merged mask with the true outline; "
-        "the ground truth.</p>"
-    )
-    content = gallery(index["dataset"], pictures)
-    return section(f"Pictures: {index['dataset']}", intro, content) if content else ""
+    groups: Dict[str, List[Dict[str, str]]] = {}
+    for entry in sorted(index["pictures"], key=lambda e: (e["cardinality"], e["case"] != "worst")):
+        heading = CARDINALITY_NAMES[CARDINALITIES.index(entry["cardinality"])]
+        if entry["case"] != "sample":
+            heading += f": {entry['case']} cases"
+        file = index_path.with_name(entry["file"])
+        link = file.relative_to(root).as_posix()
+        image = {"source": _embedded(file) if embed else link, "link": link}
+        groups.setdefault(heading, []).append({**image, "expression": entry["expression"]})
+    return {"dataset": index["dataset"], "groups": groups}
 
 
-def _embedded(path: str) -> str:
-    """Data address of a picture, reduced to the width of the page."""
-    with Image.open(path) as image:
-        image = image.convert("RGB")
-        if image.width > _EMBEDDED_WIDTH:
-            height = round(image.height * _EMBEDDED_WIDTH / image.width)
-            image = image.resize((_EMBEDDED_WIDTH, height), Image.Resampling.LANCZOS)
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=82, optimize=True)
+def _embedded(path: Path) -> str:
+    """Data address of an image, reduced to the width of the page."""
+    image = Image.fromarray(read_image(str(path), "RGB"))
+    image.thumbnail((_EMBEDDED_WIDTH, image.height), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=82, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _readable(facts: Dict[str, Any]) -> List[Sequence[Any]]:
+    """Rows (name, value) of the run's facts; times and sizes get their units."""
+    rows = []
+    for key, value in facts.items():
+        name = key.replace("_", " ")
+        if isinstance(value, float) and key.endswith("seconds"):
+            name, value = name.replace(" seconds", " time"), duration(value)
+        elif isinstance(value, (int, float)) and key.endswith("_mib"):
+            name, value = name.removesuffix(" mib"), f"{value:,.0f} MiB"
+        if not isinstance(value, (dict, list)):
+            rows.append((name, value))
+    return rows
+
+
+def number(value: Any, digits: int = 2) -> str:
+    """A metric with fixed digits, a count as it is, and a dash for what is undefined."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"
+
+
+def duration(seconds: float) -> str:
+    """'1 h 02 min', '12 min 05 s' or '3.2 s'."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(round(seconds)), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+# Whatever is put into a template is escaped.
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).with_name("templates")),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+TEMPLATES.filters["number"] = number
