@@ -27,6 +27,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from igvg_d2.config import PROTOCOL_SIZES
+from igvg_d2.io.atomic import atomic_path
 from igvg_d2.io.json_stream import JSONError, iterate_records
 from igvg_d2.io.rle import (
     RLEMasks,
@@ -99,12 +100,20 @@ def prediction_to_output(prediction: Prediction, sample: Dict[str, Any]) -> Dict
     Raises:
         PredictionError: names the sample, the field, what was expected and what was found.
     """
-    name, size = prediction["sample_id"], (sample["height"], sample["width"])
+    try:
+        return _to_output(prediction, sample)
+    except ValueError as error:
+        raise PredictionError(f"sample '{prediction['sample_id']}': {error}") from error
+
+
+def _to_output(prediction: Prediction, sample: Dict[str, Any]) -> Dict[str, Any]:
+    """See `prediction_to_output`; raises ValueError without the sample's name."""
+    size = (sample["height"], sample["width"])
     _check_fields(prediction, sample)
-    mask = _mask(prediction["mask"], [size, *((s, s) for s in FRAME_SIZES)], name, "mask")
+    mask = _mask(prediction["mask"], [size, *((s, s) for s in FRAME_SIZES)], "mask")
     no_target = prediction.get("no_target", not mask.any())
     if not isinstance(no_target, bool):
-        raise PredictionError(f"sample '{name}': 'no_target' must be a bool: {no_target!r}")
+        raise ValueError(f"'no_target' must be a bool: {no_target!r}")
     output = {
         "mask": torch.from_numpy(mask),
         "no_target": no_target,
@@ -113,30 +122,27 @@ def prediction_to_output(prediction: Prediction, sample: Dict[str, Any]) -> Dict
     resized = {s: f"mask_{s}" for s in FRAME_SIZES if f"mask_{s}" in prediction}
     if resized:
         output["resized_masks"] = {
-            s: _mask(prediction[key], [(s, s)], name, key) for s, key in resized.items()
+            s: _mask(prediction[key], [(s, s)], key) for s, key in resized.items()
         }
     score = prediction.get("no_target_score")
     if score is not None:
         if isinstance(score, bool) or not isinstance(score, (int, float)) or not 0 <= score <= 1:
-            raise PredictionError(f"sample '{name}': 'no_target_score' not in [0, 1]: {score!r}")
+            raise ValueError(f"'no_target_score' not in [0, 1]: {score!r}")
         output["no_target_score"] = float(score)
     return output
 
 
 def _check_fields(prediction: Prediction, sample: Dict[str, Any]) -> None:
     """The mask is there, no field is misspelt, and ids that are told belong to the sample."""
-    name = prediction["sample_id"]
     for key in prediction.keys() - set(_FIELDS):
         alike = _meant(key)
         if alike is not None and alike not in prediction:
-            raise PredictionError(f"sample '{name}': no field '{key}'; is '{alike}' meant?")
+            raise ValueError(f"no field '{key}'; is '{alike}' meant?")
     for key in ("ref_id", "sent_id", "image_id"):
         if key in prediction and key in sample and str(prediction[key]) != str(sample[key]):
-            raise PredictionError(
-                f"sample '{name}': '{key}' is {prediction[key]!r}, in the data set {sample[key]!r}"
-            )
+            raise ValueError(f"'{key}' is {prediction[key]!r}, in the data set {sample[key]!r}")
     if "mask" not in prediction:
-        raise PredictionError(f"sample '{name}': no 'mask'; found {sorted(prediction)[:8]}")
+        raise ValueError(f"no 'mask'; found {sorted(prediction)[:8]}")
 
 
 @lru_cache(maxsize=256)
@@ -147,15 +153,12 @@ def _meant(key: str) -> Optional[str]:
 
 def _candidates(prediction: Prediction, size: Tuple[int, int]) -> Instances:
     """Boxes, scores, masks and points of a prediction; without boxes there are none."""
-    name = prediction["sample_id"]
-    boxes = _numbers(prediction.get("boxes", []), (-1, 4), name, "boxes")
-    scores = _numbers(prediction.get("scores", []), (-1,), name, "scores")
+    boxes = _numbers(prediction.get("boxes", []), (-1, 4), "boxes")
+    scores = _numbers(prediction.get("scores", []), (-1,), "scores")
     if len(boxes) != len(scores):
-        raise PredictionError(f"sample '{name}': {len(boxes)} boxes but {len(scores)} scores")
+        raise ValueError(f"{len(boxes)} boxes but {len(scores)} scores")
     if len(scores) and not (0 <= float(scores.min()) and float(scores.max()) <= 1):
-        raise PredictionError(
-            f"sample '{name}': 'scores' must be probabilities in [0, 1]: {scores.tolist()[:4]}"
-        )
+        raise ValueError(f"'scores' must be probabilities in [0, 1]: {scores.tolist()[:4]}")
     candidates = Instances(size)
     candidates.pred_boxes = Boxes(boxes)
     # In float64, so that a score of 0.7 in the file is 0.7 for the threshold.
@@ -163,12 +166,12 @@ def _candidates(prediction: Prediction, size: Tuple[int, int]) -> Instances:
     if "masks" in prediction:
         rles = prediction["masks"]
         if not isinstance(rles, list) or len(rles) != len(boxes):
-            raise PredictionError(f"sample '{name}': 'masks' must be a list, one for each box")
+            raise ValueError("'masks' must be a list, one for each box")
         candidates.pred_masks = RLEMasks(
-            [normalize_rle(rle, *_runs(rle, [size], name, "masks")) for rle in rles]
+            [normalize_rle(rle, *_runs(rle, [size], "masks")) for rle in rles]
         )
     if "points" in prediction:
-        candidates.pred_points = _numbers(prediction["points"], (len(boxes), 2), name, "points")
+        candidates.pred_points = _numbers(prediction["points"], (len(boxes), 2), "points")
     return candidates
 
 
@@ -204,16 +207,12 @@ class PredictionWriter:
     """
 
     def __init__(self, path: str):
-        """
-        Args:
-            path: the file, ending in .jsonl.
-        """
         self.path = path
         self._file: Optional[IO[str]] = None
 
     def reset(self) -> None:
         """Start again with an empty part."""
-        PathManager.mkdirs(os.path.dirname(self.path))
+        os.makedirs(os.path.dirname(self.path), exist_ok=True)
         if self._file is not None:
             self._file.close()
         self._file = open(self._part(comm.get_rank()), "w", encoding="utf-8")
@@ -230,52 +229,47 @@ class PredictionWriter:
         if not comm.is_main_process():
             return
         parts = [self._part(rank) for rank in range(comm.get_world_size())]
-        seen, joined_part = set(), f"{self.path}.joined"
-        with open(joined_part, "w", encoding="utf-8") as joined:
+        seen = set()
+        with atomic_path(self.path) as path, open(path, "w", encoding="utf-8") as joined:
             for part in parts:
                 for prediction in read_predictions(part):
                     if prediction["sample_id"] not in seen:
                         seen.add(prediction["sample_id"])
                         joined.write(json.dumps(prediction) + "\n")
-                os.remove(part)
-        os.replace(joined_part, self.path)
+        for part in parts:
+            os.remove(part)
 
     def _part(self, rank: int) -> str:
         return f"{self.path}.{rank}"
 
 
-def _mask(rle: Any, sizes, name: str, field: str) -> np.ndarray:
+def _mask(rle: Any, sizes, field: str) -> np.ndarray:
     """bool mask of an RLE of one of the sizes; the first is that of the original image."""
-    return runs_to_mask(*_runs(rle, sizes, name, field))
+    return runs_to_mask(*_runs(rle, sizes, field))
 
 
-def _runs(rle: Any, sizes, name: str, field: str) -> Tuple[Tuple[int, int], np.ndarray]:
+def _runs(rle: Any, sizes, field: str) -> Tuple[Tuple[int, int], np.ndarray]:
     """(height, width) and runs of an RLE of one of the sizes."""
     try:
         found, runs = check_rle(rle)
     except ValueError as error:
-        raise PredictionError(f"sample '{name}': '{field}' is no valid RLE: {error}") from error
+        raise ValueError(f"'{field}' is no valid RLE: {error}") from error
     if found not in sizes:
-        also = "".join(f" or {list(size)}" for size in sizes[1:])
-        raise PredictionError(
-            f"sample '{name}': '{field}' must be a COCO RLE of size {list(sizes[0])}{also}; found "
-            f"{list(found)}"
-        )
+        wanted = " or ".join(str(list(size)) for size in sizes)
+        raise ValueError(f"'{field}' must be a COCO RLE of size {wanted}; found {list(found)}")
     return found, runs
 
 
-def _numbers(values: Any, shape: Tuple[int, ...], name: str, field: str) -> torch.Tensor:
+def _numbers(values: Any, shape: Tuple[int, ...], field: str) -> torch.Tensor:
     """Finite float64 tensor of the shape."""
     try:
-        if not isinstance(values, list):
-            raise TypeError(f"found {str(values)[:80]}")
         # numpy first: torch would turn True and False into numbers without a word.
         array = np.array(values)
-        if array.size and array.dtype.kind not in "iuf":
+        if not isinstance(values, list) or (array.size and array.dtype.kind not in "iuf"):
             raise ValueError(f"found {str(values)[:80]}")
         numbers = torch.from_numpy(array.astype(np.float64)).reshape(shape)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise PredictionError(f"sample '{name}': '{field}' must be numbers: {error}") from error
+        raise ValueError(f"'{field}' must be numbers: {error}") from error
     if len(numbers) != len(values) or not np.isfinite(array).all():
-        raise PredictionError(f"sample '{name}': '{field}' must be finite: {str(values)[:80]}")
+        raise ValueError(f"'{field}' must be finite: {str(values)[:80]}")
     return numbers

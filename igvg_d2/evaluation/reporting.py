@@ -6,8 +6,9 @@ import os
 from typing import Any, Dict, List, Optional, Sequence
 
 from detectron2.utils.events import get_event_storage, has_event_storage
-from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
+
+from igvg_d2.io.atomic import write_atomically
 
 Record = Dict[str, Any]
 
@@ -30,19 +31,16 @@ def merge_records(shards: Sequence[Sequence[Record]]) -> List[Record]:
 
 def write_json(content: Any, path: str, indent: Optional[int] = None) -> None:
     """Write nested dicts and lists, whole or not at all; NaN becomes null: JSON has no NaN."""
-    PathManager.mkdirs(os.path.dirname(path))
-    part = f"{path}.part"
-    with PathManager.open(part, "w") as f:
-        json.dump(_nan_to_none(content), f, indent=indent)
-    os.replace(part, path)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    write_atomically(path, json.dumps(_nan_to_none(content), indent=indent))
 
 
 def append_line(content: Dict[str, Any], path: str) -> None:
     """Append a JSON line to the log of a run, with the iteration if there is one."""
-    PathManager.mkdirs(os.path.dirname(path))
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     if has_event_storage():
         content = {"iteration": get_event_storage().iter, **content}
-    with PathManager.open(path, "a") as f:
+    with open(path, "a", encoding="utf-8") as f:
         f.write(json.dumps(_nan_to_none(content), sort_keys=True) + "\n")
 
 

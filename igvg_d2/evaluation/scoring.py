@@ -1,7 +1,6 @@
 """Prediction files through an evaluator, with everything that is wrong with them collected."""
 
 import collections
-import functools
 import gc
 import itertools
 import multiprocessing
@@ -15,7 +14,8 @@ from .predictions import prediction_to_output, read_predictions
 
 # Predictions per worker process that are in memory at a time.
 _BLOCK = 128
-# What a forked worker finds.
+# The evaluator at work, for worker processes to inherit: they are forked, because no file can name
+# the data sets that a script registers.
 _evaluator: Optional[GroundingEvaluator] = None
 
 
@@ -36,11 +36,12 @@ def score_file(
         and whether any prediction has boxes.
     """
     problems, with_boxes, seen = {"unknown": [], "repeated": [], "unusable": []}, False, {}
+    global _evaluator
+    _evaluator = evaluator
     # The data set stays; to look through it again and again would take a fifth of the time.
     gc.collect()
     gc.freeze()
-    results = _judge_all(evaluator, read_predictions(path), num_workers)
-    for name, has_boxes, record, error in progress(results):
+    for name, has_boxes, record, error in progress(_judge_all(read_predictions(path), num_workers)):
         if name in seen:
             problems["repeated"].append(name)
         if name not in evaluator.samples:
@@ -56,42 +57,33 @@ def score_file(
     return problems, with_boxes
 
 
-def _judge_all(evaluator, predictions, num_workers):
+def _judge_all(predictions, num_workers):
     """(sample id, has boxes, record or None, error or None) of every prediction, in order."""
-    function = functools.partial(_judge, evaluator)
     if num_workers < 2 or "fork" not in multiprocessing.get_all_start_methods():
-        yield from map(function, predictions)
+        yield from map(_judge, predictions)
         return
-    # Forked: the workers share the data set, and data sets that no file can name.
     torch.set_num_threads(1)
-    global _evaluator
-    _evaluator = evaluator
     with multiprocessing.get_context("fork").Pool(num_workers) as pool:
         # In blocks: a pool would read the whole file ahead and keep it in memory. One block ahead,
         # so that the workers judge while the file is being read.
         waiting: Deque[Any] = collections.deque()
         while block := list(itertools.islice(predictions, _BLOCK * num_workers)):
-            waiting.append(pool.map_async(_judge_inherited, block, chunksize=_BLOCK // 4))
+            waiting.append(pool.map_async(_judge, block, chunksize=_BLOCK // 4))
             if len(waiting) > 1:
                 yield from waiting.popleft().get()
         for judged in waiting:
             yield from judged.get()
 
 
-def _judge_inherited(prediction):
-    """`_judge` in a worker process, by the evaluator it was forked with."""
-    return _judge(_evaluator, prediction)
-
-
-def _judge(evaluator, prediction):
-    """See `_judge_all`."""
+def _judge(prediction):
+    """See `_judge_all`; in this process or a worker."""
     name = prediction["sample_id"]
-    sample = evaluator.samples.get(name)
+    sample = _evaluator.samples.get(name)
     if sample is None:
         return name, False, None, None
     try:
         target = GroundTruth.from_sample(sample)
-        record = evaluator.make_record(target, prediction_to_output(prediction, sample))
+        record = _evaluator.make_record(target, prediction_to_output(prediction, sample))
     except ValueError as error:
         return name, False, None, str(error)
     return name, "boxes" in prediction, record, None
