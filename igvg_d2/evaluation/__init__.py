@@ -4,8 +4,7 @@ from .build import GROUNDING_EVALUATOR_REGISTRY, build_grounding_evaluator
 from .frames import GroundTruth
 from .grefcoco_evaluation import GRefCOCOEvaluator
 from .grounding_evaluation import GroundingEvaluator
+from .no_target_evaluation import RefZOMEvaluator, RRefCOCOEvaluator
 from .protocols import PROTOCOLS, Protocol, parse_protocols
 from .refcoco_evaluation import RefCOCOEvaluator
-from .refzom_evaluation import RefZOMEvaluator
 from .reporting import merge_records
-from .rrefcoco_evaluation import RRefCOCOEvaluator

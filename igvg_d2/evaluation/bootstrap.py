@@ -1,4 +1,4 @@
-"""Confidence intervals of ratios of sums, by resampling pictures."""
+"""Confidence intervals of ratios of sums, by resampling images."""
 
 from typing import Dict, Sequence, Tuple
 
@@ -17,11 +17,11 @@ def bootstrap_intervals(
 ) -> Dict[str, Dict[str, float]]:
     """Percentile intervals of sum(numerators) / sum(denominators), in percent.
 
-    Expressions about one picture rise and fall together, so pictures are drawn, not expressions.
+    Expressions about one image rise and fall together, so images are drawn, not expressions.
 
     Args:
         ratios: name -> (numerators (N,), denominators (N,)) per sample; a mean has denominators 1.
-        cluster_ids: N hashable ids, the picture of each sample.
+        cluster_ids: N hashable ids, the image of each sample.
         confidence: share of the resamples between the limits.
         seed: of the resampling; the result depends on it and on the data only, not on their order.
 

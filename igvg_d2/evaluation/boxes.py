@@ -6,8 +6,7 @@ import numpy as np
 from detectron2.structures import Instances
 
 from .frames import GroundTruth, output_field, to_numpy
-from .instance_evaluation import pairwise_box_iou
-from .metrics import generalized_iou_scores, grec_f1
+from .metrics import generalized_iou_scores, grec_f1, pairwise_box_iou
 from .protocols import Protocol
 
 # The release calls a sample a no-target one if no box scores above this, strictly.
@@ -20,11 +19,6 @@ def check_candidates(candidates: Instances, score_threshold: float, sample: Dict
 
     A NaN overlap passes for a match in COCOeval and in the official GREC loop. An inverted box has
     no meaning, but below the threshold nobody looks at it (as upstream).
-
-    Args:
-        candidates: with scores (Q,) and pred_boxes XYXY.
-        score_threshold: inverted boxes are accepted below it.
-        sample: data set dict, for the message.
 
     Raises:
         ValueError: a score or coordinate is not finite, or a box at the threshold is inverted.
@@ -52,7 +46,7 @@ def no_target_decisions(
     """{"pred_no_target": the flag}, and "num_confident" if a protocol has released rules.
 
     Args:
-        output: "no_target" bool, for released rules also "candidates".
+        output: of the model, with "no_target", for released rules also "candidates".
         sample: data set dict, for messages.
         protocols: of the evaluation.
     """
@@ -70,13 +64,7 @@ def grec_counts(
     """[F1, kept boxes, matched boxes] of one sample by the GREC rule of a protocol.
 
     Scores are those of the output under native rules; official and released code has them in
-    float32, where 0.7 is below 0.7. The release clips and scales the target boxes.
-
-    Args:
-        candidates: all queries.
-        target: ground truth.
-        protocol: rules and frame.
-        thresholds: `score_threshold` and `iou_threshold` of :func:`grec_f1`.
+    float32, where 0.7 is below 0.7. `thresholds` are those of `grec_f1`.
     """
     boxes, scores = to_numpy(candidates.pred_boxes.tensor), to_numpy(candidates.scores)
     if protocol.rules != "native":
@@ -102,40 +90,24 @@ def top_box_overlaps(
     gt_boxes = target.boxes
     if protocol.rules == "released":
         boxes, gt_boxes = _released_boxes(boxes, target, protocol)
-    if not len(boxes):
-        return {"iou": 0.0, **_mdetr(boxes, scores, gt_boxes, protocol)}
-    top = boxes[np.argmax(scores)][None]
-    overlap = mattnet_iou if protocol.rules == "official" else pairwise_box_iou
+    top = boxes[[np.argmax(scores)]] if len(boxes) else boxes
+    if protocol.rules != "official":
+        return {"iou": float(pairwise_box_iou(top, gt_boxes).max(initial=0.0))}
+    # Official order: descending (score, box).
+    order = sorted(range(len(boxes)), key=lambda i: (scores[i], *boxes[i]), reverse=True)
+    overlaps = generalized_iou_scores(boxes[order], gt_boxes)[:, 0]
     return {
-        "iou": float(overlap(top, gt_boxes)[0, 0]),
-        **_mdetr(boxes, scores, gt_boxes, protocol),
+        "iou": float(mattnet_iou(top, gt_boxes).max(initial=0.0)),
+        # Below the smallest generalized IoU there is, -1, without any box.
+        "giou": {str(k): float(overlaps[:k].max(initial=-2.0)) for k in _MDETR_RANKS},
     }
 
 
 def mattnet_iou(boxes1: np.ndarray, boxes2: np.ndarray) -> np.ndarray:
-    """MAttNet's IoU: the continuous one, but an overlap at most one pixel wide or high is none.
-
-    Args:
-        boxes1: float64 (N, 4) XYXY pixels.
-        boxes2: float64 (M, 4) XYXY pixels.
-
-    Returns:
-        float64 (N, M).
-    """
+    """`pairwise_box_iou` as MAttNet has it: an overlap at most one pixel wide or high is none."""
     lower = np.maximum(boxes1[:, None, :2], boxes2[None, :, :2])
     upper = np.minimum(boxes1[:, None, 2:], boxes2[None, :, 2:])
     return np.where((upper - 1 > lower).all(-1), pairwise_box_iou(boxes1, boxes2), 0.0)
-
-
-def _mdetr(boxes, scores, gt_boxes, protocol: Protocol) -> Dict[str, Any]:
-    """MDETR's entry of `top_box_overlaps`, for official rules only."""
-    if protocol.rules != "official":
-        return {}
-    # Official order: descending (score, box).
-    order = sorted(range(len(boxes)), key=lambda i: (scores[i], *boxes[i]), reverse=True)
-    overlaps = generalized_iou_scores(boxes[order], gt_boxes)[:, 0]
-    # Below the smallest generalized IoU there is, -1, without any box.
-    return {"giou": {str(k): float(overlaps[:k].max(initial=-2.0)) for k in _MDETR_RANKS}}
 
 
 def _released_boxes(boxes: np.ndarray, target: GroundTruth, protocol: Protocol):

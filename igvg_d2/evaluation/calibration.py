@@ -13,12 +13,7 @@ _BINS = 10
 def auroc(scores: Sequence[float], is_positive: Sequence[bool]) -> float:
     """Area under the ROC curve in percent: how often a positive outscores a negative, ties half.
 
-    Args:
-        scores: float (N,).
-        is_positive: bool (N,).
-
-    Returns:
-        NaN unless there are positives and negatives.
+    NaN unless there are positives and negatives.
     """
     scores, is_positive = np.asarray(scores, np.float64), np.asarray(is_positive, bool)
     positives, negatives = scores[is_positive], np.sort(scores[~is_positive])
@@ -60,14 +55,9 @@ def summarize_calibration(
 def threshold_table(
     scores: Sequence[float], is_no_target: Sequence[bool]
 ) -> Dict[str, Dict[str, float]]:
-    """N_acc and T_acc if the score alone decided, at thresholds 0.05 to 0.95.
+    """N_acc and T_acc if the score (N,) alone decided, at thresholds 0.05 to 0.95.
 
-    A table to look at: a threshold chosen from it on a test split would be tuned on that split; see
-    :func:`fit_threshold`.
-
-    Args:
-        scores: float (N,), no-target scores.
-        is_no_target: bool (N,).
+    To look at: a threshold chosen from it on a test split would be tuned on that split.
     """
     scores = np.asarray(scores, np.float64)
     return {
@@ -82,9 +72,8 @@ def threshold_table(
 def fit_threshold(scores: Sequence[float], is_no_target: Sequence[bool]) -> Dict[str, float]:
     """The threshold with the largest mean of N_acc and T_acc when ``score >= threshold`` decides.
 
-    To be fitted on held-out training data and then applied to a test split. The mean of both rates
-    does not depend on how many samples have no target, which differs much between gRefCOCO's train
-    (9 %) and val (63 %).
+    The mean of both rates does not depend on how many samples have no target, which differs much
+    between gRefCOCO's train (9 %) and val (63 %).
 
     Args:
         scores: float (N,) in [0, 1].

@@ -13,7 +13,7 @@ has a mask of the original size only gets it resized by PIL nearest.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -93,7 +93,7 @@ def decode_rle(rle: Dict[str, Any]) -> np.ndarray:
 def target_mask(
     target: GroundTruth, protocol: Protocol, official: str = "nearest", single_cover: bool = False
 ) -> np.ndarray:
-    """The ground-truth mask of a sample in the frame of a protocol.
+    """The ground-truth mask in the frame of a protocol, bool (height, width) or (size, size).
 
     Args:
         target: ground truth.
@@ -101,9 +101,6 @@ def target_mask(
         official: "polygons" or "nearest", see the module; for official rules only.
         single_cover: keep only pixels covered by exactly one polygon part, as the loaders of LAVT
             and RefSegformer do with objects whose parts overlap.
-
-    Returns:
-        bool (height, width) or (size, size).
     """
     if protocol.rules != "official":
         return _resize(target.union, protocol)
@@ -133,18 +130,11 @@ def predicted_mask(
                 f"the mask has size {mask.shape}; protocol '{protocol.name}' needs the original "
                 f"size {target.size}" + ("" if size is None else f" or {frame}")
             )
-        return mask if size is None else _pil_nearest(mask, size)
+        return mask if size is None else _nearest(mask, size)
     found = resized.get(size, mask)
     if found.shape != frame:
         raise ValueError(f"the mask for {protocol.resolution} has size {found.shape}")
     return found
-
-
-def count_pixels(pred: np.ndarray, gt: np.ndarray) -> List[int]:
-    """[intersection, union, predicted pixels, target pixels] of two masks of one size."""
-    intersection = int(np.count_nonzero(pred & gt))
-    pred_area, gt_area = int(np.count_nonzero(pred)), int(np.count_nonzero(gt))
-    return [intersection, pred_area + gt_area - intersection, pred_area, gt_area]
 
 
 def undefined_official(sample: Dict[str, Any]) -> Optional[str]:
@@ -177,7 +167,7 @@ def _scaled_polygons(target: GroundTruth, protocol: Protocol) -> np.ndarray:
     mask = np.zeros((protocol.size, protocol.size), bool)
     for annotation in kept:
         if "polygons" not in annotation:
-            mask |= _pil_nearest(decode_rle(annotation["segmentation"]), protocol.size)
+            mask |= _nearest(decode_rle(annotation["segmentation"]), protocol.size)
             continue
         polygons = [
             (np.asarray(part, np.float64).reshape(-1, 2) * scale).reshape(-1).tolist()
@@ -211,31 +201,19 @@ def _resize(mask: np.ndarray, protocol: Protocol) -> np.ndarray:
     """A ground-truth mask of the original size in the protocol's frame, by its kind of nearest."""
     if protocol.size is None:
         return mask
-    if protocol.rules == "official":
-        return _pil_nearest(mask, protocol.size)
-    return _by_rows(mask, _cv2_nearest, protocol.size)
+    return _nearest(mask, protocol.size, opencv=protocol.rules != "official")
 
 
-def _pil_nearest(mask: np.ndarray, size: int) -> np.ndarray:
-    """bool (size, size) by PIL's nearest, whose rounding nothing else reproduces exactly."""
-    return _by_rows(mask, _pil_resize, size)
-
-
-def _by_rows(mask: np.ndarray, resize: Callable[..., np.ndarray], *args: Any) -> np.ndarray:
-    """Apply a resize to a square, which treats both axes alike, to a bool mask in its own order."""
-    if mask.flags.f_contiguous:
-        return resize(mask.T.view(np.uint8), *args).view(bool).T
-    return resize(np.ascontiguousarray(mask).view(np.uint8), *args).view(bool)
-
-
-def _pil_resize(pixels: np.ndarray, size: int) -> np.ndarray:
-    """uint8 (size, size) by PIL's nearest."""
-    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.NEAREST))
-
-
-def _cv2_nearest(pixels: np.ndarray, size: int) -> np.ndarray:
-    """uint8 (size, size) by OpenCV's nearest."""
-    return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_NEAREST)
+def _nearest(mask: np.ndarray, size: int, opencv: bool = False) -> np.ndarray:
+    """bool (size, size) by PIL's nearest or OpenCV's, which nothing else reproduces exactly."""
+    # A square treats both axes alike: the pixels can stay in their order.
+    transposed = mask.flags.f_contiguous
+    pixels = np.ascontiguousarray(mask.T if transposed else mask).view(np.uint8)
+    if opencv:
+        resized = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_NEAREST)
+    else:
+        resized = np.asarray(Image.fromarray(pixels).resize((size, size), Image.NEAREST))
+    return resized.view(bool).T if transposed else resized.view(bool)
 
 
 def to_numpy(value: Any) -> np.ndarray:

@@ -1,9 +1,8 @@
 """GRES and GREC, the two generalized benchmarks, with instance metrics, in one pass."""
 
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Dict, Sequence
 
 import numpy as np
-from detectron2.config import configurable
 
 from .boxes import RELEASED_SCORE_THRESHOLD, check_candidates, count_confident, grec_counts
 from .build import GROUNDING_EVALUATOR_REGISTRY
@@ -13,7 +12,9 @@ from .grounding_evaluation import (
     GroundingEvaluator,
     Record,
     Results,
+    no_target_flags,
     pixel_columns,
+    target_counts,
 )
 from .instance_evaluation import make_instance_record, summarize_instances, summarize_sets
 from .metrics import (
@@ -22,7 +23,7 @@ from .metrics import (
     gres_counts,
     mean_percent,
     no_target_accuracy,
-    overall_iou,
+    percent,
     precision_at,
     target_accuracy,
 )
@@ -57,44 +58,13 @@ class GRefCOCOEvaluator(GroundingEvaluator):
 
     official_target = "polygons"
 
-    @configurable
-    def __init__(
-        self,
-        *,
-        dataset_name: str,
-        output_folder: Optional[str] = None,
-        allow_missing: bool = False,
-        save_predictions: bool = False,
-        protocols: Sequence[str] = ("native",),
-        metrics_file: Optional[str] = None,
-        no_target_threshold: Optional[float] = None,
-        score_threshold: float = 0.7,
-        iou_threshold: float = 0.5,
-        precision_thresholds: Sequence[float] = (0.7, 0.8, 0.9),
-        min_candidate_score: float = 0.05,
-    ):
-        """
-        Args:
-            dataset_name, output_folder, allow_missing, save_predictions, protocols, metrics_file,
-                no_target_threshold: see `GroundingEvaluator`.
-            score_threshold: GREC keeps boxes with score >= this.
-            iou_threshold: GREC matches boxes with generalized IoU >= this.
-            precision_thresholds: mask IoUs of Pr@X.
-            min_candidate_score: candidates below take no part in AP.
-        """
-        super().__init__(
-            dataset_name=dataset_name,
-            output_folder=output_folder,
-            allow_missing=allow_missing,
-            save_predictions=save_predictions,
-            protocols=protocols,
-            metrics_file=metrics_file,
-            no_target_threshold=no_target_threshold,
-        )
-        self.score_threshold = score_threshold
-        self.iou_threshold = iou_threshold
-        self.precision_thresholds = tuple(precision_thresholds)
-        self.min_candidate_score = min_candidate_score
+    # GREC keeps boxes from this score on, and matches them from this generalized IoU on.
+    score_threshold = 0.7
+    iou_threshold = 0.5
+    # Mask IoUs of Pr@X.
+    precision_thresholds = (0.7, 0.8, 0.9)
+    # Candidates below take no part in AP.
+    min_candidate_score = 0.05
 
     def settings(self, protocol: Protocol) -> Dict[str, Any]:
         """See `GroundingEvaluator.settings`."""
@@ -132,27 +102,27 @@ class GRefCOCOEvaluator(GroundingEvaluator):
             undefined=undefined_official(target.sample),
         )
         f1, num_kept, num_matched = record["grec"][self.primary.name]
-        _, _, ious = self._gres([record], self.primary)
-        record.update(iou=float(ious[0]), f1=f1, num_kept=num_kept, num_matched=num_matched)
-        record.update(
-            make_instance_record(
-                target,
-                candidates,
-                min_score=self.min_candidate_score,
-                score_threshold=self.score_threshold,
-            )
+        flags = no_target_flags([record], self.primary)
+        iou = float(_gres_ratios([record], self.primary, flags)["gIoU"][0][0])
+        record.update(iou=iou, f1=f1, num_kept=num_kept, num_matched=num_matched)
+        instances = make_instance_record(
+            target,
+            candidates,
+            min_score=self.min_candidate_score,
+            score_threshold=self.score_threshold,
         )
-        return record
+        return {**record, **instances}
 
     def summarize_protocol(self, records: Sequence[Record], protocol: Protocol) -> Results:
         """Tasks "gres" and "grec"; every value is in percent except the counts."""
+        flags = no_target_flags(records, protocol)
         results = {
-            "gres": self._summarize_gres(records, protocol, _flags(records, protocol)),
+            "gres": self._summarize_gres(records, protocol, flags),
             "grec": self._summarize_grec(records, protocol),
         }
-        has_scores = bool(records) and all(r["no_target_score"] is not None for r in records)
-        if self.no_target_threshold is not None and has_scores and protocol.rules != "released":
-            fitted = np.array([r["no_target_score"] >= self.no_target_threshold for r in records])
+        scores, _ = _scores(records)
+        if self.no_target_threshold is not None and scores and protocol.rules != "released":
+            fitted = np.array(scores) >= self.no_target_threshold
             results["gres_fitted"] = self._summarize_gres(records, protocol, fitted)
             results["grec_fitted"] = self._summarize_grec(records, protocol, fitted)
         return results
@@ -190,40 +160,23 @@ class GRefCOCOEvaluator(GroundingEvaluator):
 
     def ratios(self, records: Sequence[Record], protocol: Protocol) -> Dict[str, Any]:
         """Main numbers of GRES and GREC."""
-        is_no_target = _is_no_target(records)
-        flagged = _flags(records, protocol)
-        intersections, unions, ious = self._gres(records, protocol)
-        ones = np.ones(len(records))
+        correct = [r["grec"][protocol.name][0] >= 1.0 for r in records]
         return {
-            "gIoU": (ious, ones),
-            "cIoU": (intersections, unions),
-            "N_acc": (flagged & is_no_target, is_no_target),
-            "T_acc": (~flagged & ~is_no_target, ~is_no_target),
-            "F1score": ([r["grec"][protocol.name][0] >= 1.0 for r in records], ones),
+            **_gres_ratios(records, protocol, no_target_flags(records, protocol)),
+            "F1score": (correct, np.ones(len(records))),
         }
-
-    def _gres(self, records, protocol, flags=None):
-        """I, U and IoU by the rules of `gres_counts`."""
-        intersections, unions, _, _ = pixel_columns(records, protocol.name)
-        flags = _flags(records, protocol) if flags is None else flags
-        return gres_counts(intersections, unions, _is_no_target(records), flags)
 
     def _summarize_gres(self, records, protocol, flags) -> Dict[str, float]:
         """Mask metrics with the given no-target flags."""
-        num_targets = np.array([r["num_targets"] for r in records], dtype=np.int64)
-        is_no_target = num_targets == 0
-        intersections, unions, ious = self._gres(records, protocol, flags)
-        results = {
-            "gIoU": mean_percent(ious),
-            "cIoU": overall_iou(intersections, unions),
-            "N_acc": no_target_accuracy(is_no_target, flags),
-            "T_acc": target_accuracy(is_no_target, flags),
-        }
-        if protocol.rules != "native" and records and not is_no_target.any():
+        num_targets = target_counts(records)
+        ratios = _gres_ratios(records, protocol, flags)
+        results = {name: percent(np.sum(n), np.sum(d)) for name, (n, d) in ratios.items()}
+        if protocol.rules != "native" and records and num_targets.all():
             # ReLA and the release print 0 for both when there is no no-target sample.
             results.update(N_acc=0.0, T_acc=0.0)
+        ious = ratios["gIoU"][0]
         for threshold in self.precision_thresholds:
-            results[f"Pr@{threshold}"] = precision_at(ious[~is_no_target], threshold)
+            results[f"Pr@{threshold}"] = precision_at(ious[num_targets > 0], threshold)
         groups = by_cardinality(ious, num_targets)
         results.update({f"gIoU_{name}": value for name, value in groups.items()})
         counts = count_by_cardinality(num_targets)
@@ -232,7 +185,7 @@ class GRefCOCOEvaluator(GroundingEvaluator):
 
     def _summarize_grec(self, records, protocol, flags=None) -> Dict[str, float]:
         """Box metrics: a sample is correct when its F1 is 1; flagged samples keep no box."""
-        num_targets = np.array([r["num_targets"] for r in records], dtype=np.int64)
+        num_targets = target_counts(records)
         table = np.array([r["grec"][protocol.name] for r in records], np.float64).reshape(-1, 3)
         correct, nothing_kept = table[:, 0] >= 1.0, table[:, 1] == 0
         if flags is not None:
@@ -248,25 +201,25 @@ class GRefCOCOEvaluator(GroundingEvaluator):
         if protocol.rules == "official" and len(records) < len(self.samples):
             return {name: float("nan") for name in results}
         if protocol.rules == "released" and records:
-            results["N_acc"], results["T_acc"] = np.nan_to_num(
-                [results["N_acc"], results["T_acc"]]
-            ).tolist()
+            for name in ("N_acc", "T_acc"):
+                results[name] = float(np.nan_to_num(results[name]))
         return results
 
 
-def _is_no_target(records: Sequence[Record]) -> np.ndarray:
-    """bool (N,), ground truth."""
-    return np.array([r["num_targets"] == 0 for r in records], dtype=bool)
-
-
-def _flags(records: Sequence[Record], protocol: Protocol) -> np.ndarray:
-    """bool (N,), the no-target decision that GRES takes under a protocol."""
-    if protocol.rules == "released":
-        return np.array([r["num_confident"] == 0 for r in records], dtype=bool)
-    return np.array([r["pred_no_target"] for r in records], dtype=bool)
+def _gres_ratios(records: Sequence[Record], protocol: Protocol, flags) -> Dict[str, Any]:
+    """Main numbers of GRES with the given no-target flags, see `GroundingEvaluator.ratios`."""
+    is_no_target = target_counts(records) == 0
+    intersections, unions, _, _ = pixel_columns(records, protocol.name)
+    intersections, unions, ious = gres_counts(intersections, unions, is_no_target, flags)
+    return {
+        "gIoU": (ious, np.ones(len(records))),
+        "cIoU": (intersections, unions),
+        "N_acc": (flags & is_no_target, is_no_target),
+        "T_acc": (~flags & ~is_no_target, ~is_no_target),
+    }
 
 
 def _scores(records: Sequence[Record]):
     """(no-target scores, is no target), empty if a sample has no score."""
     scores = [r["no_target_score"] for r in records]
-    return ([], []) if None in scores else (scores, _is_no_target(records))
+    return ([], []) if None in scores else (scores, target_counts(records) == 0)

@@ -13,13 +13,12 @@ from detectron2.utils import comm
 from .bootstrap import bootstrap_intervals
 from .frames import (
     GroundTruth,
-    count_pixels,
     output_field,
     predicted_mask,
     target_mask,
     to_numpy,
 )
-from .metrics import count_by_cardinality
+from .metrics import count_by_cardinality, count_pixels
 from .predictions import PredictionWriter
 from .protocols import Protocol, parse_protocols
 from .reporting import Record, append_line, format_report, merge_records, write_json
@@ -36,11 +35,9 @@ class GroundingEvaluator(DatasetEvaluator):
 
     Per sample a flat record of numbers is kept, no masks. A benchmark defines three hooks:
     `make_record` (one sample -> numbers, JSON-serialisable), `summarize_protocol` (all records ->
-    results under one protocol) and `summarize_shared` (results that no protocol changes). All else
-    is here: look-up by `sample_id`, gathering over processes, removal of the duplicates a padded
-    sampler makes, completeness, a fixed order, result files and the log. Groups (R-RefCOCO) are
-    formed by the record's `group_id`, never by position, so results do not depend on order or
-    sharding. Who needs no protocols overrides `summarize` alone.
+    results under one protocol) and `summarize_shared` (results that no protocol changes); without
+    protocols, `summarize` alone. Groups (R-RefCOCO) are formed by the record's `group_id`, never by
+    position, so results do not depend on order or sharding.
     """
 
     # How the benchmark's authors bring targets to their frame, see `frames.target_mask`.
@@ -67,12 +64,11 @@ class GroundingEvaluator(DatasetEvaluator):
                 are written; None writes nothing.
             allow_missing: summarise the samples that are there, with a warning, instead of raising
                 when some samples of the data set were not processed.
-            save_predictions: write `<dataset_name>_predictions.jsonl` (see
-                `igvg_d2.evaluation.predictions`) into `output_folder`.
-            protocols: names, see `PROTOCOLS`; the results of "native" have plain task names, those
-                of others end in "_<protocol>".
-            metrics_file: JSON lines, usually Detectron2's metrics.json, that get a line with
-                results, protocols, thresholds, data set hash and counts; None writes none.
+            save_predictions: write `<dataset_name>_predictions.jsonl` (see `predictions.py`) into
+                `output_folder`.
+            protocols: names, see `PROTOCOLS`.
+            metrics_file: JSON lines, usually Detectron2's metrics.json, that get a line with the
+                protocols of the report; None writes none.
             no_target_threshold: fitted threshold of the no-target score, for extra results of
                 GRES and GREC; None for none.
         """
@@ -91,13 +87,14 @@ class GroundingEvaluator(DatasetEvaluator):
         # because evaluation does not import data.
         self.fingerprint: Optional[Callable[[Iterable[Dict[str, Any]]], str]] = None
         self._samples: Optional[Dict[str, Dict[str, Any]]] = None
-        self._records: List[Record] = []
+        # Those made by this process so far.
+        self.records: List[Record] = []
 
     @classmethod
     def from_config(
         cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None
     ) -> Dict[str, Any]:
-        """Other thresholds are constructor arguments and keep their official defaults."""
+        """Other thresholds are class attributes with the official values."""
         return {
             "dataset_name": dataset_name,
             "output_folder": output_folder,
@@ -125,14 +122,9 @@ class GroundingEvaluator(DatasetEvaluator):
                 )
         return self._samples
 
-    @property
-    def records(self) -> List[Record]:
-        """The records made by this process so far."""
-        return self._records
-
     def reset(self) -> None:
         """Forget all records."""
-        self._records = []
+        self.records = []
         if self._prediction_writer is not None:
             self._prediction_writer.reset()
 
@@ -151,7 +143,7 @@ class GroundingEvaluator(DatasetEvaluator):
                     "with the loader of the same data set"
                 )
             target = GroundTruth.from_sample(self.samples[sample_id])
-            self._records.append(self.make_record(target, output))
+            self.records.append(self.make_record(target, output))
             if self._prediction_writer is not None:
                 self._prediction_writer.write(output, target.sample)
 
@@ -165,9 +157,8 @@ class GroundingEvaluator(DatasetEvaluator):
 
         Returns:
             dict with sample_id, image_id, group_id (R-RefCOCO's unit; the ref by default),
-            num_targets; intersection and union of predicted mask and target union, pred_area,
-            gt_area, all under the primary protocol; pixels {protocol: these four}; and `kind` where
-            the data set says what sort of expression it is.
+            num_targets; intersection, union, pred_area and gt_area in pixels under the primary
+            protocol; pixels {protocol: these four}; and `kind` of the expression where known.
         """
         sample = target.sample
         mask = to_numpy(output_field(output, "mask", sample)).astype(bool, copy=False)
@@ -227,10 +218,10 @@ class GroundingEvaluator(DatasetEvaluator):
     def breakdown(self, records: Sequence[Record]) -> Dict[str, Dict[str, Dict[str, float]]]:
         """Extra tables {title: {row: {column: value}}} for log and file, not in the results."""
         tables = {}
+        images = [r["image_id"] for r in records]
         for protocol in self.protocols if records else ():
             ratios = self.ratios(records, protocol)
             if ratios:
-                images = [r["image_id"] for r in records]
                 title = f"95% interval{protocol.suffix.replace('_', ' ', 1)}"
                 tables[title] = bootstrap_intervals(ratios, images)
         return tables
@@ -245,7 +236,7 @@ class GroundingEvaluator(DatasetEvaluator):
             RuntimeError: samples are missing and `allow_missing` is False.
         """
         comm.synchronize()
-        shards = comm.gather(self._records, dst=0)
+        shards = comm.gather(self.records, dst=0)
         if self._prediction_writer is not None:
             self._prediction_writer.close()
         if not comm.is_main_process():
@@ -262,9 +253,9 @@ class GroundingEvaluator(DatasetEvaluator):
 
         Returns:
             dict with dataset, dataset_hash, evaluator, num_samples, num_missing, counts (samples by
-            number of targets), protocol and settings of the primary protocol, results, breakdown,
-            and protocols {name: protocol, resolution, thresholds, results of that protocol with
-            plain task names, and again data set, hash and counts}: each can be read alone.
+            number of targets); protocol and settings of the primary protocol, results, breakdown;
+            protocols {name: all of the first line, protocol, resolution, thresholds, and results of
+            that protocol with plain task names}: each can be read alone.
         """
         facts = {
             "dataset": self.dataset_name,
@@ -324,6 +315,18 @@ class GroundingEvaluator(DatasetEvaluator):
         if self.metrics_file is not None:
             # A list: tools that read numbers by name from this file pass over it.
             append_line({"evaluation": list(report["protocols"].values())}, self.metrics_file)
+
+
+def target_counts(records: Sequence[Record]) -> np.ndarray:
+    """int64 (N,), the number of targets of each record."""
+    return np.array([r["num_targets"] for r in records], dtype=np.int64)
+
+
+def no_target_flags(records: Sequence[Record], protocol: Protocol) -> np.ndarray:
+    """bool (N,): the model's flag; under released rules, whether no box scores above 0.7."""
+    if protocol.rules == "released":
+        return np.array([r["num_confident"] == 0 for r in records], dtype=bool)
+    return np.array([r["pred_no_target"] for r in records], dtype=bool)
 
 
 def pixel_columns(records: Sequence[Record], key: str) -> np.ndarray:

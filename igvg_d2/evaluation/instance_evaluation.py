@@ -20,10 +20,12 @@ from igvg_d2.io.rle import RLEMasks
 
 from .frames import GroundTruth, to_numpy
 from .metrics import (
+    cardinality_groups,
+    count_pixels,
     cover_accuracy,
-    intersection_union,
     mean_percent,
     num_covered_boxes,
+    pairwise_box_iou,
     percent,
 )
 from .reporting import Record
@@ -82,31 +84,12 @@ def make_instance_record(
     }
 
 
-def pairwise_box_iou(boxes1: np.ndarray, boxes2: np.ndarray) -> np.ndarray:
-    """Plain IoU of every pair in float64, as COCO computes it.
-
-    Args:
-        boxes1: float64 (N, 4) XYXY pixels.
-        boxes2: float64 (M, 4) XYXY pixels.
-
-    Returns:
-        float64 (N, M).
-    """
-    if len(boxes1) == 0 or len(boxes2) == 0:
-        return np.zeros((len(boxes1), len(boxes2)))
-    xywh1, xywh2 = (np.hstack([b[:, :2], b[:, 2:] - b[:, :2]]) for b in (boxes1, boxes2))
-    return mask_util.iou(xywh1, xywh2, [0] * len(boxes2))
-
-
 def pairwise_mask_iou(masks: Sequence[Any], target: GroundTruth) -> np.ndarray:
-    """IoU of every mask with every target, exact integers divided once; 0 for two empty masks.
+    """IoU float64 (N, T) of masks and targets, exact integers divided once; 0 for two empty masks.
 
     Args:
         masks: N masks, all bool (height, width) or all RLE dicts.
         target: ground truth with T targets of the same size.
-
-    Returns:
-        float64 (N, T).
     """
     ious = np.zeros((len(masks), target.num_targets))
     if not ious.size:
@@ -115,7 +98,7 @@ def pairwise_mask_iou(masks: Sequence[Any], target: GroundTruth) -> np.ndarray:
         return mask_util.iou(masks, target.rles, [0] * target.num_targets)
     for i, mask in enumerate(masks):
         for j, gt_mask in enumerate(target.masks):
-            intersection, union = intersection_union(mask, gt_mask)
+            intersection, union, *_ = count_pixels(mask, gt_mask)
             ious[i, j] = intersection / max(union, 1)
     return ious
 
@@ -135,9 +118,6 @@ def _fit_to_mask(box: np.ndarray, mask: Any) -> float:
 
 def summarize_instances(records: Sequence[Record]) -> Dict[str, float]:
     """Average precision, CoverAcc and box-mask consistency of `make_instance_record`.
-
-    Args:
-        records: with `num_targets` beside the keys of `make_instance_record`.
 
     Returns:
         {"mask_AP", "mask_AP50", "mask_AP75", "box_AP", "box_AP50", "box_AP75", "CoverAcc",
@@ -161,9 +141,6 @@ def summarize_instances(records: Sequence[Record]) -> Dict[str, float]:
 def summarize_sets(records: Sequence[Record]) -> Dict[str, float]:
     """Kept boxes against targets, summed over samples, by the matches of GREC, in percent.
 
-    Args:
-        records: with num_targets, num_kept, num_matched, pred_no_target and pred_area.
-
     Returns:
         F1, precision and recall of instances, recall by number of targets, count_acc (the number of
         kept boxes is the number of targets), and decision_agreement, the share of samples whose
@@ -181,8 +158,9 @@ def summarize_sets(records: Sequence[Record]) -> Dict[str, float]:
         "count_acc": mean_percent(kept == targets),
         "decision_agreement": mean_percent(agreed),
     }
-    for name, chosen in (("1", targets == 1), ("2", targets == 2), ("3plus", targets >= 3)):
-        results[f"recall_{name}"] = percent(matched[chosen].sum(), targets[chosen].sum())
+    for name, chosen in cardinality_groups(targets).items():
+        if name != "0":
+            results[f"recall_{name}"] = percent(matched[chosen].sum(), targets[chosen].sum())
     return results
 
 

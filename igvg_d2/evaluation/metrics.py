@@ -1,18 +1,18 @@
-"""The grounding metrics as pure functions of integers, flags and boxes (numpy only).
+"""The grounding metrics as pure functions of integers, flags, masks and boxes.
 
 Conventions shared by all functions:
 
 * Results are in percent. A rate without a single case is NaN, never 0 and never an exception. The
-  official scripts raise ``ZeroDivisionError`` there or print 0 (ReLA prints 0 for N_acc *and* T_acc
-  when a split has no no-target sample).
+  official scripts raise ``ZeroDivisionError`` there or print 0.
 * Thresholds are inclusive (``>=``): an IoU of exactly 0.7 counts for Pr@0.7.
-* "gIoU" of the GRES benchmark is a mean of mask IoUs. It has nothing to do with the generalized IoU
-  of two boxes, which the GREC benchmark uses as its overlap (`generalized_iou_scores`).
+* "gIoU" of the GRES benchmark is a mean of mask IoUs, the generalized IoU of two boxes is the
+  overlap of the GREC benchmark (`generalized_iou_scores`).
 """
 
-from typing import Dict, Sequence, Tuple
+from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
+import pycocotools.mask as mask_util
 
 CARDINALITIES = ("0", "1", "2", "3plus")
 
@@ -28,22 +28,19 @@ def mean_percent(values: Sequence[float]) -> float:
     return percent(values.sum(), values.size)
 
 
-def intersection_union(pred_mask: np.ndarray, gt_mask: np.ndarray) -> Tuple[int, int]:
-    """Pixels common to two masks, and pixels in at least one of them.
+def count_pixels(pred_mask: np.ndarray, gt_mask: np.ndarray) -> List[int]:
+    """[intersection, union, predicted pixels, target pixels] of two masks.
 
     Args:
         pred_mask, gt_mask: bool (height, width), same frame.
-
-    Returns:
-        (intersection, union) as Python integers, so that sums over a data set are exact.
     """
     if pred_mask.shape != gt_mask.shape:
         raise ValueError(
             f"masks must have one shape: predicted {pred_mask.shape}, ground truth {gt_mask.shape}"
         )
     intersection = int(np.count_nonzero(pred_mask & gt_mask))
-    areas = int(np.count_nonzero(pred_mask)) + int(np.count_nonzero(gt_mask))
-    return intersection, areas - intersection
+    pred_area, gt_area = int(np.count_nonzero(pred_mask)), int(np.count_nonzero(gt_mask))
+    return [intersection, pred_area + gt_area - intersection, pred_area, gt_area]
 
 
 def iou_ratio(intersections: Sequence[int], unions: Sequence[int]) -> np.ndarray:
@@ -115,25 +112,35 @@ def precision_at(ious: Sequence[float], threshold: float) -> float:
     return mean_percent(np.asarray(ious, dtype=np.float64) >= threshold)
 
 
-def by_cardinality(values: Sequence[float], num_targets: Sequence[int]) -> Dict[str, float]:
-    """Mean of per-sample values in [0, 1], in percent, for samples with 0, 1, 2 and 3+ targets.
-
-    Args:
-        values: float (N,).
-        num_targets: int (N,), number of ground-truth instances.
-
-    Returns:
-        {"0": ..., "1": ..., "2": ..., "3plus": ...}; NaN for a group without samples.
-    """
-    values = np.asarray(values, dtype=np.float64)
+def cardinality_groups(num_targets: Sequence[int]) -> Dict[str, np.ndarray]:
+    """Samples with 0, 1, 2 and 3 or more ground-truth instances, {"0": bool (N,), ...}."""
     groups = np.minimum(np.asarray(num_targets, dtype=np.int64), len(CARDINALITIES) - 1)
-    return {name: mean_percent(values[groups == i]) for i, name in enumerate(CARDINALITIES)}
+    return {name: groups == i for i, name in enumerate(CARDINALITIES)}
+
+
+def by_cardinality(values: Sequence[float], num_targets: Sequence[int]) -> Dict[str, float]:
+    """Mean of values (N,) in [0, 1], in percent, by number of targets (N,); NaN for no sample."""
+    values = np.asarray(values, dtype=np.float64)
+    groups = cardinality_groups(num_targets)
+    return {name: mean_percent(values[chosen]) for name, chosen in groups.items()}
 
 
 def count_by_cardinality(num_targets: Sequence[int]) -> Dict[str, int]:
-    """Number of samples with 0, 1, 2 and 3+ targets, keyed like `by_cardinality`."""
-    groups = np.minimum(np.asarray(num_targets, dtype=np.int64), len(CARDINALITIES) - 1)
-    return {name: int((groups == i).sum()) for i, name in enumerate(CARDINALITIES)}
+    """Number of samples by number of targets (N,)."""
+    return {name: int(chosen.sum()) for name, chosen in cardinality_groups(num_targets).items()}
+
+
+def pairwise_box_iou(boxes1: np.ndarray, boxes2: np.ndarray) -> np.ndarray:
+    """Plain IoU of every pair as COCO computes it, float64 (N, M).
+
+    Args:
+        boxes1: float64 (N, 4) XYXY pixels.
+        boxes2: float64 (M, 4) XYXY pixels.
+    """
+    if len(boxes1) == 0 or len(boxes2) == 0:
+        return np.zeros((len(boxes1), len(boxes2)))
+    xywh1, xywh2 = (np.hstack([b[:, :2], b[:, 2:] - b[:, :2]]) for b in (boxes1, boxes2))
+    return mask_util.iou(xywh1, xywh2, [0] * len(boxes2))
 
 
 def generalized_iou_scores(boxes1: np.ndarray, boxes2: np.ndarray) -> np.ndarray:
@@ -178,8 +185,7 @@ def generalized_iou_scores(boxes1: np.ndarray, boxes2: np.ndarray) -> np.ndarray
 def greedy_match_count(overlaps: np.ndarray, threshold: float) -> int:
     """True positives of the GREC rule: take the best remaining pair until it is below `threshold`.
 
-    Greedy on purpose. An optimal assignment can keep one pair more, but the benchmark's numbers are
-    defined by the greedy one.
+    An optimal assignment can keep one pair more; the benchmark is defined by the greedy one.
 
     Args:
         overlaps: float (num_pred, num_gt).
@@ -253,8 +259,7 @@ def num_covered_boxes(points: np.ndarray, boxes: np.ndarray) -> int:
 def cover_accuracy(num_covered: Sequence[int], num_targets: Sequence[int]) -> float:
     """CoverAcc (paper Eq. 3): mean over samples with targets of covered / all ground-truth boxes.
 
-    TP + FN is the number of boxes of *one* sample, so every sample weighs the same, however many
-    targets it has. Samples without a target do not take part.
+    TP + FN is the number of boxes of *one* sample, so every sample weighs the same.
     """
     num_targets = np.asarray(num_targets, dtype=np.float64)
     has_target = num_targets > 0

@@ -1,9 +1,8 @@
 """Classic RES and REC: exactly one target per expression."""
 
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Dict, Sequence
 
 import numpy as np
-from detectron2.config import configurable
 
 from .boxes import check_candidates, top_box_overlaps
 from .build import GROUNDING_EVALUATOR_REGISTRY
@@ -42,38 +41,9 @@ class RefCOCOEvaluator(GroundingEvaluator):
 
     official_single_cover = True
 
-    @configurable
-    def __init__(
-        self,
-        *,
-        dataset_name: str,
-        output_folder: Optional[str] = None,
-        allow_missing: bool = False,
-        save_predictions: bool = False,
-        protocols: Sequence[str] = ("native",),
-        metrics_file: Optional[str] = None,
-        no_target_threshold: Optional[float] = None,
-        iou_threshold: float = 0.5,
-        precision_thresholds: Sequence[float] = (0.5, 0.6, 0.7, 0.8, 0.9),
-    ):
-        """
-        Args:
-            dataset_name, output_folder, allow_missing, save_predictions, protocols, metrics_file,
-                no_target_threshold: see `GroundingEvaluator`; the last has no use here.
-            iou_threshold: smallest IoU of a correct box.
-            precision_thresholds: mask IoUs of Pr@X.
-        """
-        super().__init__(
-            dataset_name=dataset_name,
-            output_folder=output_folder,
-            allow_missing=allow_missing,
-            save_predictions=save_predictions,
-            protocols=protocols,
-            metrics_file=metrics_file,
-            no_target_threshold=no_target_threshold,
-        )
-        self.iou_threshold = iou_threshold
-        self.precision_thresholds = tuple(precision_thresholds)
+    # Smallest IoU of a correct box, and mask IoUs of Pr@X.
+    iou_threshold = 0.5
+    precision_thresholds = (0.5, 0.6, 0.7, 0.8, 0.9)
 
     def settings(self, protocol: Protocol) -> Dict[str, Any]:
         """See `GroundingEvaluator.settings`."""

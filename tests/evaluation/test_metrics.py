@@ -8,12 +8,12 @@ import pytest
 from igvg_d2.evaluation import metrics
 
 
-def test_intersection_union_counts_pixels():
+def test_pixels_are_counted():
     pred, gt = np.zeros((4, 6), bool), np.zeros((4, 6), bool)
     pred[:2], gt[1:, :3] = True, True  # 12 and 9 pixels, 3 in common
-    assert metrics.intersection_union(pred, gt) == (3, 18)
+    assert metrics.count_pixels(pred, gt) == [3, 18, 12, 9]
     with pytest.raises(ValueError, match="one shape"):
-        metrics.intersection_union(pred, gt.T)
+        metrics.count_pixels(pred, gt.T)
 
 
 def test_gres_rules_row_by_row():

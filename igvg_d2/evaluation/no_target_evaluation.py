@@ -1,4 +1,4 @@
-"""R-RefCOCO, R-RefCOCO+ and R-RefCOCOg: true and false sentences about one object."""
+"""Ref-ZOM and R-RefCOCO, where an empty mask means that there is no target."""
 
 from typing import Any, Dict, List, Sequence, Tuple
 
@@ -7,18 +7,84 @@ import numpy as np
 from .boxes import RELEASED_SCORE_THRESHOLD, no_target_decisions
 from .build import GROUNDING_EVALUATOR_REGISTRY
 from .frames import GroundTruth
-from .grounding_evaluation import GroundingEvaluator, Record, Results
-from .metrics import iou_ratio, overall_iou, percent
+from .grounding_evaluation import (
+    GroundingEvaluator,
+    Record,
+    Results,
+    no_target_flags,
+    pixel_columns,
+    target_counts,
+)
+from .metrics import iou_ratio, mean_percent, overall_iou, percent, precision_at
 from .protocols import Protocol
+
+_PRECISION_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+class _NoTargetEvaluator(GroundingEvaluator):
+    """The no-target decision of both benchmarks.
+
+    Read from a model output: "mask" bool (height, width), "no_target" bool or 0-d tensor, and for
+    released rules "candidates" Instances with scores.
+    """
+
+    def settings(self, protocol: Protocol) -> Dict[str, Any]:
+        """See `GroundingEvaluator.settings`."""
+        if protocol.rules == "released":
+            return {"no_target": f"no box score > {RELEASED_SCORE_THRESHOLD}"}
+        return {"no_target": "mask without a pixel"}
+
+    def make_record(self, target: GroundTruth, output: Dict[str, Any]) -> Record:
+        """See `GroundingEvaluator.make_record`; adds pred_no_target and num_confident."""
+        record = super().make_record(target, output)
+        return {**record, **no_target_decisions(output, target.sample, self.protocols)}
 
 
 @GROUNDING_EVALUATOR_REGISTRY.register()
-class RRefCOCOEvaluator(GroundingEvaluator):
-    """Robust segmentation by the rules of RefSegformer.
+class RefZOMEvaluator(_NoTargetEvaluator):
+    """Mask metrics of Ref-ZOM by the rules of its authors (DMMI); one target, several, or none.
 
-    The unit is the object (the ref) with all its sentences, so every mean is one of per-object
-    means. Read from a model output: "mask" bool (height, width), "no_target" bool or 0-d tensor,
-    and for released rules "candidates" Instances with scores.
+    Results: "refzom" {mIoU, oIoU, Pr@0.5 ... Pr@0.9} over sentences with a target, Acc over those
+    without: a mask without any pixel is right, under released rules no box score above 0.7.
+    "Acc_flag" asks the no-target flag instead. In percent, NaN where there is no such sentence.
+    """
+
+    def summarize_protocol(self, records: Sequence[Record], protocol: Protocol) -> Results:
+        """See the class for the keys."""
+        targeted = target_counts(records) > 0
+        intersections, unions, _, _ = pixel_columns(records, protocol.name)[:, targeted]
+        ious = iou_ratio(intersections, unions)
+        results = {"mIoU": mean_percent(ious), "oIoU": overall_iou(intersections, unions)}
+        results.update({f"Pr@{t}": precision_at(ious, t) for t in _PRECISION_THRESHOLDS})
+        flags = np.array([r["pred_no_target"] for r in records], bool)
+        results["Acc"] = mean_percent(_rejected(records, protocol)[~targeted])
+        results["Acc_flag"] = mean_percent(flags[~targeted])
+        return {"refzom": results}
+
+    def ratios(self, records: Sequence[Record], protocol: Protocol) -> Dict[str, Any]:
+        """mIoU, oIoU and Acc by mask or boxes."""
+        targeted = target_counts(records) > 0
+        intersections, unions, _, _ = pixel_columns(records, protocol.name)
+        return {
+            "mIoU": (iou_ratio(intersections, unions) * targeted, targeted),
+            "oIoU": (intersections * targeted, unions * targeted),
+            "Acc": (_rejected(records, protocol) & ~targeted, ~targeted),
+        }
+
+
+def _rejected(records: Sequence[Record], protocol: Protocol) -> np.ndarray:
+    """bool (N,): no box scores above 0.7 under released rules, else the mask is empty."""
+    if protocol.rules == "released":
+        return no_target_flags(records, protocol)
+    return pixel_columns(records, protocol.name)[2] == 0
+
+
+@GROUNDING_EVALUATOR_REGISTRY.register()
+class RRefCOCOEvaluator(_NoTargetEvaluator):
+    """Robust segmentation (R-RefCOCO, R-RefCOCO+, R-RefCOCOg) by the rules of RefSegformer.
+
+    The unit is the object (the ref) with all its true and false sentences, so every mean is one of
+    per-object means.
 
     Results: "rref" {mIoU, oIoU, mRR, rIoU} from the masks alone, a false sentence being recognised
     by a mask without any pixel; "rref_flag" the same after masks whose no-target flag is set have
@@ -33,31 +99,16 @@ class RRefCOCOEvaluator(GroundingEvaluator):
 
     official_single_cover = True
 
-    def settings(self, protocol: Protocol) -> Dict[str, Any]:
-        """See `GroundingEvaluator.settings`."""
-        if protocol.rules == "released":
-            return {"no_target": f"no box score > {RELEASED_SCORE_THRESHOLD}"}
-        return {"no_target": "mask without a pixel"}
-
-    def make_record(self, target: GroundTruth, output: Dict[str, Any]) -> Record:
-        """See `GroundingEvaluator.make_record`; adds pred_no_target and num_confident."""
-        record = super().make_record(target, output)
-        return {**record, **no_target_decisions(output, target.sample, self.protocols)}
-
     def summarize_protocol(self, records: Sequence[Record], protocol: Protocol) -> Results:
         """See the class for the keys."""
-        groups = _groups(records)
-        name = protocol.name
+        groups = _groups(records).values()
         if protocol.rules == "released":
-            return {"rref": _summarize(groups.values(), name, "boxes")}
-        results = {
-            "rref": _summarize(groups.values(), name, "mask"),
-            "rref_flag": _summarize(groups.values(), name, "flag"),
-        }
-        if protocol.rules == "official":
-            name += "_union_gt"
-            results["rref_union_gt"] = _summarize(groups.values(), name, "mask")
-            results["rref_flag_union_gt"] = _summarize(groups.values(), name, "flag")
+            return {"rref": _summarize(groups, protocol.name, "boxes")}
+        results = {}
+        for suffix in ("", "_union_gt") if protocol.rules == "official" else ("",):
+            key = protocol.name + suffix
+            results["rref" + suffix] = _summarize(groups, key, "mask")
+            results["rref_flag" + suffix] = _summarize(groups, key, "flag")
         return results
 
     def ratios(self, records: Sequence[Record], protocol: Protocol) -> Dict[str, Any]:
@@ -76,11 +127,9 @@ class RRefCOCOEvaluator(GroundingEvaluator):
             return column
 
         ones = spread(np.ones(len(groups)))
-        ratios = {name: (spread(numbers[name]), ones) for name in ("mIoU", "mRR", "rIoU")}
-        overall = (spread(numbers["intersection"]), spread(numbers["union"]))
         # Rates of objects are in percent already, and a ratio becomes a percentage.
-        ratios = {name: (values / 100, weights) for name, (values, weights) in ratios.items()}
-        return {**ratios, "oIoU": overall}
+        ratios = {name: (spread(numbers[name]) / 100, ones) for name in ("mIoU", "mRR", "rIoU")}
+        return {**ratios, "oIoU": (spread(numbers["intersection"]), spread(numbers["union"]))}
 
 
 def _groups(records: Sequence[Record]) -> Dict[Any, List[Record]]:
