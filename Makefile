@@ -36,8 +36,8 @@ help:
 	@echo
 	@echo "  make env        only create $(VENV) and install; the targets above do it themselves, once"
 	@echo "  make data       only generate the Shapes data set"
-	@echo "  make train      only train and evaluate; continues an interrupted training"
-	@echo "  make report     only write report.html of a finished training and print its metrics"
+	@echo "  make train      only train and evaluate; continues an interrupted training run"
+	@echo "  make report     only write report.html of a finished training run"
 	@echo "  make clean      remove caches and build products; runs, data and environment stay"
 	@echo "  make clean-all  remove output/, datasets/shapes/ and .venv/ too"
 	@echo
@@ -66,7 +66,6 @@ train: data
 
 report: env
 	@"$(PY)" tools/make_report.py "$(OUTPUT)"
-	@"$(PY)" dev/show_results.py "$(OUTPUT)"
 
 demo: train
 	@$(MAKE) --no-print-directory report

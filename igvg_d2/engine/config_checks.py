@@ -147,26 +147,20 @@ def _check_average(cfg: CfgNode) -> Optional[str]:
     )
 
 
-def _check_expected_results(cfg: CfgNode) -> Optional[str]:
-    if not cfg.TEST.EXPECTED_RESULTS or len(cfg.DATASETS.TEST) == 1:
-        return None
-    return (
-        f"TEST.EXPECTED_RESULTS is compared with the results of one data set, DATASETS.TEST has "
-        f"{len(cfg.DATASETS.TEST)}; name one, or empty EXPECTED_RESULTS."
-    )
-
-
-def _check_best_metric(cfg: CfgNode) -> Optional[str]:
+def _check_metric_names(cfg: CfgNode) -> Optional[str]:
     """The evaluation finds out the rest: evaluators know their metrics when they have some."""
-    metric, names = cfg.TEST.BEST_METRIC, list(cfg.DATASETS.TEST)
-    if not metric or (names and len(names) == 1):
+    names = list(cfg.DATASETS.TEST)
+    if len(names) == 1:
         return None
-    if any(metric.startswith(f"{name}/") for name in names):
-        return None
-    return (
-        f"TEST.BEST_METRIC={metric!r} must begin with one of DATASETS.TEST {names} and a slash, "
-        "for instance 'shapes_val/gres/gIoU'."
-    )
+    asked = [("EXPECTED_RESULTS", row[0]) for row in cfg.TEST.EXPECTED_RESULTS]
+    asked += [("BEST_METRIC", cfg.TEST.BEST_METRIC)] if cfg.TEST.BEST_METRIC else []
+    for key, metric in asked:
+        if not metric.startswith(tuple(f"{name}/" for name in names)):
+            return (
+                f"TEST.{key}: {metric!r} must begin with one of DATASETS.TEST {names} and a slash, "
+                "for instance 'shapes_val/gres'."
+            )
+    return None
 
 
 def _check_keep(cfg: CfgNode) -> Optional[str]:
@@ -185,7 +179,6 @@ _CHECKS: List[Callable[[CfgNode], Optional[str]]] = [
     _check_batch,
     _check_precision,
     _check_average,
-    _check_expected_results,
-    _check_best_metric,
+    _check_metric_names,
     _check_keep,
 ]

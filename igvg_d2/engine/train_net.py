@@ -7,7 +7,6 @@ from typing import Any, Dict, Optional, Sequence, Type
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
-from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
@@ -16,7 +15,7 @@ from igvg_d2.visualization.run_report import write_report
 
 from .launch import launch
 from .setup import AddConfig, check_output_dir, set_num_threads, setup_config
-from .trainer import GroundingTrainer
+from .trainer import GroundingTrainer, verify_results
 
 
 def main(
@@ -79,8 +78,7 @@ def run(
             cfg.MODEL.WEIGHTS, resume=args.resume
         )
         results = trainer.test(cfg, model)
-        if comm.is_main_process():
-            verify_results(cfg, results)
+        verify_results(cfg, results)
         return results
     training = trainer(cfg)
     training.resume_or_load(resume=args.resume)

@@ -1,5 +1,6 @@
 """The trainer: Detectron2's ``DefaultTrainer`` with this project's builders, hooks and guards."""
 
+import logging
 import os
 import sys
 import weakref
@@ -9,7 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model
 from detectron2.engine.hooks import IterationTimer, LRScheduler
-from detectron2.evaluation import verify_results
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
 from igvg_d2.checkpoint import GroundingCheckpointer
@@ -34,6 +35,8 @@ from .stop_signals import StopHook, StoppableLoader, TrainingStopped
 from .train_step import build_step_trainer
 from .training_log import TrainingLogHook, WriterHook
 from .unread_keys import record_reads, report_unread_keys
+
+logger = logging.getLogger(__name__)
 
 
 class GroundingTrainer(DefaultTrainer):
@@ -117,8 +120,7 @@ class GroundingTrainer(DefaultTrainer):
         """Train from ``start_iter`` on; returns :attr:`results`, checked against expected ones."""
         report_unread_keys(self.cfg)
         TrainerBase.train(self, self.start_iter, self.max_iter)
-        if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
-            verify_results(self.cfg, self.results)
+        verify_results(self.cfg, self.results)
         return self.results
 
     @property
@@ -204,6 +206,33 @@ class GroundingTrainer(DefaultTrainer):
         # Evaluation does not import data, so the hash of the data set comes from here.
         evaluator.fingerprint = fingerprint
         return evaluator
+
+
+def verify_results(cfg: CfgNode, results: Dict[str, Any]) -> None:
+    """End the process unless the results are ``TEST.EXPECTED_RESULTS``, as Detectron2's function.
+
+    An entry is [task, metric, expected, tolerance], with several test sets the task is
+    "<data set>/<task>". What was not measured, or is not a number, is not reached.
+
+    Args:
+        cfg: with the expected results.
+        results: nested metrics of the evaluation, in the first process.
+
+    Raises:
+        SystemExit: with code 1, after what was expected and found is logged.
+    """
+    if not comm.is_main_process():
+        return
+    found, failed = flatten_results_dict(results), False
+    for task, metric, expected, tolerance in cfg.TEST.EXPECTED_RESULTS:
+        value = found.get(f"{task}/{metric}", float("nan"))
+        is_reached = abs(value - expected) <= tolerance
+        log = logger.info if is_reached else logger.error
+        log("%s/%s: expected %g +- %g, found %.4g", task, metric, expected, tolerance, value)
+        failed |= not is_reached
+    if failed:
+        logger.error("TEST.EXPECTED_RESULTS not reached; measured were: %s", ", ".join(found))
+        sys.exit(1)
 
 
 def build_resumable_hooks(trainer: GroundingTrainer) -> List[HookBase]:

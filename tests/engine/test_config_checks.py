@@ -1,5 +1,6 @@
 """What silently hurts is refused."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from detectron2.modeling import build_model
 import igvg_d2.modeling  # noqa: F401
 from igvg_d2.engine import check_config, setup_config
 from igvg_d2.engine.config_checks import check_vocabulary
+from igvg_d2.engine.trainer import verify_results
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = str(ROOT / "configs" / "Shapes" / "igvg_tiny.yaml")
@@ -69,3 +71,30 @@ def test_a_batch_must_be_shared_out_equally(monkeypatch, batch, is_fine):
 def test_contradictions_of_the_step_are_refused(opts, message):
     with pytest.raises(ValueError, match=message):
         check_config(setup_config(CONFIG, ["SOLVER." + opts[0], *opts[1:]]))
+
+
+EXPECTED = [["gres", "gIoU", 80.0, 20.0], ["grec", "F1score", 50.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    "g_iou, f1_score, is_reached",
+    [(60.0, 51.0, True), (59.9, 51.0, False), (80.0, float("nan"), False), (80.0, None, False)],
+)
+@pytest.mark.parametrize("dataset", ["", "shapes_val/"])
+def test_expected_results_end_the_process(dataset, g_iou, f1_score, is_reached, caplog):
+    """A floor F is (100 + F) / 2 +- (100 - F) / 2."""
+    caplog.set_level(logging.INFO)
+    cfg = setup_config(CONFIG)
+    cfg.TEST.EXPECTED_RESULTS = [[dataset + task, *rest] for task, *rest in EXPECTED]
+    results = {"gres": {"gIoU": g_iou}, "grec": {"F1score": f1_score}}
+    if f1_score is None:
+        del results["grec"]
+    if dataset:
+        results = {"shapes_val": results, "shapes_testA": {"gres": {"gIoU": 1.0}}}
+    if is_reached:
+        return verify_results(cfg, results)
+    with pytest.raises(SystemExit) as ended:
+        verify_results(cfg, results)
+    assert ended.value.code == 1
+    assert f"{dataset}gres/gIoU: expected 80 +- 20, found {g_iou:.4g}" in caplog.text
+    assert f"measured were: {dataset}gres/gIoU" in caplog.text

@@ -168,7 +168,7 @@ def test_unknown_metric_is_named_with_those_there_are(tmp_path):
     opts = ["INPUT.TOKENIZER.NAME", "ShapesTokenizer", "DATASETS.TEST", ("a", "b")]
     cfg = tiny_cfg(["TEST.BEST_METRIC", "gres/gIoU", "SOLVER.CHECKPOINT_KEEP", -1, *opts])
     with pytest.raises(
-        ValueError, match="='gres/gIoU' must begin with(.|\n)*CHECKPOINT_KEEP=-1 must"
+        ValueError, match="BEST_METRIC: 'gres/gIoU' must begin with(.|\n)*CHECKPOINT_KEEP=-1 must"
     ):
         check_config(cfg)
 
