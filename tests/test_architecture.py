@@ -111,6 +111,8 @@ def test_config_io_and_visualizer_stand_below_the_rooms():
         f"{name} imports {module}"
         for name, path, module in imports_of_package()
         for other in (*ROOMS, "engine")
+        # Drawn answers are judged by the benchmark's rules, pure functions.
+        if not inside(module, "igvg_d2.evaluation.metrics")
         if path in below and inside(module, f"igvg_d2.{other}")
     ]
     wrong += [
@@ -172,7 +174,7 @@ def test_external_packages_are_the_agreed_ones():
 @pytest.mark.parametrize(
     "pattern, allowed",
     [
-        ("evaluation/metrics.py", {"numpy"}),
+        ("evaluation/metrics.py", {"numpy", "pycocotools"}),
         ("io/atomic.py", set()),
         ("io/json_stream.py", set()),
         ("io/pickles.py", set()),
@@ -320,12 +322,6 @@ def test_public_names_have_docstrings():
             if ast.get_docstring(node) is None
         ]
     assert not wrong, "docstring missing: " + "; ".join(wrong)
-
-
-def test_every_package_folder_has_init():
-    folders = {path.parent for path in package_files()}
-    wrong = [name_of(folder) for folder in folders if not (folder / "__init__.py").exists()]
-    assert not wrong
 
 
 def test_every_registry_says_what_it_registers():

@@ -8,6 +8,8 @@ import pycocotools.mask as mask_util
 import torch
 from detectron2.structures import BoxMode, Instances
 
+from igvg_d2.evaluation.metrics import count_pixels, gres_counts
+
 from .drawing import resize_masks
 
 
@@ -120,17 +122,15 @@ def judge_prediction(
         truth: ground truth; no items mean no target.
         iou_threshold: least IoU of the merged mask that counts as correct.
     """
+    intersection, union, _, _ = count_pixels(mask, truth.union)
+    _, _, ious = gres_counts([intersection], [union], [len(truth) == 0], [no_target])
+    correct = bool(ious[0] >= iou_threshold)
     if len(truth) == 0:
-        text = "✓ no target" if no_target else "✗ target invented"
-        return Verdict(no_target, float(no_target), text)
-    if no_target:
-        return Verdict(False, 0.0, "✗ target missed")
-    target = truth.union
-    union = np.logical_or(mask, target).sum()
-    iou = float(np.logical_and(mask, target).sum() / union) if union else 0.0
-    correct = iou >= iou_threshold
-    text = f"{'✓' if correct else '✗'} IoU {iou:.2f}"
-    if num_kept != len(truth):
-        text += f", {num_kept} of {len(truth)}" if num_kept < len(truth) else ""
-        text += f", {num_kept} for {len(truth)}" if num_kept > len(truth) else ""
-    return Verdict(correct, iou, text)
+        text = "no target" if no_target else "target invented"
+    elif no_target:
+        text = "target missed"
+    else:
+        text = f"IoU {ious[0]:.2f}"
+        if num_kept != len(truth):
+            text += f", {num_kept} {'of' if num_kept < len(truth) else 'for'} {len(truth)}"
+    return Verdict(correct, float(ious[0]), f"{'✓' if correct else '✗'} {text}")

@@ -13,6 +13,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from igvg_d2.evaluation.metrics import CARDINALITIES
 from igvg_d2.io.atomic import write_atomically
 from igvg_d2.io.image import read_image
 
@@ -20,7 +21,6 @@ from .charts import Series, line_chart
 
 logger = logging.getLogger(__name__)
 
-CARDINALITIES = ("0", "1", "2", "3plus")
 CARDINALITY_NAMES = ("no target", "1 target", "2 targets", "3 or more targets")
 # Width of the embedded images; the file an image links to keeps its full size.
 _EMBEDDED_WIDTH = 1500

@@ -4,23 +4,24 @@ import json
 import logging
 import os
 import re
+from itertools import compress
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.data.detection_utils import read_image
 from PIL import Image
 from torch import nn
 
 from igvg_d2.data import GroundingDatasetMapper
+from igvg_d2.evaluation.metrics import cardinality_groups
+from igvg_d2.io.image import read_image
 
 from .grounding_items import items_from_annotations
 from .visualizer import GroundingVisualizer
 
 logger = logging.getLogger(__name__)
 
-CARDINALITIES = ("0", "1", "2", "3plus")
 _BATCH_SIZE = 8
 
 
@@ -30,11 +31,6 @@ class Case(NamedTuple):
     sample_id: str
     case: str
     cardinality: str
-
-
-def cardinality_name(num_targets: int) -> str:
-    """Group of a sample: "0", "1", "2" or "3plus"."""
-    return CARDINALITIES[min(num_targets, 3)]
 
 
 def select_cases(records: Sequence[Dict[str, Any]], num: int) -> List[Case]:
@@ -50,9 +46,9 @@ def select_cases(records: Sequence[Dict[str, Any]], num: int) -> List[Case]:
         No sample is taken twice, and no image twice for the same cardinality and case.
     """
     queues = []
-    for cardinality in CARDINALITIES:
-        group = [r for r in records if cardinality_name(r["num_targets"]) == cardinality]
-        group.sort(key=lambda r: (*_quality(r), r["sample_id"]))
+    groups = cardinality_groups([record["num_targets"] for record in records])
+    for cardinality, chosen in groups.items():
+        group = sorted(compress(records, chosen), key=lambda r: (*_quality(r), r["sample_id"]))
         # Halves, so that a small group does not show the same sample as best and as worst.
         middle = (len(group) + 1) // 2
         for case, part in (("worst", group[:middle]), ("best", group[middle:][::-1])):
@@ -109,8 +105,11 @@ def render_result_pictures(
     if records is None:
         # Evenly spread: neighbours in a data set are expressions of one image.
         chosen = list(samples.values())[:: max(1, len(samples) // max(1, num))][:num]
+        groups = cardinality_groups([len(d["annotations"]) for d in chosen])
         cases = [
-            Case(d["sample_id"], "sample", cardinality_name(len(d["annotations"]))) for d in chosen
+            Case(d["sample_id"], "sample", cardinality)
+            for cardinality, is_member in groups.items()
+            for d in compress(chosen, is_member)
         ]
     else:
         cases = select_cases(records, num)
@@ -156,7 +155,7 @@ def _draw(
 ) -> Dict[str, Any]:
     """Write one picture and return its entry of the index."""
     visualizer = GroundingVisualizer()
-    image = read_image(sample["file_name"], format="RGB")
+    image = read_image(sample["file_name"], "RGB")
     picture = visualizer.draw_prediction(
         image,
         sample["expression"],
