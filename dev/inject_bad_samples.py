@@ -3,7 +3,7 @@
 
     python dev/inject_bad_samples.py --samples 2000 --bad 200 --seed 0
 
-Needs the Shapes data (make data). Every sample gets a picture and annotations of its own; --bad of
+Needs the Shapes data (make data). Every sample gets an image and annotations of its own; --bad of
 them are damaged in turn by these kinds:
 
 {kinds}
@@ -35,6 +35,7 @@ from PIL import Image
 
 from igvg_d2.data.sampling import VisitSampler
 from igvg_d2.data.synthetic.writers import IMAGE_FOLDER, INSTANCES_FILE, REFS_FILE
+from igvg_d2.io.image import read_image
 
 ROOT = Path(__file__).resolve().parents[1]
 _BATCH = 32
@@ -58,23 +59,23 @@ def _empty(path, image, target):
 
 
 def _text(path, image, target):
-    """text under the name of a picture"""
+    """text under the name of an image"""
     path.write_text("<html>404: not found</html>")
 
 
 def _remove(path, image, target):
-    """an annotation without its picture"""
+    """an annotation without its image"""
     path.unlink()
 
 
 def _other_size(path, image, target):
-    """a picture of another size than its annotation says"""
+    """an image of another size than its annotation says"""
     image["height"] += 1
 
 
 def _nan_pixel(path, image, target):
-    """a float picture with a pixel that is not a number"""
-    pixels = np.asarray(Image.open(path).convert("L"), dtype=np.float32).copy()
+    """a float image with a pixel that is not a number"""
+    pixels = read_image(str(path), "RGB").mean(axis=2, dtype=np.float32)
     pixels[0, 0] = np.nan
     path.unlink()
     image["file_name"] = f"{path.stem}.tiff"
@@ -87,7 +88,7 @@ def _zero_area(path, image, target):
 
 
 def _outside(path, image, target):
-    """a box beside the picture"""
+    """a box beside the image"""
     target["bbox"][0] = image["width"] + 5
 
 
@@ -113,7 +114,7 @@ _OF_TARGETS = {_zero_area, _outside, _empty_mask}
 
 
 def copy_samples(source, target, count, rng):
-    """Write ``count`` training samples that share neither pictures nor annotations.
+    """Write ``count`` training samples that share neither images nor annotations.
 
     Args:
         source, target: folders of a data set, ``target`` new.

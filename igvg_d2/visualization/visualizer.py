@@ -5,6 +5,8 @@ from typing import Any, Dict, Optional, Sequence
 import numpy as np
 import torch
 
+from igvg_d2.io.image import read_image
+
 from . import drawing
 from .drawing import BAD, GOOD, INK, NEUTRAL, WHITE, instance_color
 from .grounding_items import (
@@ -52,9 +54,7 @@ class GroundingVisualizer:
             RGB uint8 (rows, columns, 3).
         """
         if image is None:
-            from detectron2.data.detection_utils import read_image
-
-            image = read_image(dataset_dict["file_name"], format="RGB")
+            image = read_image(dataset_dict["file_name"], "RGB")
         height, width = image.shape[:2]
         truth = items_from_annotations(dataset_dict["annotations"], height, width)
         return self._draw_truth_row(image, truth, dataset_dict)
