@@ -10,22 +10,3 @@ from .instancevg_conversion import (
     restore_instancevg,
 )
 from .recovery import FINAL, list_checkpoints, named_checkpoint
-
-__all__ = [
-    "ConversionReport",
-    "FINAL",
-    "GroundingCheckpointer",
-    "check_output",
-    "convert_beit3",
-    "convert_instancevg",
-    "export_safetensors",
-    "is_beit3",
-    "is_instancevg",
-    "list_checkpoints",
-    "named_checkpoint",
-    "read_checkpoint",
-    "read_metadata",
-    "read_weights",
-    "restore_instancevg",
-    "write_checkpoint",
-]

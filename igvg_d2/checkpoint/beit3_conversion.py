@@ -2,10 +2,17 @@
 
 from typing import Any, Dict, Tuple
 
-import torch
 import torch.nn.functional as F
 
-from .instancevg_conversion import ConversionReport, Tensors, apply_rules, compare_shapes
+from .instancevg_conversion import (
+    ConversionReport,
+    Tensors,
+    apply_rules,
+    contained,
+    plain_tensors,
+    refuse_differences,
+    source_shapes,
+)
 from .instancevg_keys import ENCODERS, ModelSize, encoder_rules
 
 # First parts of the keys that BEiT-3 files hold beside the encoder, and why they are left behind.
@@ -27,7 +34,7 @@ _MEASURED = {POSITIONS: 2, TEXT_POSITIONS: 2, _WORDS: 2, _PATCHES: 4, _FFN: 2}
 
 def is_beit3(checkpoint: Dict[str, Any]) -> bool:
     """Whether a loaded file is a BEiT-3 file, with or without its container and prefixes."""
-    keys = [str(key).removeprefix("module.") for key in _contained(checkpoint)]
+    keys = [str(key).removeprefix("module.") for key in contained(checkpoint)]
     return any(key.startswith(PREFIX) or PREFIX + key == POSITIONS for key in keys)
 
 
@@ -40,8 +47,8 @@ def convert_beit3(
     float32, half-pixel centres, no antialiasing.
 
     Args:
-        checkpoint: the loaded file; "model", else "module", else the dict itself is used. Keys may
-            carry the prefix "module." and may lack "beit3.", as those of torchscale's class do.
+        checkpoint: the loaded file, see :func:`plain_tensors`. Keys may lack the prefix "beit3.",
+            as those of torchscale's class do.
         image_size: (height, width) in pixels, ``MODEL.BEIT3.PRETRAIN_IMAGE_SIZE``.
         patch_size: side of a patch in pixels, ``MODEL.BEIT3.PATCH_SIZE``.
 
@@ -54,18 +61,13 @@ def convert_beit3(
     """
     if image_size[0] % patch_size or image_size[1] % patch_size:
         raise ValueError(f"image_size {image_size} is no multiple of patch_size {patch_size}.")
-    state = _plain_keys(_contained(checkpoint))
+    state = _prefixed(plain_tensors(checkpoint, "BEiT-3"))
     size = _measure(state)
     ignored = {key: reason for key in state if (reason := IGNORED_PARTS.get(key.split(".")[0]))}
     rules = encoder_rules(size, old="beit3")
-    shapes = {key: shape for rule in rules for key, shape in rule.sources.items()}
-    shapes[MASK_TOKEN] = (1, 1, size.embed_dim)
-    problems = compare_shapes({k: v for k, v in state.items() if k not in ignored}, shapes)
-    if problems:
-        raise ValueError(
-            f"This is no BEiT-3 checkpoint of a known size, {len(problems)} problem(s):\n  "
-            + "\n  ".join(problems)
-        )
+    shapes = {**source_shapes(rules), MASK_TOKEN: (1, 1, size.embed_dim)}
+    rest = {key: tensor for key, tensor in state.items() if key not in ignored}
+    refuse_differences(rest, shapes, "This is no BEiT-3 checkpoint of a known size,")
     converted = apply_rules(rules, state)
     grid = tuple(side // patch_size for side in image_size)
     _resize_positions(converted, tuple(side // size.patch_size for side in size.image_size), grid)
@@ -75,37 +77,21 @@ def convert_beit3(
     return converted, ConversionReport(size, ignored, {})
 
 
-def _contained(checkpoint: Dict[str, Any]) -> Dict[str, Any]:
-    """The state dict inside the file's containers."""
-    if not isinstance(checkpoint, dict):
-        raise ValueError(f"A BEiT-3 file holds a dict of tensors, found {type(checkpoint)}.")
-    for name in ("model", "module"):
-        if isinstance(checkpoint.get(name), dict):
-            return checkpoint[name]
-    return checkpoint
-
-
-def _plain_keys(state: Dict[str, Any]) -> Dict[str, Any]:
-    """Keys without the prefix of distributed training and with the one of the encoder."""
-    plain = {str(key).removeprefix("module."): tensor for key, tensor in state.items()}
-    if len(plain) != len(state):
-        raise ValueError("Some tensors are stored both with and without the prefix 'module.'.")
-    if POSITIONS.removeprefix(PREFIX) not in plain:
-        return plain
+def _prefixed(state: Tensors) -> Tensors:
+    """Keys with the prefix of the encoder, which those of torchscale's class lack."""
+    if POSITIONS.removeprefix(PREFIX) not in state:
+        return state
     return {
         key if key.split(".")[0] in IGNORED_PARTS else PREFIX + key: tensor
-        for key, tensor in plain.items()
+        for key, tensor in state.items()
     }
 
 
-def _measure(state: Dict[str, Any]) -> ModelSize:
+def _measure(state: Tensors) -> ModelSize:
     """Size of the encoder from the shapes of some tensors; a tiny one is measured as a large one.
 
     The number of heads is in no tensor: it is 0 for an encoder that is not BEiT-3 base or large.
     """
-    if not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        others = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
-        raise ValueError(f"This is no BEiT-3 checkpoint: {others[:5]} are no tensors.")
     missing = [key for key in _MEASURED if key not in state]
     if missing:
         raise ValueError(
@@ -127,12 +113,11 @@ def _measure(state: Dict[str, Any]) -> ModelSize:
     ffn_dim, patch = len(state[_FFN]), state[_PATCHES].shape[-1]
     depth = len({key.split(".")[3] for key in state if key.startswith("beit3.encoder.layers.")})
     side = patch * round(max(rows - 3, 0) ** 0.5)
-    num_heads = ENCODERS[width][2] if width in ENCODERS else 0
     return ModelSize(
         width,
         depth,
         ffn_dim,
-        num_heads,
+        num_heads=ENCODERS[width][2] if width in ENCODERS else 0,
         num_queries=0,
         image_size=(side, side),
         vocab_size=len(state[_WORDS]),

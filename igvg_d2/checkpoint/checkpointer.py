@@ -13,7 +13,7 @@ from igvg_d2.io.atomic import atomic_path, write_atomically
 
 from .files import read_weights
 from .recovery import choose_checkpoint, list_checkpoints, named_checkpoint
-from .released_files import NOT_IN_BEIT3, adapt_checkpoint, split_expected
+from .released_files import ENCODER_ONLY, adapt_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class GroundingCheckpointer(DetectionCheckpointer):
     checkpoints and files of BEiT-3, as downloaded, are converted while they are read. BEiT-3
     initialises the encoder and leaves the other parts as they are.
 
-    A checkpoint with averaged weights ("ema") gives those, unless a training is resumed.
+    A checkpoint with averaged weights ("ema") gives those, unless a run is resumed.
     """
 
     def save(self, name: str, tag_last: bool = True, **kwargs: Any) -> None:
@@ -39,7 +39,7 @@ class GroundingCheckpointer(DetectionCheckpointer):
 
         Args:
             name: of the file, without ".pth".
-            tag_last: a training continues from it.
+            tag_last: a resumed run continues from it.
             kwargs: more to be stored.
 
         Raises:
@@ -53,12 +53,7 @@ class GroundingCheckpointer(DetectionCheckpointer):
             self.tag_last_checkpoint(f"{name}.pth")
 
     def write(self, name: str, data: Dict[str, Any]) -> None:
-        """Write ``data`` alone, as a whole; no training continues from it.
-
-        Args:
-            name: of the file, without ".pth".
-            data: with the weights under "model".
-        """
+        """Write ``data`` alone, with the weights under "model"; no run continues from it."""
         if not self.save_dir or not self.save_to_disk:
             return
         path = os.path.join(self.save_dir, f"{name}.pth")
@@ -68,8 +63,7 @@ class GroundingCheckpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the last checkpoint, atomically."""
-        path = os.path.join(self.save_dir, "last_checkpoint")
-        write_atomically(path, last_filename_basename)
+        write_atomically(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)
 
     def has_checkpoint(self) -> bool:
         """Whether there is one, also if ``last_checkpoint`` got lost."""
@@ -86,17 +80,17 @@ class GroundingCheckpointer(DetectionCheckpointer):
         Raises:
             ValueError: there are checkpoints and none can be read; see :func:`choose_checkpoint`.
         """
-        choice = None
+        found, content = None, None
         if resume:
             required = ["trainer"] if "trainer" in self.checkpointables else []
-            choice = choose_checkpoint(self.save_dir, required)
-        if choice is None:
+            found, content = choose_checkpoint(self.save_dir, required)
+        if found is None:
             return self.load(path, checkpointables=[])
-        if self.save_to_disk and choice.path != named_checkpoint(self.save_dir):
-            self.tag_last_checkpoint(os.path.basename(choice.path))
+        if self.save_to_disk and found != named_checkpoint(self.save_dir):
+            self.tag_last_checkpoint(os.path.basename(found))
         # The first process has read it already, to see whether it can be read.
-        content = choice.content or read_weights(choice.path, mmap=False)
-        return self._load_content(choice.path, content, list(self.checkpointables))
+        content = content or read_weights(found, mmap=False)
+        return self._load_content(found, content, list(self.checkpointables))
 
     def load(self, path: str, checkpointables: Optional[List[str]] = None) -> Dict[str, Any]:
         """See ``Checkpointer.load``; an empty path loads nothing, and every key must match.
@@ -143,13 +137,15 @@ class GroundingCheckpointer(DetectionCheckpointer):
         """Refuse a file whose keys or shapes differ from the model's; see :meth:`load`."""
         model = self.model.state_dict()
         missing = [key for key in model if key not in tensors]
-        missing, expected = split_expected(missing, author)
-        if expected:
-            # A warning, because an evaluation of such a model makes no sense.
-            logger.warning(
-                f"{len(expected)} tensors of the model are not in the file ({NOT_IN_BEIT3}): "
-                + ", ".join(expected)
-            )
+        if author == ENCODER_ONLY:
+            heads = [key for key in missing if not key.startswith("backbone.")]
+            missing = [key for key in missing if key.startswith("backbone.")]
+            if heads:
+                # A warning, because an evaluation of such a model makes no sense.
+                logger.warning(
+                    f"{len(heads)} tensors of the model are not in the file (BEiT-3 has the "
+                    f"encoder only; trained from its initial values): {', '.join(heads)}"
+                )
         shapes = [
             f"{key}: file {tuple(value.shape)}, model {tuple(model[key].shape)}"
             for key, value in tensors.items()
@@ -184,11 +180,8 @@ def export_safetensors(
 
     Args:
         model: any module; tensors that share memory are stored once per name.
-        path: file to write, ending in ".safetensors".
+        path: file to write; a ValueError if it does not end in ".safetensors".
         metadata: e.g. {"command": ..., "seed": ..., "gIoU": ...}; values are text.
-
-    Raises:
-        ValueError: another file ending.
     """
     if not path.endswith(".safetensors"):
         raise ValueError(f"path must end in '.safetensors', got '{path}'.")

@@ -23,7 +23,7 @@ _ZIP = b"PK\x03\x04"
 _LEGACY = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 _LONGEST_HEADER = 100_000_000  # bytes, safetensors' own limit
 
-# What other trainings leave beside the tensors, as settings, metrics or a scheduler's state: plain
+# What other projects leave beside the tensors, as settings, metrics or a scheduler's state: plain
 # containers and numpy scalars. None of it runs code when it is read.
 _ARRAY_MAKER = np.zeros(0).__reduce__()[0]
 _SCALAR_MAKER = np.float64(0).__reduce__()[0]
@@ -46,7 +46,7 @@ def read_checkpoint(path: str, mmap: bool = True) -> Dict[str, Any]:
         path: a file of PyTorch (new or from before 1.6), of safetensors, or a pickle of numpy
             arrays as Detectron2's .pkl.
         mmap: leave PyTorch's tensors in the file until they are used. Not for a file that may be
-            written again while its tensors live, as a training's own checkpoint is.
+            written again while its tensors live, as a run's own checkpoint is.
 
     Returns:
         what the file holds, numpy arrays as tensors.

@@ -20,9 +20,6 @@ from .instancevg_keys import (
 
 Tensors = Dict[str, torch.Tensor]
 
-# The one buffer of integers, BatchNorm's.
-COUNTER = "num_batches_tracked"
-
 
 @dataclass(frozen=True)
 class ConversionReport:
@@ -39,17 +36,17 @@ class ConversionReport:
     aliases: Dict[str, str]
 
 
-def is_instancevg(state_dict: Tensors) -> bool:
-    """Whether a state dict, with or without the "module." prefix, is a released InstanceVG."""
-    return any(str(key).removeprefix("module.").startswith("vis_enc.beit3.") for key in state_dict)
+def is_instancevg(checkpoint: Dict[str, Any]) -> bool:
+    """Whether a loaded file is a released InstanceVG, with or without containers and prefixes."""
+    keys = (str(key).removeprefix("module.") for key in contained(checkpoint))
+    return any(key.startswith("vis_enc.beit3.") for key in keys)
 
 
 def convert_instancevg(checkpoint: Dict[str, Any]) -> Tuple[Tensors, ConversionReport]:
     """Rename, pack and split the tensors of a released checkpoint for ``Released-IGVG.yaml``.
 
     Args:
-        checkpoint: the loaded file; its "state_dict" is used if there is one. Keys may carry the
-            prefix "module.".
+        checkpoint: the loaded file, see :func:`plain_tensors`.
 
     Returns:
         state dict for ``IGVG.load_state_dict(strict=True)``, and what was found and dropped.
@@ -59,25 +56,20 @@ def convert_instancevg(checkpoint: Dict[str, Any]) -> Tuple[Tensors, ConversionR
         ValueError: no released checkpoint, or a key is missing, unknown, of another shape, or a
             shared tensor differs between its names; all problems are listed.
     """
-    state = _plain_state_dict(checkpoint)
+    state = plain_tensors(checkpoint, "released InstanceVG")
     size = _measure(state)
     rules = released_rules(size)
-    shapes = {key: shape for rule in rules for key, shape in rule.sources.items()}
-    shapes.update(dead_shapes(size))
     aliases = released_aliases()
+    shapes = {**source_shapes(rules), **dead_shapes(size)}
     shapes.update({alias: shapes[key] for alias, key in aliases.items()})
-    problems = compare_shapes(state, shapes)
-    if not problems:
-        problems = [
-            f"{alias} differs from {key}, but the released model shares one tensor"
-            for alias, key in aliases.items()
-            if not torch.equal(state[alias], state[key])
-        ]
-    if problems:
-        raise ValueError(
-            f"This is no released InstanceVG checkpoint, {len(problems)} problem(s):\n  "
-            + "\n  ".join(problems)
-        )
+    refuse_differences(state, shapes, "This is no released InstanceVG checkpoint,")
+    differing = [
+        f"{alias} differs from {key}, but the released model shares one tensor"
+        for alias, key in aliases.items()
+        if not torch.equal(state[alias], state[key])
+    ]
+    if differing:
+        raise ValueError("This is no released InstanceVG checkpoint:\n  " + "\n  ".join(differing))
     return apply_rules(rules, state), ConversionReport(size, {**DEAD_KEYS, **DEAD_PARTS}, aliases)
 
 
@@ -101,20 +93,23 @@ def restore_instancevg(
     Raises:
         ValueError: a parameter is missing, unknown or of another shape than a released model's.
     """
-    state = checkpoint.get("model", checkpoint)
+    state = contained(checkpoint)
     advice = (
         "Only models of configs/Released-IGVG.yaml, with a base or large encoder, have a "
         "counterpart in the released format."
     )
-    size = _measure_ours(state, num_queries, advice)
+    needed = ("image_projection.weight", "backbone.vision_embed.positions")
+    missing = [key for key in needed if key not in state]
+    if missing:
+        raise ValueError(f"{advice} {missing} are missing.")
+    width, cells = (state[key].shape[1] for key in needed)
+    size = _published_size(width, cells, num_queries, advice)
     rules = released_rules(size)
     shapes = {}
     for rule in rules:
         sources = (torch.empty(shape, device="meta") for shape in rule.sources.values())
         shapes[rule.target] = tuple(rule.make(*sources).shape)
-    problems = compare_shapes(state, shapes)
-    if problems:
-        raise ValueError(f"{advice} {len(problems)} problem(s):\n  " + "\n  ".join(problems))
+    refuse_differences(state, shapes, advice)
     released: Tensors = {}
     for rule in rules:
         tensor = state[rule.target]
@@ -136,58 +131,65 @@ def restore_instancevg(
     return released, ConversionReport(size, {**DEAD_KEYS, **DEAD_PARTS}, aliases)
 
 
-def _plain_state_dict(checkpoint: Dict[str, Any]) -> Tensors:
-    """Tensors of the file without container and "module." prefix."""
-    state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict) or not is_instancevg(state):
-        found = list(checkpoint)[:5] if isinstance(checkpoint, dict) else type(checkpoint)
+def contained(checkpoint: Any) -> Any:
+    """The state dict inside the containers that releases, BEiT-3 and Detectron2 use."""
+    for name in ("model", "module", "state_dict"):
+        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(name), dict):
+            return contained(checkpoint[name])
+    return checkpoint
+
+
+def plain_tensors(checkpoint: Any, kind: str) -> Tensors:
+    """Tensors of a file, out of containers and without the prefix "module." of their keys.
+
+    Raises:
+        ValueError: there is something else in it, or a key with and without the prefix; says that
+            the file is no checkpoint of this kind.
+    """
+    state = contained(checkpoint)
+    if not isinstance(state, dict):
+        found = type(state).__name__
         raise ValueError(
-            "This is no released InstanceVG checkpoint: expected tensors named 'vis_enc.*' and "
-            f"'head.*', plain or under 'state_dict', found {found}."
+            f"This is no {kind} checkpoint: expected a dict of tensors, found {found}."
         )
     others = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
     if others:
-        raise ValueError(f"Expected tensors only in the state dict, found others: {others[:5]}.")
-    plain = {key.removeprefix("module."): tensor for key, tensor in state.items()}
+        raise ValueError(f"This is no {kind} checkpoint: {others[:5]} are no tensors.")
+    plain = {str(key).removeprefix("module."): tensor for key, tensor in state.items()}
     if len(plain) != len(state):
         raise ValueError("Some tensors are stored both with and without the prefix 'module.'.")
     return plain
 
 
 def _measure(state: Tensors) -> ModelSize:
-    """Size of the model from the tensors that show it."""
-    needed = {
-        "image": "head.img_embedding.weight",
-        "queries": "head.query_generation.query_embed.weight",
-        "positions": "vis_enc.beit3.encoder.embed_positions.A.weight",
-    }
-    missing = [key for key in needed.values() if key not in state]
+    """Size of a released model from the tensors that show it."""
+    image = "head.img_embedding.weight"
+    queries = "head.query_generation.query_embed.weight"
+    positions = "vis_enc.beit3.encoder.embed_positions.A.weight"
+    missing = [key for key in (image, queries, positions) if key not in state]
     if missing:
-        raise ValueError(f"This is no released InstanceVG checkpoint: {missing} are missing.")
-    width = state[needed["image"]].shape[1]
-    if width not in ENCODERS:
         raise ValueError(
-            f"{needed['image']} has {width} input channels; released encoders have "
-            f"{sorted(ENCODERS)} (base, large)."
+            f"This is no released InstanceVG checkpoint: {missing} are missing, found "
+            f"{list(state)[:5]}."
         )
-    depth, ffn_dim, num_heads = ENCODERS[width]
-    side = 16 * round((len(state[needed["positions"]]) - 3) ** 0.5)
-    queries = len(state[needed["queries"]])
-    return ModelSize(width, depth, ffn_dim, num_heads, queries, (side, side))
+    width, cells = state[image].shape[1], len(state[positions]) - 3
+    return _published_size(width, cells, len(state[queries]), "In a released checkpoint,")
 
 
-def _measure_ours(state: Tensors, num_queries: int, advice: str) -> ModelSize:
-    """Size of a model of ours from the tensors that show it."""
-    needed = ("image_projection.weight", "backbone.vision_embed.positions")
-    missing = [key for key in needed if key not in state]
-    if missing:
-        raise ValueError(f"{advice} {missing} are missing.")
-    width, cells = state[needed[0]].shape[1], state[needed[1]].shape[1]
-    side = round(cells**0.5)
+def _published_size(width: int, cells: int, num_queries: int, what: str) -> ModelSize:
+    """Size of a model with a BEiT-3 base or large encoder, or an error that begins with ``what``.
+
+    Args:
+        width: of the encoder.
+        cells: rows of the position table, without those of special tokens.
+        num_queries: N_q.
+        what: is measured.
+    """
+    side = round(max(cells, 0) ** 0.5)
     if width not in ENCODERS or side * side != cells:
         raise ValueError(
-            f"{advice} Expected encoder widths {sorted(ENCODERS)} and a square position table, "
-            f"found width {width} and {cells} positions."
+            f"{what} expected encoder widths {sorted(ENCODERS)} (base, large) and a square "
+            f"position table, found width {width} and {cells} positions."
         )
     depth, ffn_dim, num_heads = ENCODERS[width]
     return ModelSize(width, depth, ffn_dim, num_heads, num_queries, (16 * side, 16 * side))
@@ -198,17 +200,26 @@ def apply_rules(rules: List[Rule], state: Tensors) -> Tensors:
     return {r.target: _own_storage(r.make(*(state[key] for key in r.sources))) for r in rules}
 
 
-def compare_shapes(state: Tensors, shapes: Dict[str, Shape]) -> List[str]:
-    """Every difference between the file and the key table, one line each."""
+def source_shapes(rules: List[Rule]) -> Dict[str, Shape]:
+    """Shapes of all released tensors that the rules take."""
+    return {key: shape for rule in rules for key, shape in rule.sources.items()}
+
+
+def refuse_differences(state: Tensors, shapes: Dict[str, Shape], what: str) -> None:
+    """Raise a ValueError that begins with ``what`` and lists every difference to the key table."""
     problems = [f"{key} is missing" for key in shapes if key not in state]
     problems += [f"{key} is unknown" for key in state if key not in shapes]
-    for key, shape in shapes.items():
-        if key in state and tuple(state[key].shape) != tuple(shape):
-            problems.append(f"{key} has shape {tuple(state[key].shape)}, expected {tuple(shape)}")
-        if key in state and state[key].is_floating_point() == key.endswith(COUNTER):
-            expected = "an integer" if key.endswith(COUNTER) else "a float"
-            problems.append(f"{key} has type {state[key].dtype}, expected {expected} type")
-    return problems
+    for key in [key for key in shapes if key in state]:
+        tensor = state[key]
+        if tuple(tensor.shape) != tuple(shapes[key]):
+            found, expected = tuple(tensor.shape), tuple(shapes[key])
+            problems.append(f"{key} has shape {found}, expected {expected}")
+        # The one buffer of integers is BatchNorm's.
+        expected = "an integer" if key.endswith("num_batches_tracked") else "a float"
+        if tensor.is_floating_point() != (expected == "a float"):
+            problems.append(f"{key} has type {tensor.dtype}, expected {expected} type")
+    if problems:
+        raise ValueError(f"{what} {len(problems)} problem(s):\n  " + "\n  ".join(problems))
 
 
 def _own_storage(tensor: torch.Tensor) -> torch.Tensor:

@@ -233,16 +233,13 @@ def _query_rules() -> List[Rule]:
     for part, name in enumerate(("query", "key", "value")):
         for kind, shape in (("weight", (3 * d, d)), ("bias", (3 * d,))):
             source = {f"{layer}.attentions.1.attn.in_proj_{kind}": shape}
-            rules.append(Rule(f"{new}.{name}_proj.{kind}", source, _third(part)))
+            rules.append(
+                Rule(f"{new}.{name}_proj.{kind}", source, lambda x, part=part: x.chunk(3)[part])
+            )
     for index, width in enumerate((2 * d, d, d)):
         name = f"mlp.layers.{index}"
         rules += _affine(f"query_generator.{name}", f"head.query_generation.{name}", d, width)
     return rules
-
-
-def _third(part: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Part 0, 1 or 2 of a packed query-key-value tensor."""
-    return lambda x: x.chunk(3)[part]
 
 
 def _decoder_rules() -> List[Rule]:

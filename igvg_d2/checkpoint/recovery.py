@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import zipfile
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from detectron2.utils import comm
 
@@ -14,18 +14,6 @@ logger = logging.getLogger(__name__)
 
 _NUMBERED = re.compile(r"model_(\d{7,})\.pth")
 FINAL = "model_final.pth"
-
-
-class Choice(NamedTuple):
-    """A checkpoint to continue from.
-
-    Attributes:
-        path: the file.
-        content: what is in it; None in processes other than the first.
-    """
-
-    path: str
-    content: Optional[Dict[str, Any]]
 
 
 def named_checkpoint(folder: str) -> Optional[str]:
@@ -40,24 +28,19 @@ def named_checkpoint(folder: str) -> Optional[str]:
 
 
 def list_checkpoints(folder: str) -> List[Tuple[Optional[int], str]]:
-    """Checkpoints of a training, newest first.
-
-    Args:
-        folder: of the run.
+    """Checkpoints of a run, newest first.
 
     Returns:
         (iteration from 0, path). The final one, whose name has no number, comes first when it
         cannot be read, with None.
     """
-    names = os.listdir(folder) if os.path.isdir(folder) else []
     found: List[Tuple[Optional[int], str]] = []
-    for name in names:
-        match = _NUMBERED.fullmatch(name)
+    for name in os.listdir(folder) if os.path.isdir(folder) else ():
+        match, path = _NUMBERED.fullmatch(name), os.path.join(folder, name)
         if match:
-            found.append((int(match.group(1)), os.path.join(folder, name)))
-    if FINAL in names:
-        path = os.path.join(folder, FINAL)
-        found.append((read_iteration(path), path))
+            found.append((int(match.group(1)), path))
+        elif name == FINAL:
+            found.append((_read_iteration(path), path))
 
     def order(item):
         return float("inf") if item[0] is None else item[0], item[1].endswith(FINAL)
@@ -65,7 +48,7 @@ def list_checkpoints(folder: str) -> List[Tuple[Optional[int], str]]:
     return sorted(found, key=order, reverse=True)
 
 
-def read_iteration(path: str) -> Optional[int]:
+def _read_iteration(path: str) -> Optional[int]:
     """The iteration at whose end a checkpoint was written; None if it cannot be read."""
     try:
         return int(read_weights(path)["iteration"])
@@ -99,7 +82,9 @@ def find_fault(path: str, required: Sequence[str] = ()) -> Tuple[str, Optional[D
     return (f"it has no {missing}", None) if missing else ("", content)
 
 
-def choose_checkpoint(folder: str, required: Sequence[str] = ()) -> Optional[Choice]:
+def choose_checkpoint(
+    folder: str, required: Sequence[str] = ()
+) -> Tuple[Optional[str], Optional[Dict[str, Any]]]:
     """The checkpoint to continue from: the last one, or the newest older one that is whole.
 
     The first process looks, and all processes get its answer. What is passed over is logged with
@@ -110,49 +95,39 @@ def choose_checkpoint(folder: str, required: Sequence[str] = ()) -> Optional[Cho
         required: keys a checkpoint must have besides "model".
 
     Returns:
-        None when there is no checkpoint.
+        (its path, None when there is no checkpoint; its content, in the first process only).
 
     Raises:
         ValueError: there are checkpoints and none of them can be read; in all processes.
     """
-    content, message = None, ""
-    path: Optional[str] = None
+    path, content, message = None, None, ""
     if comm.is_main_process():
         path, content, message = _choose(folder, required)
     path, message = comm.all_gather((path, message))[0]
     if message:
         raise ValueError(message)
-    return None if path is None else Choice(path, content)
+    return path, content
 
 
 def _choose(folder: str, required: Sequence[str]):
     """(path, content, error message) of :func:`choose_checkpoint`, in one process."""
-    last = named_checkpoint(folder)
-    candidates = list_checkpoints(folder)
-    if last is None:
-        if not candidates:
-            return None, None, ""
-        logger.warning(
-            "'%s' is missing or names no file; looking for the newest checkpoint instead.",
-            os.path.join(folder, "last_checkpoint"),
-        )
-    else:
-        newest = dict((path, iteration) for iteration, path in candidates).get(last)
-        if newest is None and not last.endswith(FINAL):
-            match = _NUMBERED.fullmatch(os.path.basename(last))
-            newest = int(match.group(1)) if match else None
-        # Newer ones belong to another run in the same folder, or were abandoned on purpose.
-        older = [x for x in candidates if x[1] != last and _is_older(x[0], newest)]
-        candidates = [(newest, last), *older]
     faults = []
-    for iteration, path in candidates:
+    for iteration, path in _candidates(folder):
         fault, content = find_fault(path, required)
         if not fault:
             if faults:
-                _report(faults, path, content.get("iteration", iteration))
+                newest, iteration = faults[0][0], content.get("iteration", iteration)
+                known = None not in (newest, iteration)
+                lost = str(newest - iteration) if known else "an unknown number of"
+                logger.warning(
+                    "Continuing from '%s' instead: %s iterations are repeated.", path, lost
+                )
             return path, content, ""
-        faults.append((iteration, path, fault))
-    lines = "\n".join(f"  '{path}': {fault}" for _, path, fault in faults)
+        logger.warning("Checkpoint '%s' cannot be used: %s", path, fault)
+        faults.append((iteration, f"  '{path}': {fault}"))
+    if not faults:
+        return None, None, ""
+    lines = "\n".join(line for _, line in faults)
     return (
         None,
         None,
@@ -161,15 +136,25 @@ def _choose(folder: str, required: Sequence[str]):
     )
 
 
-def _is_older(iteration: Optional[int], newest: Optional[int]) -> bool:
-    """Whether a checkpoint may stand in for a damaged one; an unknown number is no obstacle."""
-    return iteration is None or newest is None or iteration <= newest
-
-
-def _report(faults, path: str, iteration: Optional[int]) -> None:
-    """Say which checkpoints were passed over, and what is lost."""
-    for number, damaged, fault in faults:
-        logger.warning("Checkpoint '%s' cannot be used: %s", damaged, fault)
-    newest = faults[0][0]
-    lost = "an unknown number of" if None in (newest, iteration) else str(newest - iteration)
-    logger.warning("Continuing from '%s' instead: %s iterations are repeated.", path, lost)
+def _candidates(folder: str) -> List[Tuple[Optional[int], str]]:
+    """(iteration, path) of the checkpoints that a run may continue from, the last one first."""
+    last, found = named_checkpoint(folder), list_checkpoints(folder)
+    if last is None:
+        if found:
+            logger.warning(
+                "'%s' is missing or names no file; looking for the newest checkpoint instead.",
+                os.path.join(folder, "last_checkpoint"),
+            )
+        return found
+    newest = {path: iteration for iteration, path in found}.get(last)
+    match = _NUMBERED.fullmatch(os.path.basename(last))
+    if newest is None and match:
+        newest = int(match.group(1))
+    # Newer ones belong to another run in the same folder, or were abandoned on purpose; an unknown
+    # number is no obstacle.
+    older = [
+        (iteration, path)
+        for iteration, path in found
+        if path != last and (iteration is None or newest is None or iteration <= newest)
+    ]
+    return [(newest, last), *older]

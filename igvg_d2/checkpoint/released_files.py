@@ -1,20 +1,18 @@
 """Files of other projects as ``MODEL.WEIGHTS``: brought to the names and sizes of the model."""
 
 import logging
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Tuple
 
 from torch import nn
 
 from .beit3_conversion import convert_beit3, is_beit3
-from .instancevg_conversion import ConversionReport, convert_instancevg, is_instancevg
+from .instancevg_conversion import convert_instancevg, is_instancevg
 from .instancevg_keys import ENCODERS
 
 logger = logging.getLogger(__name__)
 
 # Origin of files that hold the encoder alone: BEiT-3's own and what the converter makes of them.
 ENCODER_ONLY = "BEiT-3"
-# What such a file lacks, and why that is no error.
-NOT_IN_BEIT3 = "BEiT-3 has the encoder only; trained from its initial values"
 
 _TOKENS = "backbone.text_embed.tokens.weight"
 _PATCHES = "backbone.vision_embed.proj.weight"
@@ -41,8 +39,8 @@ def adapt_checkpoint(loaded: Dict[str, Any], path: str, model: nn.Module) -> Dic
         if is_beit3(loaded):
             state, report = convert_beit3(loaded, *_input_sizes(model))
             adapted = {"model": state, "__author__": ENCODER_ONLY}
-        elif is_instancevg(_state_dict(loaded)):
-            state, report = convert_instancevg(_state_dict(loaded))
+        elif is_instancevg(loaded):
+            state, report = convert_instancevg(loaded)
             queries = report.size.num_queries
             adapted = {"model": state, "__author__": "InstanceVG", "num_queries": queries}
         else:
@@ -52,32 +50,12 @@ def adapt_checkpoint(loaded: Dict[str, Any], path: str, model: nn.Module) -> Dic
     except ValueError as error:
         raise ValueError(f"'{path}': {error}") from error
     if report is not None:
-        _log_report(path, adapted["__author__"], report)
+        logger.info(f"'{path}', of {adapted['__author__']}, is converted while it is read.")
+        for key, reason in report.dropped.items():
+            logger.info(f"Not carried over: {key} ({reason})")
+        if report.aliases:
+            logger.info(f"{len(report.aliases)} tensors repeat another one, verified equal.")
     return adapted
-
-
-def split_expected(missing: List[str], author: Optional[str]) -> Tuple[List[str], List[str]]:
-    """Parameters that a file lacks: those that it should have, and those that it need not have.
-
-    Args:
-        missing: names in the model but not in the file.
-        author: origin of the file.
-
-    Returns:
-        unexpectedly and expectedly missing names; the latter are ``NOT_IN_BEIT3``.
-    """
-    if author != ENCODER_ONLY:
-        return missing, []
-    heads = [key for key in missing if not key.startswith("backbone.")]
-    return [key for key in missing if key.startswith("backbone.")], heads
-
-
-def _state_dict(loaded: Dict[str, Any]) -> Dict[str, Any]:
-    """Tensors of the file, out of the containers that releases and Detectron2 use."""
-    for name in ("model", "state_dict"):
-        inner = loaded.get(name)
-        loaded = inner if isinstance(inner, dict) else loaded
-    return loaded
 
 
 def _input_sizes(model: nn.Module) -> Tuple[Tuple[int, int], int]:
@@ -121,12 +99,3 @@ def _check_queries(found: Any, model: nn.Module) -> None:
         "the config of the data set that it was trained on, or set "
         f"MODEL.QUERY_GENERATOR.NUM_OBJECT_QUERIES {int(found)}."
     )
-
-
-def _log_report(path: str, author: str, report: ConversionReport) -> None:
-    """What was recognised, and every key that is left behind with its reason."""
-    logger.info(f"'{path}' is a checkpoint of {author}; it is converted while it is read.")
-    for key, reason in report.dropped.items():
-        logger.info(f"Not carried over: {key} ({reason})")
-    if report.aliases:
-        logger.info(f"{len(report.aliases)} tensors repeat another one, verified equal.")

@@ -123,7 +123,7 @@ def test_other_files_are_refused():
     for other in ({"model": {}}, {"state_dict": {"conv.weight": torch.zeros(1)}}, [1, 2]):
         with pytest.raises(ValueError, match="no released InstanceVG checkpoint"):
             convert_instancevg(other)
-    with pytest.raises(ValueError, match="Expected tensors only"):
+    with pytest.raises(ValueError, match="are no tensors"):
         convert_instancevg({"vis_enc.beit3.text_embed.weight": "text"})
 
 
