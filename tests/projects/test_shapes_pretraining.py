@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.config import get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 
@@ -49,7 +50,9 @@ def cfg(pretraining):
 @pytest.fixture(scope="module")
 def scenes(pretraining, cfg):
     tokenizer = build_tokenizer(cfg)
-    return pretraining.PretrainingScenes(tokenizer, cfg.INPUT.IMAGE_SIZE, 8, 0, MASK_ID, pool=12)
+    return pretraining.PretrainingScenes(
+        tokenizer, cfg.INPUT.IMAGE_SIZE, 8, 0, MASK_ID, task_shares=(0.5, 0.2, 0.15), pool=12
+    )
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +92,8 @@ def test_every_kind_of_sample_occurs_and_says_what_is_true(samples):
     for sample in hidden:
         assert sample["hidden"][sample["referred"]].all(), "what the text names is hidden"
         assert not (sample["word_labels"] >= 0).any(), "then no word is masked"
+    whole = [s for s in samples if s["whole"]]
+    assert whole and not any((s["text_ids"] == MASK_ID).any() or s["hidden"].any() for s in whole)
     assert any((s["text_ids"] == MASK_ID).any() for s in absent), "a mask would tell what is there"
     for sample in masked:
         assert sample["referred"].any(), "words of a false text cannot be restored"
@@ -105,6 +110,50 @@ def test_hidden_objects_are_painted_over(pretraining, samples):
         hidden = torch.cat([sample["hidden"], torch.tensor([False])])[objects]
         assert painted[hidden].all()
         assert hidden.any() == painted.any()
+
+
+def test_captions_say_how_objects_lie(pretraining):
+    objects = np.full((8, 8), pretraining.scenes.BACKGROUND)
+    objects[:2, :2], objects[6:, 1:3], objects[1:3, 6:] = 0, 1, 2
+    attributes = np.array([[0, 0, 0], [1, 1, 1], [2, 2, 2]])
+    names = ["small red circle", "medium orange square", "large yellow triangle"]
+    relations = {(0, 1): "above", (0, 2): "left of", (2, 0): "right of", (1, 0): "below"}
+    seen = set()
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        words, targets = pretraining.scenes.caption(rng, objects, attributes)
+        text = " ".join(words)
+        assert {names[k] in text for k in targets} == {True}
+        for (first, second), relation in relations.items():
+            if f"{names[first]} {relation} {names[second]}" in text:
+                seen.add((first, second))
+            else:
+                assert not (text.startswith(names[first]) and text.endswith(names[second])) or (
+                    len(targets) == 3
+                )
+    assert seen == set(relations)
+
+
+def test_referred_loss_is_of_whole_samples_and_their_patches(pretraining, cfg, samples):
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    whole = next(s for s in samples if s["whole"] and s["referred"].any())
+    other = next(s for s in samples if not s["whole"] and s["referred"].any())
+    loss = model([whole])["loss_referred"]
+    grid = torch.zeros(1, 32, 12, 12)
+    lit = F.pad(whole["referred"], (0, 1))[whole["objects"].long()].float()
+    wanted = F.avg_pool2d(lit[None], 8).flatten()
+    head = model.referred_head
+    error = F.binary_cross_entropy_with_logits(
+        head.bias.expand(144), wanted, weight=1 + 2 * wanted, reduction="mean"
+    )
+    objects, referred = whole["objects"][None].long(), whole["referred"][None]
+    found = model._referred_loss(grid, objects, referred, torch.tensor([True]))
+    torch.testing.assert_close(found, error)
+    assert model([other])["loss_referred"] == 0 and loss > 0
+    plain = cfg.clone()
+    plain.MODEL.PRETRAINING.REFERRED_WEIGHT = 0.0
+    assert "loss_referred" not in build_model(plain)([whole])
 
 
 def test_words_change_with_a_flip(pretraining):

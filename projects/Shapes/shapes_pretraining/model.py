@@ -19,16 +19,16 @@ ATTRIBUTES = {"shape": len(SHAPES), "color": len(COLORS), "size": len(SIZES)}
 # Numbers of targets that are told apart: 0, 1, 2, 3, more.
 COUNTS = 5
 PAD_ID = 1
+# Weights of the losses of patches.
 WEIGHTS = {
-    **{
-        "loss_shape": 3.0,
-        "loss_color": 1.5,
-        "loss_size": 1.5,
-        "loss_boxes": 2.0,
-        "loss_cells": 1.0,
-    },
-    **{"loss_words": 0.5, "loss_targets": 0.5, "loss_count": 0.5},
+    "loss_shape": 3.0,
+    "loss_color": 1.5,
+    "loss_size": 1.5,
+    "loss_boxes": 2.0,
+    "loss_cells": 1.0,
 }
+# Weight of a patch that is referred to, relative to others: few are.
+REFERRED_PATCH_WEIGHT = 3.0
 
 
 @META_ARCH_REGISTRY.register()
@@ -39,7 +39,8 @@ class BEiT3Pretraining(nn.Module):
       box, and which of the patch's cells belong to it, also where the object was painted over.
     * Every masked word is told.
     * The end token tells shape, colour and size of the objects that the expression means, and CLS
-      how many there are; nothing tells where they are.
+      how many there are.
+    * With a weight for it only: every patch tells whether the expression refers to its object.
     """
 
     @configurable
@@ -52,6 +53,7 @@ class BEiT3Pretraining(nn.Module):
         pixel_mean: Tuple[float, ...],
         pixel_std: Tuple[float, ...],
         hidden_weight: float,
+        weights: Dict[str, float],
     ):
         """
         Args:
@@ -60,30 +62,41 @@ class BEiT3Pretraining(nn.Module):
             cells: cells along the side of a patch whose membership is predicted.
             pixel_mean, pixel_std: per channel, in the scale of the input image.
             hidden_weight: weight of a patch of a hidden object, relative to others.
+            weights: of "loss_words", "loss_targets", "loss_count" and "loss_referred".
         """
         super().__init__()
         self.backbone = backbone
         initialize_locally(backbone)
         self.cells = cells
         self.hidden_weight = hidden_weight
+        self.weights = {**WEIGHTS, **weights}
         dim, kinds = backbone.embed_dim, sum(ATTRIBUTES.values())
         self.splits = [n + 1 for n in ATTRIBUTES.values()] + [4, cells * cells]
         self.patch_head = nn.Linear(dim, sum(self.splits))
         self.word_head = nn.Linear(dim, vocab_size)
         self.target_head = nn.Linear(dim, kinds)
         self.count_head = nn.Linear(dim, COUNTS)
+        if weights["loss_referred"]:
+            self.referred_head = nn.Linear(dim, 1)
         for name, value in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             self.register_buffer(name, torch.tensor(value).view(-1, 1, 1), persistent=False)
 
     @classmethod
     def from_config(cls, cfg):
+        options = cfg.MODEL.PRETRAINING
         return {
             "backbone": build_vl_backbone(cfg),
             "vocab_size": cfg.MODEL.BEIT3.VOCAB_SIZE,
-            "cells": cfg.MODEL.PRETRAINING.CELLS,
+            "cells": options.CELLS,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
-            "hidden_weight": cfg.MODEL.PRETRAINING.HIDDEN_WEIGHT,
+            "hidden_weight": options.HIDDEN_WEIGHT,
+            "weights": {
+                "loss_words": options.WORDS_WEIGHT,
+                "loss_targets": options.TARGETS_WEIGHT,
+                "loss_count": options.COUNT_WEIGHT,
+                "loss_referred": options.REFERRED_WEIGHT,
+            },
         }
 
     @property
@@ -98,7 +111,8 @@ class BEiT3Pretraining(nn.Module):
                 * "image": uint8 (3, H, W); "objects": uint8 (H, W), the visible object's index,
                   ``MAX_OBJECTS`` = none; "attributes": int64 (MAX_OBJECTS, 3);
                 * "text_ids": int64 (L,); "word_labels": int64 (L,), -1 = not masked;
-                * "hidden", "referred": bool (MAX_OBJECTS,).
+                * "hidden", "referred": bool (MAX_OBJECTS,);
+                * "whole": bool scalar, nothing is hidden or masked.
 
         Returns:
             weighted scalar losses.
@@ -121,7 +135,10 @@ class BEiT3Pretraining(nn.Module):
         losses["loss_targets"] = self._target_loss(end_tokens, attributes, referred)
         counts = referred.sum(dim=1).clamp(max=COUNTS - 1)
         losses["loss_count"] = F.cross_entropy(self.count_head(features.pooled), counts)
-        return {key: value * WEIGHTS[key] for key, value in losses.items()}
+        if self.weights["loss_referred"]:
+            whole = self._stack(batched_inputs, "whole")
+            losses["loss_referred"] = self._referred_loss(grid, objects, referred, whole)
+        return {key: value * self.weights[key] for key, value in losses.items()}
 
     def _stack(self, batched_inputs, key: str) -> torch.Tensor:
         """One tensor of the samples' entries, on the model's device."""
@@ -143,6 +160,23 @@ class BEiT3Pretraining(nn.Module):
             wanted = (one_hot * share[..., None]).sum(dim=1)
             total = total - (wanted * part.log_softmax(dim=1)).sum(dim=1).mean()
         return total
+
+    def _referred_loss(self, grid, objects, referred, whole) -> torch.Tensor:
+        """Binary cross-entropy of patches in samples whose expression is whole.
+
+        Args:
+            grid: float (N, C, h, w), token grid.
+            objects: int64 (N, H, W).
+            referred: bool (N, MAX_OBJECTS).
+            whole: bool (N,).
+        """
+        n, _, h, w = grid.shape
+        lit = F.pad(referred, (0, 1)).gather(1, objects.flatten(1)).view_as(objects)
+        wanted = F.avg_pool2d(lit[:, None].float(), objects.shape[-1] // w).flatten(1)
+        logits = self.referred_head(grid.flatten(2).transpose(1, 2))[..., 0]
+        error = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+        weight = (1.0 + (REFERRED_PATCH_WEIGHT - 1.0) * wanted) * whole[:, None]
+        return (error * weight).sum() / (whole.sum().clamp(min=1) * h * w)
 
     def _patch_losses(self, grid, objects, attributes, hidden) -> Dict[str, torch.Tensor]:
         """

@@ -21,6 +21,8 @@ VISITS = 12
 # Paint of hidden pixels: no object and no background has it.
 HIDDEN_COLOR = (255, 105, 180)
 BACKGROUND = MAX_OBJECTS
+# Tasks, in the order of their shares; what is left of the samples stays as it is.
+HIDDEN_OBJECTS, MASKED_WORDS, MASKED_CAPTION = range(3)
 _MIRRORED = (
     {"left": "right", "right": "left", "leftmost": "rightmost", "rightmost": "leftmost"},
     {
@@ -79,12 +81,46 @@ def flip(
     return image, objects, words
 
 
+def caption(
+    rng: np.random.Generator, objects: np.ndarray, attributes: np.ndarray
+) -> Tuple[List[str], Tuple[int, ...]]:
+    """A true sentence about up to three objects, "small red star left of large blue ring".
+
+    Args:
+        rng: the only source of randomness.
+        objects: as in :class:`PreparedScene`, after flips.
+        attributes: as in :class:`PreparedScene`.
+
+    Returns:
+        words, and the indices of the objects.
+    """
+    there = [int(k) for k in np.unique(objects) if k != BACKGROUND]
+    chosen = rng.permutation(there)[: int(rng.integers(1, 4))]
+    words: List[str] = []
+    last = None
+    for k in chosen:
+        rows, columns = np.nonzero(objects == k)
+        position = np.array([columns.mean(), rows.mean()])
+        if last is not None:
+            offset = position - last
+            axis = int(np.abs(offset).argmax())
+            words += [[["left", "of"], ["above"]], [["right", "of"], ["below"]]][
+                int(offset[axis] < 0)
+            ][axis]
+        shape, color, size = attributes[k]
+        words += [SIZES[size], COLORS[color], SHAPES[shape]]
+        last = position
+    return words, tuple(sorted(int(k) for k in chosen))
+
+
 class PretrainingScenes(IterableDataset):
     """Samples of masked data modelling (BEiT-3, Section 3.2).
 
-    Either objects of the image are hidden, their colour or their patches altogether, and the text
-    names the colour or shape of the objects it speaks of; or some words of the text are masked, if
-    what it says is true.
+    * Hidden objects: objects of the image are painted over, their colour or their patches
+      altogether, and the text names the colour or shape of the objects it speaks of.
+    * Masked words of an expression, restored if what it says is true.
+    * Masked words of a caption, which says what some objects are and how they lie to each other.
+    * Otherwise image and expression as they are.
     """
 
     def __init__(
@@ -94,6 +130,7 @@ class PretrainingScenes(IterableDataset):
         patch_size: int,
         seed: int,
         mask_id: int,
+        task_shares: Tuple[float, float, float] = (0.55, 0.3, 0.0),
         first_scene: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -106,6 +143,7 @@ class PretrainingScenes(IterableDataset):
             patch_size: side of a patch in pixels.
             seed: of the stream.
             mask_id: token id of a masked word.
+            task_shares: of samples with hidden objects, masked expressions and masked captions.
             first_scene: where the stream begins, for a run that is resumed.
             rank, world_size: of the process; every process and loader worker draws its own scenes.
             pool: scenes that samples are drawn from at a time.
@@ -115,6 +153,7 @@ class PretrainingScenes(IterableDataset):
         self.patch_size = patch_size
         self.seed = seed
         self.mask_id = mask_id
+        self.task_limits = np.cumsum(task_shares)
         self.first_scene = first_scene
         self.rank = rank
         self.world_size = world_size
@@ -153,14 +192,17 @@ class PretrainingScenes(IterableDataset):
         image, objects, words = flip(rng, scene.image, scene.objects, words)
         image = image.copy()
         hidden = np.zeros(MAX_OBJECTS, dtype=bool)
-        task = rng.random()
-        suffix = self._named_attribute(scene, targets, rng) if task < 0.55 else None
+        task = int(np.searchsorted(self.task_limits, rng.random(), side="right"))
+        suffix = self._named_attribute(scene, targets, rng) if task == HIDDEN_OBJECTS else None
         if suffix is not None:
             hidden = self._hide(image, objects, scene, targets, rng)
             words = words + suffix
+        if task == MASKED_CAPTION:
+            words, targets = caption(rng, objects, scene.attributes)
         ids = np.array(self.tokenizer(" ".join(words)), dtype=np.int64)
         labels = np.full_like(ids, -1)
-        if suffix is None and task < 0.85:
+        masked = task in (MASKED_WORDS, MASKED_CAPTION)
+        if masked:
             self._mask_words(ids, labels, words, rng)
             if not targets:
                 # Nothing to restore, but a mask must not tell that something is there.
@@ -175,6 +217,8 @@ class PretrainingScenes(IterableDataset):
             "word_labels": labels,
             "hidden": hidden,
             "referred": referred,
+            # Whether image and expression are whole, so that the expression decides what is meant.
+            "whole": np.array(not masked and suffix is None),
         }
         return {key: torch.from_numpy(value) for key, value in sample.items()}
 
@@ -204,6 +248,10 @@ class PretrainingScenes(IterableDataset):
         hidden = rng.random(MAX_OBJECTS) < rng.choice((0.3, 0.6, 1.0))
         hidden &= scene.attributes[:, 0] >= 0
         hidden[list(targets)] = True
+        colors = set(scene.attributes[list(targets), 1])
+        if rng.random() < 0.5:
+            # Others of another colour: painting all that is hidden with the named one does not pay.
+            hidden |= (scene.attributes[:, 0] >= 0) & ~np.isin(scene.attributes[:, 1], list(colors))
         pixels = np.append(hidden, False)[objects]
         if rng.random() < 0.5:
             # Whole patches: the shape is not seen, either.

@@ -59,6 +59,7 @@ class PretrainingTrainer(GroundingTrainer):
             max(cfg.SEED, 0),
             # The last row of the word table belongs to no word.
             mask_id=cfg.MODEL.BEIT3.VOCAB_SIZE - 1,
+            task_shares=cfg.MODEL.PRETRAINING.TASK_SHARES,
             rank=comm.get_rank(),
             world_size=comm.get_world_size(),
         )
