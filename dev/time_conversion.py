@@ -4,7 +4,7 @@
     python dev/time_conversion.py [--sizes base large] [--folder build/conversion]
 
 builds each released model by the deterministic rule of ../shared/reference (not timed), converts it
-in a process of its own to .safetensors, .pth and .pkl and back, and a BEiT-3 file too. It writes up
+in a process of its own to .safetensors and .pth and back, and a BEiT-3 file too. It writes up
 to 9 GB to the folder and removes them. The bars are one minute and 6 GiB each.
 """
 
@@ -62,7 +62,7 @@ def measure(size: str, folder: Path) -> List[tuple]:
     state = build_released(size)
     torch.save({"state_dict": {f"module.{key}": tensor for key, tensor in state.items()}}, released)
     rows = []
-    for ending in (".safetensors", ".pth", ".pkl"):
+    for ending in (".safetensors", ".pth"):
         ours, back = folder / f"ours{ending}", folder / "back.pth"
         rows.append((f"{size}: released to {ending}", *run(INSTANCEVG, str(released), str(ours))))
         command = (INSTANCEVG, "--to-released", str(ours), str(back))

@@ -3,7 +3,7 @@
 
     python tools/convert-beit3-to-d2.py beit3_base_patch16_224.zip beit3_base.safetensors
 
-OUT ends in .pth, .pkl or .safetensors and holds the encoder only. Every tensor of the file is
+OUT ends in .pth or .safetensors and holds the encoder only. Every tensor of the file is
 accounted for, or the conversion fails.
 """
 
@@ -24,7 +24,7 @@ def parse_args(argv=None):
     """Command line."""
     parser = argparse.ArgumentParser(description="BEiT-3 checkpoint to igvg_d2.")
     parser.add_argument("input", help="checkpoint, whatever its ending; or .safetensors")
-    parser.add_argument("output", help="file to write, .pth, .pkl or .safetensors")
+    parser.add_argument("output", help="file to write, .pth or .safetensors")
     parser.add_argument(
         "--image-size",
         type=int,

@@ -4,7 +4,7 @@
     python tools/convert-instancevg-to-d2.py released.pth instancevg_base.safetensors
     python tools/convert-instancevg-to-d2.py --to-released model_final.pth released.pth
 
-OUT ends in .pth, .pkl or .safetensors and is used as MODEL.WEIGHTS with a config that builds on
+OUT ends in .pth or .safetensors and is used as MODEL.WEIGHTS with a config that builds on
 configs/Released-IGVG.yaml. Every tensor of the file is accounted for, or the conversion fails.
 """
 
@@ -35,7 +35,7 @@ def parse_args(argv=None):
     """Command line."""
     parser = argparse.ArgumentParser(description="Released InstanceVG checkpoint to igvg_d2.")
     parser.add_argument("input", help="checkpoint, as downloaded or as .safetensors")
-    parser.add_argument("output", help="file to write, .pth, .pkl or .safetensors")
+    parser.add_argument("output", help="file to write, .pth or .safetensors")
     parser.add_argument(
         "--to-released", action="store_true", help="the reverse: from our names to the release's"
     )

@@ -9,4 +9,4 @@ from .instancevg_conversion import (
     is_instancevg,
     restore_instancevg,
 )
-from .recovery import FINAL, list_checkpoints, named_checkpoint
+from .recovery import FINAL, is_numbered, list_checkpoints, named_checkpoint

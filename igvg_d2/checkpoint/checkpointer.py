@@ -24,7 +24,7 @@ _LISTED_KEYS = 12
 class GroundingCheckpointer(DetectionCheckpointer):
     """``DetectionCheckpointer`` that fails when weights and model do not match.
 
-    Reads .pth, .pkl and .safetensors, and runs no code that is in them. Released InstanceVG
+    Reads .pth and .safetensors, and runs no code that is in them. Released InstanceVG
     checkpoints and files of BEiT-3, as downloaded, are converted while they are read. BEiT-3
     initialises the encoder and leaves the other parts as they are.
 
@@ -105,7 +105,7 @@ class GroundingCheckpointer(DetectionCheckpointer):
         if "://" not in path and not os.path.isfile(path):
             raise FileNotFoundError(
                 f"MODEL.WEIGHTS: no file '{path}'; train a model first, or set MODEL.WEIGHTS to a "
-                "checkpoint (.pth, .pkl or .safetensors)."
+                "checkpoint (.pth or .safetensors)."
             )
         wanted = list(self.checkpointables) if checkpointables is None else checkpointables
         # Not mapped: a training run writes its checkpoints again.
@@ -156,6 +156,12 @@ class GroundingCheckpointer(DetectionCheckpointer):
             _describe("in the file but not in the model", [k for k in tensors if k not in model]),
             _describe("of another shape", shapes),
         ]
+        broken = [
+            key
+            for key, value in tensors.items()
+            if value.is_floating_point() and not bool(value.isfinite().all())
+        ]
+        problems.append(_describe("with NaN or infinite values (its training diverged)", broken))
         if any(problems):
             raise ValueError(
                 f"'{path}' does not fit the configured model.\n"

@@ -5,8 +5,10 @@ import collections
 import contextlib
 import os
 import pickle
+import pickletools
 import re
-from typing import Any, Dict, Optional
+import zipfile
+from typing import IO, Any, Dict, List, Optional
 
 import numpy as np
 import torch
@@ -14,25 +16,44 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from igvg_d2.io.atomic import atomic_path
-from igvg_d2.io.pickles import ARRAY_NAMES, RestrictedUnpickler
 
-OUTPUT_ENDINGS = (".pth", ".pkl", ".safetensors")
+OUTPUT_ENDINGS = (".pth", ".safetensors")
 
 # First bytes of PyTorch's files: a zip archive since 1.6, before it a pickled number.
 _ZIP = b"PK\x03\x04"
 _LEGACY = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 _LONGEST_HEADER = 100_000_000  # bytes, safetensors' own limit
 
+# Pickles at the start of a file from before 1.6: number, version, system, content, names.
+_LEGACY_PICKLES = 5
+# Values in a tuple, those of its tuples included; a key is hashed by walking through all of them.
+_LARGEST_TUPLE = 10_000
+
+
+class _NumberType:
+    """Stands in for ``numpy.dtype``, which a file could turn into one of objects."""
+
+    def __init__(self, name: str, align: bool = False, copy: bool = False):
+        if name not in ("f2", "f4", "f8", "i4", "i8", "u1", "b1"):
+            raise ValueError(f"it has numbers of the unusual type {name!r:.20}")
+        self.dtype = np.dtype(name)
+
+    def __setstate__(self, state: tuple) -> None:
+        if state[1] not in ("<", "|"):
+            raise ValueError(f"it has numbers of the unusual byte order {state[1]!r:.20}")
+
+
+def _number(kind: _NumberType, content: bytes) -> Any:
+    """Stands in for ``numpy.core.multiarray.scalar``."""
+    return np.frombuffer(content, kind.dtype, count=1)[0].item()
+
+
 # What other projects leave beside the tensors, as settings, metrics or a scheduler's state: plain
-# containers and numpy scalars. None of it runs code when it is read.
-_ARRAY_MAKER = np.zeros(0).__reduce__()[0]
-_SCALAR_MAKER = np.float64(0).__reduce__()[0]
+# containers and single numbers of numpy. None of it runs code when it is read.
 _HARMLESS_TYPES = [
     *(argparse.Namespace, collections.Counter, collections.defaultdict, dict, list, int, float),
-    *(np.dtype, np.ndarray),
-    *(type(np.dtype(name)) for name in ("f2", "f4", "f8", "i4", "i8", "u1", "?")),
-    *((_ARRAY_MAKER, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
-    *((_SCALAR_MAKER, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((_NumberType, name) for name in ("numpy.dtype", f"{__name__}._NumberType")),
+    *((_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
 ]
 
 
@@ -43,17 +64,16 @@ def read_checkpoint(path: str, mmap: bool = True) -> Dict[str, Any]:
     files end in .zip, for instance.
 
     Args:
-        path: a file of PyTorch (new or from before 1.6), of safetensors, or a pickle of numpy
-            arrays as Detectron2's .pkl.
+        path: a file of PyTorch (new or from before 1.6) or of safetensors.
         mmap: leave PyTorch's tensors in the file until they are used. Not for a file that may be
             written again while its tensors live, as a run's own checkpoint is.
 
     Returns:
-        what the file holds, numpy arrays as tensors.
+        what the file holds.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a checkpoint of plain tensors.
+        ValueError: it is damaged, or not a checkpoint of plain tensors; names the file.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"No file '{path}'.")
@@ -65,12 +85,44 @@ def read_checkpoint(path: str, mmap: bool = True) -> Dict[str, Any]:
             f"{os.path.getsize(path):,} bytes are truncated, not a PyTorch file, or hold pickled "
             f"objects, which are refused; download or write it again): {_reason(error)}"
         ) from error
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"'{path}' cannot be read as a checkpoint: expected a dict of tensors, found a "
-            f"{type(content).__name__}."
-        )
+    try:
+        _check_content(content)
+    except ValueError as error:
+        raise ValueError(f"'{path}' cannot be read as a checkpoint: {error}") from None
     return content
+
+
+def _check_content(content: Any) -> None:
+    """Refuse what nothing could be loaded from."""
+    _check_dict(content, "a dict of tensors")
+    average = content.get("ema")
+    if isinstance(average, dict) and "num_updates" in average:
+        _check_dict(average.get("model"), "averaged tensors as 'model' of 'ema'")
+        _check_tensors(average["model"], "of 'ema' ")
+    for name in ("model", "state_dict"):
+        if name in content:
+            _check_dict(content[name], f"a dict of tensors as '{name}'")
+            _check_tensors(content[name])
+    if not all(isinstance(key, str) for key in content):
+        raise ValueError("expected names of text")
+    queries = content.get("num_queries")
+    if queries is not None and (type(queries) is not int or queries < 1):
+        raise ValueError(f"expected a number from 1 as 'num_queries', found {queries!r:.40}")
+
+
+def _check_dict(found: Any, wanted: str) -> None:
+    if not isinstance(found, dict):
+        raise ValueError(f"expected {wanted}, found a {type(found).__name__}.")
+
+
+def _check_tensors(state: Dict[Any, Any], where: str = "") -> None:
+    """Refuse a state dict with something else than tensors with values."""
+    for key, value in state.items():
+        usable = isinstance(value, torch.Tensor) and value.layout == torch.strided
+        if not isinstance(key, str) or not usable or value.is_meta or value.is_quantized:
+            kind = type(value).__name__ if not isinstance(value, torch.Tensor) else value.layout
+            kind = "a tensor without values" if getattr(value, "is_meta", False) else f"a {kind}"
+            raise ValueError(f"expected plain tensors by name, found {kind} {where}as {key!r:.80}")
 
 
 def read_weights(path: str, mmap: bool = True) -> Dict[str, Any]:
@@ -85,7 +137,13 @@ def read_weights(path: str, mmap: bool = True) -> Dict[str, Any]:
         facts = read_metadata(path)
         loaded = {"model": loaded, "__author__": facts.get("author", "")}
         if "num_queries" in facts:
-            loaded["num_queries"] = int(facts["num_queries"])
+            queries = facts["num_queries"]
+            if not re.fullmatch("[1-9][0-9]{0,5}", queries):
+                raise ValueError(
+                    f"'{path}': expected a number from 1 as 'num_queries' in the header, found "
+                    f"{queries!r:.40}"
+                )
+            loaded["num_queries"] = int(queries)
     return loaded
 
 
@@ -112,12 +170,65 @@ def _read(path: str, mmap: bool) -> Any:
     if is_safetensors(path):
         return load_file(path)
     zipped = start.startswith(_ZIP)
-    if zipped or start == _LEGACY:
-        with _harmless_types_allowed():
-            # Old files cannot be mapped.
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipped)
-    with open(path, "rb") as file:
-        return _as_tensors(RestrictedUnpickler(file, ARRAY_NAMES).load())
+    if not zipped and start != _LEGACY:
+        raise ValueError("it is no file of PyTorch or safetensors; pickles of arrays are not read")
+    _check_parts(path, zipped)
+    with _harmless_types_allowed():
+        # Old files cannot be mapped.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipped)
+
+
+def _check_parts(path: str, zipped: bool) -> None:
+    """Look at the check sums, which PyTorch writes and does not read, and at the pickles."""
+    if not zipped:
+        with open(path, "rb") as file:
+            for _ in range(_LEGACY_PICKLES):
+                _check_pickle(file)
+        return
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"its part {damaged} is damaged (wrong check sum)")
+        for name in archive.namelist():
+            if name.endswith(".pkl"):
+                with archive.open(name) as file:
+                    _check_pickle(file)
+
+
+def _check_pickle(file: IO[bytes]) -> None:
+    """Refuse tuples whose hash would overflow the stack or never end, as keys could be.
+
+    Follows one pickle without building anything: every value is the number of values in it as far
+    as hashing it walks, which is 1 but for tuples.
+    """
+    stack: List[Optional[int]] = []  # None is a mark
+    memo: Dict[int, Optional[int]] = {}
+
+    def pop(kinds) -> int:
+        total = 0
+        for kind in reversed(kinds):
+            value = stack.pop()
+            while kind is pickletools.stackslice and value is not None:
+                total += value
+                value = stack.pop()
+            total += value or 0
+        return total
+
+    for code, argument, _ in pickletools.genops(file):
+        name = code.name
+        if name.endswith("PUT") or name == "MEMOIZE":
+            memo[len(memo) if argument is None else argument] = stack[-1]
+        elif name.endswith("GET"):
+            stack.append(memo[argument])
+        elif name == "MARK":
+            stack.append(None)
+        else:
+            # A mark below a slice is popped with it.
+            before = [kind for kind in code.stack_before if kind is not pickletools.markobject]
+            size = pop(before) + 1
+            stack.extend([size if "TUPLE" in name else 1] * len(code.stack_after))
+            if "TUPLE" in name and size > _LARGEST_TUPLE:
+                raise ValueError(f"it has a tuple of more than {_LARGEST_TUPLE} values")
 
 
 def _reason(error: Exception) -> str:
@@ -136,14 +247,6 @@ def _harmless_types_allowed() -> Any:
     return torch.serialization.safe_globals(_HARMLESS_TYPES)
 
 
-def _as_tensors(content: Any) -> Any:
-    """Numpy arrays of numbers in nested dicts, as tensors; they share memory."""
-    if isinstance(content, dict):
-        return {key: _as_tensors(value) for key, value in content.items()}
-    is_numeric = isinstance(content, (np.ndarray, np.generic)) and content.dtype.kind in "fiub"
-    return torch.as_tensor(content) if is_numeric else content
-
-
 def write_checkpoint(
     path: str,
     state: Dict[str, torch.Tensor],
@@ -154,11 +257,11 @@ def write_checkpoint(
     """Write tensors, with their origin. The file appears under its name when it is complete.
 
     Args:
-        path: .pth and .pkl hold {container: state, "__author__": author}, .pkl with numpy arrays as
-            Detectron2's; .safetensors holds the tensors, and the author in its header.
+        path: .pth holds {container: state, "__author__": author}; .safetensors holds the tensors,
+            and the author in its header.
         state: tensors by name; none may share memory with another.
         author: who trained the weights.
-        container: key of the state dict in .pth and .pkl.
+        container: key of the state dict in .pth.
         num_queries: N_q of the model, which no parameter shows; written as "num_queries".
 
     Raises:
@@ -173,13 +276,8 @@ def write_checkpoint(
             header = {key.strip("_"): str(value) for key, value in facts.items()}
             contiguous = {key: tensor.contiguous() for key, tensor in state.items()}
             save_file(contiguous, unfinished, metadata=header)
-        elif path.endswith(".pth"):
-            torch.save({container: state, **facts}, unfinished)
         else:
-            arrays = {key: tensor.numpy() for key, tensor in state.items()}
-            with open(unfinished, "wb") as file:
-                # Older protocols copy every array, and hold the copies until the end.
-                pickle.dump({container: arrays, **facts}, file, protocol=5)
+            torch.save({container: state, **facts}, unfinished)
 
 
 def check_output(path: str) -> None:

@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import zipfile
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from detectron2.utils import comm
@@ -16,6 +15,11 @@ _NUMBERED = re.compile(r"model_(\d{7,})\.pth")
 FINAL = "model_final.pth"
 
 
+def is_numbered(name: Any) -> bool:
+    """Whether a file name is that of a checkpoint with its iteration, in no other folder."""
+    return isinstance(name, str) and _NUMBERED.fullmatch(name) is not None
+
+
 def named_checkpoint(folder: str) -> Optional[str]:
     """Path of the checkpoint that ``last_checkpoint`` names; None if it names none."""
     try:
@@ -23,8 +27,9 @@ def named_checkpoint(folder: str) -> Optional[str]:
             name = file.read().strip()
     except OSError:
         return None
-    # A name in full, since a damaged file can hold anything.
-    return os.path.join(folder, name) if name.isprintable() and name.endswith(".pth") else None
+    # A damaged or foreign file can hold anything; a run continues from its own folder only.
+    is_own = name.isprintable() and name.endswith(".pth") and os.path.basename(name) == name
+    return os.path.join(folder, name) if is_own else None
 
 
 def list_checkpoints(folder: str) -> List[Tuple[Optional[int], str]]:
@@ -67,16 +72,10 @@ def find_fault(path: str, required: Sequence[str] = ()) -> Tuple[str, Optional[D
         (what is wrong with it, or ""; its content, if nothing is).
     """
     try:
-        if zipfile.is_zipfile(path):
-            # PyTorch writes check sums but does not look at them.
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-            if damaged is not None:
-                return f"its part {damaged} is damaged (wrong check sum)", None
         content = read_weights(path, mmap=False)
     except FileNotFoundError:
         return "it is not there", None
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError) as error:
         return str(error).splitlines()[0], None
     missing = [key for key in ("model", *required) if key not in content]
     return (f"it has no {missing}", None) if missing else ("", content)

@@ -11,7 +11,13 @@ from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.utils import comm
 from torch import nn
 
-from igvg_d2.checkpoint import FINAL, GroundingCheckpointer, named_checkpoint, read_checkpoint
+from igvg_d2.checkpoint import (
+    FINAL,
+    GroundingCheckpointer,
+    is_numbered,
+    named_checkpoint,
+    read_checkpoint,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +99,8 @@ class CheckpointHook(PeriodicCheckpointer):
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         """Continue with the list of the run that is resumed."""
-        self.written = list(state["written"])
+        # What a checkpoint says decides which files are deleted: no others than such.
+        self.written = [name for name in state["written"] if is_numbered(name)]
 
 
 class BestModelHook(HookBase):

@@ -118,7 +118,7 @@ def test_size_and_queries_are_checked_against_the_config(
         assert f"MODEL.QUERY_GENERATOR.NUM_OBJECT_QUERIES {queries}" in message
 
 
-@pytest.mark.parametrize("ending", [".pth", ".pkl", ".safetensors"])
+@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
 def test_converted_files_record_the_number_of_queries(shell_model, tmp_path, ending):
     path = str(tmp_path / f"instancevg{ending}")
     write_checkpoint(path, {HEAD: torch.zeros(256, 768)}, "InstanceVG", num_queries=1)

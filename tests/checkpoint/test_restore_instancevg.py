@@ -44,7 +44,7 @@ def test_number_of_queries_is_the_callers(restored):
     assert report.size.num_queries == 1
 
 
-@pytest.mark.parametrize("ending", [".pth", ".pkl", ".safetensors"])
+@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
 def test_tool_restores_the_recorded_number_of_queries(
     released_cheap, convert_tool, tmp_path, ending
 ):
