@@ -177,7 +177,7 @@ def test_external_packages_are_the_agreed_ones():
         ("evaluation/metrics.py", {"numpy", "pycocotools"}),
         ("io/atomic.py", set()),
         ("io/json_stream.py", set()),
-        ("io/pickles.py", set()),
+        ("data/datasets/pickles.py", set()),
         ("io/rle.py", {"numpy", "pycocotools"}),
         ("data/synthetic/*.py", {"numpy", "PIL", "igvg_d2", "pycocotools"}),
         ("checkpoint/*_conversion.py", {"torch", "igvg_d2"}),

@@ -67,11 +67,11 @@ class Hostile:
 def test_hostile_pickles_are_refused_and_not_run(tmp_path, protocol):
     path, proof = tmp_path / "refs(unc).p", tmp_path / "was_run"
     path.write_bytes(pickle.dumps([{"ref_id": 0, "sentences": Hostile(proof)}], protocol))
-    with pytest.raises(ValueError, match=r"refused.*system"):
+    with pytest.raises(ValueError, match=r"refused.*more than lists"):
         read_refs(str(path))
     for module in ("builtins", "__builtin__"):
         path.write_bytes(f"c{module}\neval\n(S'1'\ntR.".encode())
-        with pytest.raises(ValueError, match=r"refused.*eval"):
+        with pytest.raises(ValueError, match=r"refused.*more than lists"):
             read_refs(str(path))
     assert not proof.exists()
 
@@ -86,10 +86,9 @@ def test_damaged_pickle_is_named(tmp_path):
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_plain_pickles_of_all_protocols(tmp_path, protocol):
     refs = [
-        {"ref_id": i, "sentences": [{"sent": f"w\u00f6rd {i}", "x": (1.5, None, True, -i, 2**70)}]}
+        {"ref_id": i, "sentences": [{"sent": f"w\u00f6rd {i}", "x": [1.5, None, True, -i, 2**70]}]}
         for i in range(300)  # memo numbers of more than one byte
     ]
-    refs[0]["ids"] = set(range(3))
     path = tmp_path / "refs(unc).p"
     path.write_bytes(pickle.dumps(refs, protocol))
     assert read_refs(str(path)) == refs
@@ -113,6 +112,10 @@ def test_plain_pickles_of_all_protocols(tmp_path, protocol):
         b"(ios\nsystem\n.",
         b"\x80\x02\x82\x01.",
         b"P1\n.",
+        b"\x80\x02})" + b"\x85" * 10**6 + b"K\x01s.",  # hashed, it overflows the stack
+        b"\x80\x02})q\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"K\x01s.",  # its hash never ends
+        b"\x80\x02]\x8b\xff\xff\x00\x00" + b"\x7f" * 65535 + b"a.",
+        pickle.dumps([{1, 2}], 2),
     ],
 )
 def test_bombs_and_damage_are_refused(tmp_path, content):

@@ -15,9 +15,9 @@ from igvg_d2.io.json_stream import (
     describe,
     iterate_lists,
 )
-from igvg_d2.io.pickles import loads_plain
 
 from .fingerprint import file_sha256
+from .pickles import loads_plain
 
 logger = logging.getLogger(__name__)
 
