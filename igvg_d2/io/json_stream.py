@@ -166,21 +166,15 @@ def iterate_records(file: IO[str]) -> Iterator[Tuple[str, Any]]:
                 raise JSONError(f"line {number}: {error}") from error
 
 
-def iterate_lists(
-    file: IO[str], required: Sequence[str], optional: Sequence[str] = ()
-) -> Iterator[Tuple[str, Any]]:
-    """Items of lists in a JSON object.
-
-    Args:
-        file: text.
-        required, optional: keys of the lists that are of interest.
+def iterate_lists(file: IO[str], keys: Sequence[str]) -> Iterator[Tuple[str, Any]]:
+    """Items of the lists that a JSON object must have under these keys.
 
     Yields:
         (key, item), in the order of the file.
 
     Raises:
         JSONError: a syntax error.
-        WrongContentError: no object, no list under a key, a key twice, or a required one missing.
+        WrongContentError: no object, no list under a key, a key twice, or one missing.
     """
     reader = JSONReader(file)
     if reader.peek() != "{":
@@ -190,18 +184,17 @@ def iterate_lists(
         if key in seen:
             raise WrongContentError(f"the key {reprlib.repr(key)} twice")
         seen.append(key)
-        is_wanted = key in (*required, *optional)
         if reader.peek() == "[":
             # Other lists, too, are read item by item: they may be the largest of the file.
             for item in reader.items():
-                if is_wanted:
+                if key in keys:
                     yield key, item
             continue
         value = reader.value()
-        if is_wanted:
+        if key in keys:
             raise WrongContentError(f"{describe(value)} under '{key}', not a list")
     reader.end()
-    if not set(required) <= set(seen):
+    if not set(keys) <= set(seen):
         raise WrongContentError(describe(dict.fromkeys(seen)))
 
 

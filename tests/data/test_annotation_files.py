@@ -10,8 +10,8 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 
-from igvg_d2.data.datasets import load_referring, read_refs, to_rle
-from igvg_d2.data.datasets.annotation_files import iterate_json
+from igvg_d2.data.datasets import load_referring, to_rle
+from igvg_d2.data.datasets.annotation_files import iterate_json, iterate_refs
 
 load_refcoco = partial(load_referring, target_rule="refcoco")
 
@@ -39,7 +39,7 @@ def test_to_rle_accepts_every_coco_form_and_joins_parts():
 )
 def test_pickles_of_every_python_read_the_same(shared_dir, variant):
     fixture = shared_dir / "reference/metric_fixtures/refcoco"
-    refs = read_refs(str(fixture / "pickle_variants" / f"refs_{variant}"))
+    refs = list(iterate_refs(str(fixture / "pickle_variants" / f"refs_{variant}")))
     assert refs == json.loads((fixture / "pickle_variants/refs_as_json.json").read_text())
     instances = str(fixture / "data/refcoco/instances.json")
     path = str(fixture / "pickle_variants" / f"refs_{variant}")
@@ -50,7 +50,7 @@ def test_pickles_of_every_python_read_the_same(shared_dir, variant):
 def test_latin1_byte_strings_of_python_2_are_read(tmp_path):
     # Protocol 0 as Python 2 writes [{'sent': 'caf\xe9'}].
     (tmp_path / "refs(unc).p").write_bytes(b"(lp0\n(dp1\nS'sent'\np2\nS'caf\\xe9'\np3\nsa.")
-    assert read_refs(str(tmp_path / "refs(unc).p")) == [{"sent": "caf\u00e9"}]
+    assert list(iterate_refs(str(tmp_path / "refs(unc).p"))) == [{"sent": "caf\u00e9"}]
 
 
 class Hostile:
@@ -68,11 +68,11 @@ def test_hostile_pickles_are_refused_and_not_run(tmp_path, protocol):
     path, proof = tmp_path / "refs(unc).p", tmp_path / "was_run"
     path.write_bytes(pickle.dumps([{"ref_id": 0, "sentences": Hostile(proof)}], protocol))
     with pytest.raises(ValueError, match=r"refused.*more than lists"):
-        read_refs(str(path))
+        list(iterate_refs(str(path)))
     for module in ("builtins", "__builtin__"):
         path.write_bytes(f"c{module}\neval\n(S'1'\ntR.".encode())
         with pytest.raises(ValueError, match=r"refused.*more than lists"):
-            read_refs(str(path))
+            list(iterate_refs(str(path)))
     assert not proof.exists()
 
 
@@ -80,7 +80,7 @@ def test_damaged_pickle_is_named(tmp_path):
     path = tmp_path / "refs(unc).p"
     path.write_bytes(pickle.dumps([{"ref_id": 0}])[:-3])
     with pytest.raises(ValueError, match=r"refs\(unc\).p: refused"):
-        read_refs(str(path))
+        list(iterate_refs(str(path)))
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
@@ -91,7 +91,7 @@ def test_plain_pickles_of_all_protocols(tmp_path, protocol):
     ]
     path = tmp_path / "refs(unc).p"
     path.write_bytes(pickle.dumps(refs, protocol))
-    assert read_refs(str(path)) == refs
+    assert list(iterate_refs(str(path))) == refs
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_bombs_and_damage_are_refused(tmp_path, content):
     path = tmp_path / "refs(unc).p"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"refs\(unc\).p: (refused|expected)"):
-        read_refs(str(path))
+        list(iterate_refs(str(path)))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,6 @@ def test_bombs_and_damage_are_refused(tmp_path, content):
         ("[1 2]", "not valid JSON"),
         ("", "not valid JSON"),
         ("[" * 100000, "not valid JSON"),
-        ("[1, 2]", "expected a list of records"),
         ("null", "expected a list of records.*found NoneType"),
     ],
 )
@@ -142,7 +141,7 @@ def test_damaged_json_is_named(tmp_path, content, message):
     path = tmp_path / "refs.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=f"refs.json: {message}"):
-        read_refs(str(path))
+        list(iterate_refs(str(path)))
 
 
 def test_json_is_read_item_by_item(tmp_path):
@@ -150,7 +149,7 @@ def test_json_is_read_item_by_item(tmp_path):
     content = {"info": {"a": [1]}, "b": [1, {"c": "]"}], "a": [], "d": [[2]]}
     for indent in (None, 2):
         path.write_text("\ufeff" + json.dumps(content, indent=indent), encoding="utf-8")
-        items = list(iterate_json(str(path), ("a", "b"), ("d",)))
+        items = list(iterate_json(str(path), ("a", "b", "d")))
         assert items == [("b", 1), ("b", {"c": "]"}), ("d", [2])]
     for text, message in (
         ('{"a": 1}', "expected a JSON object with 'a', found int under 'a'"),

@@ -29,12 +29,7 @@ def registered(tmp_path, monkeypatch):
     entries = {}
     record = lambda name, metadata, loader: entries.update({name: (metadata, loader)})
     monkeypatch.setattr(builtin, "register_grounding", record)
-    for register in (
-        builtin.register_shapes,
-        builtin.register_referring,
-        builtin.register_seqtr,
-    ):
-        register(str(tmp_path))
+    builtin.register_builtin(str(tmp_path))
     return entries
 
 
@@ -120,8 +115,7 @@ def test_files_are_found_under_each_of_their_names(tmp_path, monkeypatch):
     monkeypatch.setattr(builtin, "register_grounding", record)
     (tmp_path / "seqtr_type/annotations/mixed-seg").mkdir(parents=True)
     (tmp_path / "seqtr_type/annotations/mixed-seg/instances_nogoogle.json").write_bytes(b"")
-    builtin.register_referring(str(tmp_path))
-    builtin.register_seqtr(str(tmp_path))
+    builtin.register_builtin(str(tmp_path))
     assert found["refzom_final_test"] == str(tmp_path / "refzom/Ref_ZOM.p")
     assert found["rrefcocog_umd_val"] == str(tmp_path / "rrefcocog/refs(unc).p")
     assert found["rrefcoco_unc_val"] == str(tmp_path / "R-RefCOCO/refs(umd).p")

@@ -3,10 +3,9 @@
 import copy
 
 import pytest
-from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 
-from igvg_d2.data.datasets import dataset_fingerprint, fingerprint
+from igvg_d2.data.datasets import fingerprint
 
 
 def target(ann_id=1, counts=b"PP<"):
@@ -65,11 +64,3 @@ def test_every_fact_matters(samples, change):
     changed = copy.deepcopy(samples)
     change(changed)
     assert fingerprint(changed) != fingerprint(samples)
-
-
-def test_by_name(samples):
-    DatasetCatalog.register("test_fingerprint", lambda: samples)
-    try:
-        assert dataset_fingerprint("test_fingerprint") == fingerprint(samples)
-    finally:
-        DatasetCatalog.remove("test_fingerprint")

@@ -9,7 +9,8 @@ import pycocotools.mask as mask_util
 import pytest
 from detectron2.structures import BoxMode
 
-from igvg_d2.data.datasets import load_referring, read_refs
+from igvg_d2.data.datasets import load_referring
+from igvg_d2.data.datasets.annotation_files import iterate_refs
 
 load_refcoco = partial(load_referring, target_rule="refcoco")
 load_refzom = partial(load_referring, target_rule="refzom")
@@ -156,7 +157,7 @@ def test_missing_field_and_wrong_files_are_named(write, tmp_path):
         load_referring(instances, instances, images, "val")
     (tmp_path / "cut.json").write_text('[{"ref_id": ')
     with pytest.raises(ValueError, match="cut.json: not valid JSON"):
-        read_refs(str(tmp_path / "cut.json"))
+        list(iterate_refs(str(tmp_path / "cut.json")))
 
 
 def test_degenerate_box_is_replaced_by_the_box_of_the_mask(write):

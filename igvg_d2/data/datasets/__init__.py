@@ -1,9 +1,8 @@
 """Readers of the benchmarks' official files; importing it registers the built-in data sets."""
 
 from . import builtin
-from .annotation_files import read_refs
 from .coco_expressions import load_expressions, register_expressions
-from .fingerprint import dataset_fingerprint, fingerprint
+from .fingerprint import fingerprint
 from .instances import InstanceFile
 from .masks import to_rle
 from .referring import TARGET_RULES, load_referring

@@ -4,7 +4,7 @@ import contextlib
 import gc
 import json
 import logging
-from typing import Any, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Iterator, List, Sequence, Tuple
 
 from detectron2.utils.file_io import PathManager
 
@@ -24,26 +24,15 @@ logger = logging.getLogger(__name__)
 _LIST = "a list of records (dicts)"
 
 
-def read_refs(path: str) -> List[Dict[str, Any]]:
-    """Reads referring records: ``.json``, or the refer API's pickle of Python 2 or 3.
+def iterate_refs(path: str) -> Iterator[Any]:
+    """The items of a list of referring records, whatever they are.
 
     Args:
-        path: annotation file; the suffix ``.json`` decides the format.
-
-    Returns:
-        The list of records as stored.
+        path: annotation file; ``.json``, or else the refer API's pickle of Python 2 or 3.
 
     Raises:
         ValueError: names the file; a pickle that holds more than plain values is refused.
     """
-    refs = list(iterate_refs(path))
-    if not all(isinstance(ref, dict) for ref in refs):
-        raise ValueError(f"{path}: expected {_LIST}, found other items in the list")
-    return refs
-
-
-def iterate_refs(path: str) -> Iterator[Any]:
-    """The items of :func:`read_refs` one by one, whatever they are."""
     number = 0
     items = _iterate_json_list(path) if path.endswith(".json") else _unpickle_list(path)
     for number, item in enumerate(items, start=1):
@@ -69,23 +58,15 @@ def _iterate_json_list(path: str) -> Iterator[Any]:
 
 
 def iterate_json(
-    path: str, required: Sequence[str], optional: Sequence[str] = (), kind: str = "a JSON object"
+    path: str, keys: Sequence[str], kind: str = "a JSON object"
 ) -> Iterator[Tuple[str, Any]]:
-    """Items of lists in a JSON object, one by one.
-
-    Args:
-        path: JSON file with an object.
-        required, optional: keys of its lists that are of interest.
-        kind: what the file should be, for messages.
-
-    Yields:
-        (key, item), in the order of the file.
+    """(key, item) of the lists under these keys of a JSON object, in the order of the file.
 
     Raises:
-        ValueError: names the file; a syntax error, no object, or a required key is missing.
+        ValueError: names the file; a syntax error, it is not of this kind, or a key is missing.
     """
-    with _open_json(path, f"{kind} with {' and '.join(map(repr, required))}") as file:
-        yield from iterate_lists(file, required, optional)
+    with _open_json(path, f"{kind} with {' and '.join(map(repr, keys))}") as file:
+        yield from iterate_lists(file, keys)
 
 
 def read_json(path: str) -> Any:

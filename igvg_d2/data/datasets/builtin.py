@@ -30,11 +30,12 @@ _R_PLUS = ("rrefcoco+", "rrefcocop", "rrefcocoplus", "r-refcoco+", "r-refcocoplu
 _R_G = ("rrefcocog", "r-refcocog")
 _R_FILES = ("refs(unc).p", "refs(umd).p", "refs(*).p", "refs(*).json")
 _R_G_FILES = ("refs(umd).p", *_R_FILES)
-# Name of the data set -> (evaluator and rule of targets, folders it may be in, names the annotation
-# file may have, splits); the registered names end in "_<split>". Upper and lower case do not
-# matter; "*" stands for anything. "refcocop" is the name without the plus sign, for shells and
-# other tools that stumble over it.
+# Files of the refer API: name of the data set -> (evaluator and rule of targets, folders it may be
+# in, names the annotation file may have, splits). Upper and lower case do not matter; "*" stands
+# for anything. "refcocop" is the name without the plus sign, for shells and other tools that
+# stumble over it.
 _REFERRING = {
+    "shapes": ("grefcoco", ("shapes/grefcoco",), ("grefs(unc).json",), _UNC_SPLITS),
     "grefcoco_unc": ("grefcoco", _GREFCOCO, ("grefs(unc).json", "grefs(unc).p"), _UNC_SPLITS),
     "refcoco_unc": ("refcoco", ("refcoco",), _UNC, _UNC_SPLITS),
     "refcoco_google": ("refcoco", ("refcoco",), _GOOGLE, ("train", "val", "test")),
@@ -70,52 +71,22 @@ _SEQTR = {
 # Keys of the files that the released configs spell otherwise.
 _SEQTR_KEYS = {"val_rrefcocoplus": "val_rrefcoco+"}
 
-# Where users of D2, ReLA and the refer API keep the COCO train2014 images.
-_COCO_IMAGE_FOLDERS = (
-    "images/train2014",
-    "coco/train2014",
-    "images/mscoco/train2014",
-    "images/mscoco/images/train2014",
-)
-# Ref-ZOM has images of train2014 and val2014, in one folder.
-_REFZOM_IMAGE_FOLDERS = (
-    "images/trainval2014",
-    "coco/trainval2014",
-    "images/mscoco/trainval2014",
-    "images/mscoco/images/trainval2014",
-)
+# Where users of D2, ReLA and the refer API keep the COCO images; those of Ref-ZOM are of train2014
+# and val2014, in one folder.
+_PLACES = ("images", "coco", "images/mscoco", "images/mscoco/images")
+_IMAGE_FOLDERS = tuple(f"{place}/train2014" for place in _PLACES)
+_REFZOM_IMAGE_FOLDERS = tuple(f"{place}/trainval2014" for place in _PLACES)
 _DOWNLOAD_HINT = (
     "download '{folder}' as datasets/README.md describes, or point the environment variable "
     "DETECTRON2_DATASETS to the folder that has it"
 )
 
 
-def register_shapes(root: str) -> None:
-    """Registers ``shapes_{train,val,testA,testB}``, the generated data set in gRefCOCO's format.
+def register_builtin(root: str) -> None:
+    """Registers all data sets of the tables as ``<name>_<split>``, for instance ``shapes_val``.
 
     Args:
-        root: folder that contains ``shapes/``.
-    """
-    folder = os.path.join(root, "shapes")
-    for split in _UNC_SPLITS:
-        files = {
-            "annotation_file": os.path.join(folder, "grefcoco", "grefs(unc).json"),
-            "instances_file": os.path.join(folder, "grefcoco", "instances.json"),
-            "image_root": os.path.join(folder, "images", "train2014"),
-            "split": split,
-        }
-        hint = f"run 'python datasets/prepare_synthetic.py --output {folder}'"
-        _register(f"shapes_{split}", load_referring, files, "grefcoco", hint)
-
-
-def register_referring(root: str) -> None:
-    """Registers gRefCOCO, RefCOCO, RefCOCO+, RefCOCOg, R-RefCOCO(+, g) and Ref-ZOM.
-
-    Names are ``<name>_<split>`` with the names and splits of the table above, for instance
-    ``grefcoco_unc_testA`` or ``refcocop_unc_val``.
-
-    Args:
-        root: folder that contains ``grefcoco/``, ``refcoco/``, ... and the COCO images.
+        root: folder that contains ``grefcoco/``, ``shapes/``, ``seqtr_type/``, ... and the images.
     """
     for name, (benchmark, folders, file_names, splits) in _REFERRING.items():
         pairs = [os.path.join(folder, file) for folder in folders for file in file_names]
@@ -123,39 +94,33 @@ def register_referring(root: str) -> None:
         if not os.path.isfile(annotation_file):
             annotation_file = os.path.join(_find(root, folders), file_names[0])
         folder = os.path.dirname(annotation_file)
-        images = _REFZOM_IMAGE_FOLDERS if benchmark == "refzom" else _COCO_IMAGE_FOLDERS
+        images = _REFZOM_IMAGE_FOLDERS if benchmark == "refzom" else _IMAGE_FOLDERS
+        hint = _DOWNLOAD_HINT.format(folder=folder)
+        if name == "shapes":
+            images = (os.path.join("shapes", "images", "train2014"),)
+            output = os.path.join(root, "shapes")
+            hint = f"run 'python datasets/prepare_synthetic.py --output {output}'"
         files = {
             "annotation_file": annotation_file,
             "instances_file": _find(folder, ("instances.json",)),
             "image_root": _find(root, images),
         }
         loader = partial(load_referring, target_rule=benchmark)
-        hint = _DOWNLOAD_HINT.format(folder=folder)
         for split in splits:
             _register(f"{name}_{split}", loader, {**files, "split": split}, benchmark, hint)
-
-
-def register_seqtr(root: str) -> None:
-    """Registers ``seqtr_{grefcoco,refzom,rrefcoco,mixed,refcoco_unc,...}_*``.
-
-    These are the same benchmarks as the released project converted them.
-
-    Args:
-        root: folder that contains ``seqtr_type/`` and, if not in it, the COCO images.
-    """
     here = _find(root, ("seqtr_type", "data/seqtr_type"))
-    for name, (evaluator_type, folder, file_names, splits) in _SEQTR.items():
-        images = _REFZOM_IMAGE_FOLDERS if evaluator_type == "refzom" else _COCO_IMAGE_FOLDERS
+    for name, (benchmark, folder, file_names, splits) in _SEQTR.items():
+        images = _REFZOM_IMAGE_FOLDERS if benchmark == "refzom" else _IMAGE_FOLDERS
         inside = [os.path.join("seqtr_type", image_folder) for image_folder in images]
         folder = os.path.join(here, "annotations", folder)
         files = {
             "annotation_file": _find(folder, file_names),
             "image_root": _find(root, (*inside, *images)),
         }
+        hint = _DOWNLOAD_HINT.format(folder=folder)
         for split in splits:
-            files["split"] = _SEQTR_KEYS.get(split, split)
-            hint = _DOWNLOAD_HINT.format(folder=folder)
-            _register(f"{name}_{split}", load_seqtr, dict(files), evaluator_type, hint)
+            key = _SEQTR_KEYS.get(split, split)
+            _register(f"{name}_{split}", load_seqtr, {**files, "split": key}, benchmark, hint)
 
 
 def _register(
@@ -202,7 +167,4 @@ def _matches(folder: str, pattern: str) -> List[str]:
     return [name for name in names if fnmatch.fnmatchcase(name.lower(), pattern.lower())]
 
 
-_root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
-register_shapes(_root)
-register_referring(_root)
-register_seqtr(_root)
+register_builtin(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))

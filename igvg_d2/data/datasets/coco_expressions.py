@@ -1,10 +1,9 @@
 """The project's own format for custom data: one COCO file with expressions in it."""
 
-import os
 from typing import Any, Dict, List, Optional
 
 from .annotation_files import iterate_json, paused_garbage_collection
-from .common import collect_samples, log_counts
+from .common import collect_samples, log_counts, make_sample
 from .fields import RecordError, list_ids, read_field, read_id, read_int, read_text, short
 from .instances import InstanceFile
 from .registration import register_grounding
@@ -33,15 +32,11 @@ def load_expressions(
         ValueError: names the file, the expression and the field.
     """
     with paused_garbage_collection():
-        lists = iterate_json(annotation_file, ("expressions",))
-        items = {position: item for position, (_, item) in enumerate(lists)}
-        for position, item in items.items():
-            if isinstance(item, dict):
-                item.setdefault("id", position)
-        instances = InstanceFile(annotation_file)
+        items = dict(enumerate(item for _, item in iterate_json(annotation_file, ("expressions",))))
+        instances = InstanceFile(annotation_file, image_root)
         samples = collect_samples(
             items,
-            lambda item: [_to_sample(item, instances, image_root)],
+            lambda position, item: [_to_sample(position, item, instances)],
             lambda position, item: f"expression {position}",
             annotation_file,
             skipped,
@@ -65,28 +60,19 @@ def register_expressions(name: str, annotation_file: str, image_root: str) -> No
     register_grounding(name, metadata, load)
 
 
-def _to_sample(item: Any, instances: InstanceFile, image_root: str) -> Dict[str, Any]:
+def _to_sample(position: int, item: Any, instances: InstanceFile) -> Dict[str, Any]:
     """Dataset dict of an expression."""
     image_id, text = read_int(item, "image_id"), read_text(item, "text")
     ann_ids = list_ids(read_field(item, "annotation_ids"), "annotation_ids")
-    ref_id = read_id(item, "ref_id" if "ref_id" in item else "id")
+    id_field = next((key for key in ("ref_id", "id") if key in item), None)
+    ref_id = position if id_field is None else read_id(item, id_field)
     sent_id = read_id(item, "sent_id") if "sent_id" in item else 0
     image = instances.image(image_id)
     try:
         annotations = [instances.target(ann_id, image_id) for ann_id in ann_ids]
     except RecordError as error:
         raise RecordError("annotation_ids", str(error)) from error
-    sample = {
-        "file_name": os.path.join(image_root, image["file_name"]),
-        "height": image["height"],
-        "width": image["width"],
-        "image_id": image_id,
-        "sample_id": f"{ref_id}_{sent_id}",
-        "ref_id": ref_id,
-        "sent_id": sent_id,
-        "expression": text,
-        "annotations": annotations,
-    }
+    sample = make_sample(image, ref_id, sent_id, text, annotations)
     for key in ("kind", "group_id"):
         if key in item:
             if not isinstance(item[key], str):

@@ -31,9 +31,23 @@ logger = logging.getLogger(__name__)
 Sample = Dict[str, Any]
 
 
+def make_sample(
+    image: Dict[str, Any], ref_id: Any, sent_id: Any, expression: str, annotations: List[Any]
+) -> Sample:
+    """The dataset dict of an expression; ``image`` has file_name, height, width and image_id."""
+    return {
+        **image,
+        "sample_id": f"{ref_id}_{sent_id}",
+        "ref_id": ref_id,
+        "sent_id": sent_id,
+        "expression": expression,
+        "annotations": annotations,
+    }
+
+
 def collect_samples(
     items: Dict[int, Any],
-    expand: Callable[[Any], List[Sample]],
+    expand: Callable[[int, Any], List[Sample]],
     describe_item: Callable[[int, Any], str],
     source: str,
     skipped: Optional[List[str]] = None,
@@ -42,7 +56,7 @@ def collect_samples(
 
     Args:
         items: by position in the file; emptied, so that memory is free for the result.
-        expand: item -> its dataset dicts; raises RecordError for a wrong field.
+        expand: position, item -> its dataset dicts; raises RecordError for a wrong field.
         describe_item: position, item -> which one it is, for messages.
         source: where the items come from, for messages.
         skipped: see the module docstring.
@@ -55,7 +69,7 @@ def collect_samples(
     for position in list(items):
         item = items.pop(position)
         try:
-            new = expand(item)
+            new = expand(position, item)
             ids = [sample["sample_id"] for sample in new]
             twice = next((i for k, i in enumerate(ids) if i in seen or i in ids[:k]), None)
             if twice is not None:

@@ -5,22 +5,9 @@ import json
 import os
 from typing import Any, Dict, Iterable
 
-from detectron2.data import DatasetCatalog
 from detectron2.utils.file_io import PathManager
 
 from igvg_d2.io.rle import to_json
-
-
-def dataset_fingerprint(name: str) -> str:
-    """SHA-256 of the samples of a registered data set.
-
-    Args:
-        name: in Detectron2's DatasetCatalog; the data set is loaded.
-
-    Returns:
-        64 hexadecimal digits, see :func:`fingerprint`.
-    """
-    return fingerprint(DatasetCatalog.get(name))
 
 
 def fingerprint(samples: Iterable[Dict[str, Any]]) -> str:

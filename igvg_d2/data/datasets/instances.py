@@ -1,5 +1,6 @@
 """Images and objects of a COCO-style instances.json, looked up by id."""
 
+import os
 from typing import Any, Container, Dict, Optional
 
 import pycocotools.mask as mask_util
@@ -8,35 +9,34 @@ from detectron2.structures import BoxMode
 from igvg_d2.io.json_stream import describe
 
 from .annotation_files import iterate_json
-from .fields import RecordError, is_int, read_box, read_int, read_text, short
+from .fields import RecordError, is_int, read_box, read_size, read_text, short
 from .masks import to_rle_and_polygons
-
-# The largest side a JPEG can have.
-_MAX_SIDE = 65535
 
 
 class InstanceFile:
     """Images and objects of a COCO-style ``instances.json``, looked up by id.
 
-    An object is checked and converted to an annotation dict the first time an expression names it
-    and is shared afterwards: gRefCOCO has 260,000 expressions about 60,000 of its 200,000 objects.
+    What an expression names is checked and converted the first time and shared afterwards:
+    gRefCOCO has 260,000 expressions about 60,000 of its 200,000 objects.
 
     Args:
         path: the ``instances.json`` that belongs to the annotation file.
+        image_root: folder of the images it names.
         ann_ids: objects that will be asked for; others are not kept. None keeps all.
 
     Raises:
         ValueError: it is not such a file, or an id in it is missing or means two things.
     """
 
-    def __init__(self, path: str, ann_ids: Optional[Container[int]] = None):
+    def __init__(self, path: str, image_root: str, ann_ids: Optional[Container[int]] = None):
         self.path = path
+        self.image_root = image_root
         self._tables: Dict[str, Dict[int, Any]] = {"images": {}, "annotations": {}}
         self._sizes = {"images": 0, "annotations": 0}
+        self._images: Dict[int, Dict[str, Any]] = {}
         self._converted: Dict[int, Dict[str, Any]] = {}
         kind = "a COCO detection file, a JSON object"
-        lists = iterate_json(path, ("images", "annotations"), kind=kind)
-        for key, item in lists:
+        for key, item in iterate_json(path, ("images", "annotations"), kind):
             number = self._read_id(key, self._sizes[key], item)
             self._sizes[key] += 1
             if key == "images" or ann_ids is None or number in ann_ids:
@@ -62,23 +62,17 @@ class InstanceFile:
             )
 
     def image(self, image_id: int) -> Dict[str, Any]:
-        """Returns the COCO image entry (``file_name``, ``height``, ``width``) of ``image_id``."""
-        try:
-            image = self._tables["images"][image_id]
-        except (KeyError, TypeError):
-            raise RecordError(
-                "image_id",
-                f"image {short(image_id)} is not among the {self._sizes['images']} images of "
-                f"{self.path}; annotation and instances file must come from the same release",
-            ) from None
-        try:
-            read_text(image, "file_name")
-            for side in ("height", "width"):
-                read_int(image, side, 1, _MAX_SIDE)
-        except RecordError as error:
-            where = f"'{error.field}' of image {image_id} of {self.path}"
-            raise RecordError("image_id", f"{where}: {error}") from error
-        return image
+        """``image_id``, ``file_name`` with the folder, ``height`` and ``width`` of an image."""
+        if image_id not in self._images:
+            item = self._find("images", "image_id", image_id)
+            try:
+                file_name, size = read_text(item, "file_name"), read_size(item)
+            except RecordError as error:
+                where = f"'{error.field}' of image {image_id} of {self.path}"
+                raise RecordError("image_id", f"{where}: {error}") from error
+            path = os.path.join(self.image_root, file_name)
+            self._images[image_id] = {"image_id": image_id, "file_name": path, **size}
+        return self._images[image_id]
 
     def target(self, ann_id: int, image_id: int) -> Dict[str, Any]:
         """Returns the annotation dict of an object (shared: do not modify).
@@ -91,7 +85,7 @@ class InstanceFile:
             ann_id: COCO annotation id.
             image_id: the image the expression is about; the object must be in it.
         """
-        item = self.raw(ann_id)
+        item = self._find("annotations", "ann_id", ann_id)
         if item.get("image_id") != image_id:
             raise RecordError(
                 "ann_id",
@@ -109,16 +103,15 @@ class InstanceFile:
                 raise RecordError("ann_id", f"{where}: {error}") from error
         return self._converted[ann_id]
 
-    def raw(self, ann_id: int) -> Dict[str, Any]:
-        """Returns the entry of an object as it stands in the file."""
+    def _find(self, table: str, field: str, number: int) -> Dict[str, Any]:
+        """An entry as it stands in the file."""
         try:
-            return self._tables["annotations"][ann_id]
+            return self._tables[table][number]
         except (KeyError, TypeError):
             raise RecordError(
-                "ann_id",
-                f"annotation {short(ann_id)} is not among the {self._sizes['annotations']} "
-                f"annotations of {self.path}; annotation and instances file must come from the "
-                "same release",
+                field,
+                f"{table[:-1]} {short(number)} is not among the {self._sizes[table]} {table} of "
+                f"{self.path}; annotation and instances file must come from the same release",
             ) from None
 
 

@@ -1,12 +1,11 @@
 """Reader of refer-style data sets, and how each benchmark says what an expression refers to."""
 
 import logging
-import os
 from collections import Counter
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Union
 
 from .annotation_files import iterate_refs, paused_garbage_collection
-from .common import Sample, collect_samples, log_counts, note_or_raise
+from .common import Sample, collect_samples, log_counts, make_sample, note_or_raise
 from .fields import RecordError, is_int, list_ids, read_field, read_id, read_int, read_list, short
 from .instances import InstanceFile
 
@@ -104,8 +103,8 @@ def load_referring(
     sentence are left out; the official loaders crash on them or drop them silently.
 
     Args:
-        annotation_file: referring records as JSON or as the refer API's pickle, see
-            :func:`igvg_d2.data.datasets.read_refs`: ``grefs(unc).json``, ``refs(unc).p``, ...
+        annotation_file: referring records as JSON or as the refer API's pickle:
+            ``grefs(unc).json``, ``refs(unc).p``, ...
         instances_file: the ``instances.json`` beside it.
         image_root: folder of the images named in ``instances_file``.
         split: compared exactly with the ``split`` of the records (the refer API takes "test" for
@@ -124,8 +123,8 @@ def load_referring(
     target_ids = TARGET_RULES[target_rule] if isinstance(target_rule, str) else target_rule
     with paused_garbage_collection():
         refs = _select_split(annotation_file, split, skipped)
-        instances = InstanceFile(instances_file, _named_objects(refs.values()))
-        reader = RefReader(instances, image_root, target_ids)
+        instances = InstanceFile(instances_file, image_root, _named_objects(refs.values()))
+        reader = RefReader(instances, target_ids)
         samples = collect_samples(
             refs,
             reader,
@@ -182,22 +181,19 @@ class RefReader:
 
     Args:
         instances: the objects the records name.
-        image_root: see :func:`load_referring`.
         target_ids: one of `TARGET_RULES`.
 
     Attributes:
         without_text: number of sentences, and of records without a sentence, that were left out.
     """
 
-    def __init__(self, instances: InstanceFile, image_root: str, target_ids: TargetIds):
+    def __init__(self, instances: InstanceFile, target_ids: TargetIds):
         self.instances = instances
-        self.image_root = image_root
         self.target_ids = target_ids
         self.without_text = 0
-        self._paths: Dict[int, str] = {}
         self._records: Counter = Counter()
 
-    def __call__(self, ref: Dict[str, Any]) -> List[Sample]:
+    def __call__(self, position: int, ref: Dict[str, Any]) -> List[Sample]:
         """Raises RecordError for a wrong field."""
         ref_id, image_id = read_id(ref, "ref_id"), read_int(ref, "image_id")
         read_field(ref, "ann_id")
@@ -206,18 +202,7 @@ class RefReader:
         if all(text is None for _, text in texts):
             return []
         image = self.instances.image(image_id)
-        if image_id not in self._paths:
-            self._paths[image_id] = os.path.join(self.image_root, image["file_name"])
-        shared = {
-            "file_name": self._paths[image_id],
-            "height": image["height"],
-            "width": image["width"],
-            "image_id": image_id,
-            "ref_id": ref_id,
-        }
         self._records[ref_id] += 1
-        if self._records[ref_id] > 1:
-            shared["group_id"] = f"{ref_id}#{self._records[ref_id]}"
         samples = []
         for sentence, expression in texts:
             if expression is None:
@@ -229,13 +214,10 @@ class RefReader:
                 raise
             except ValueError as error:
                 raise RecordError("ann_id", str(error)) from error
-            sample = {
-                **shared,
-                "sample_id": f"{ref_id}_{sent_id}",
-                "sent_id": sent_id,
-                "expression": expression,
-                "annotations": [self.instances.target(i, image_id) for i in ann_ids],
-            }
+            annotations = [self.instances.target(ann_id, image_id) for ann_id in ann_ids]
+            sample = make_sample(image, ref_id, sent_id, expression, annotations)
+            if self._records[ref_id] > 1:
+                sample["group_id"] = f"{ref_id}#{self._records[ref_id]}"
             if "kind" in sentence:
                 sample["kind"] = sentence["kind"]
             samples.append(sample)

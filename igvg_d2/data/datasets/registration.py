@@ -67,8 +67,7 @@ def register_grounding(
         metadata: entries of its metadata, over the defaults ``evaluator_type`` "grefcoco" and
             ``thing_classes`` ["target"].
         loader: returns dataset dicts as described in :mod:`igvg_d2.data.datasets.common`, the same
-            at every call; see :class:`RegisteredLoader` for its argument. Own readers can be built
-            on :func:`igvg_d2.data.datasets.load_referring`.
+            at every call; see :class:`RegisteredLoader` for its argument.
     """
     DatasetCatalog.register(name, RegisteredLoader(name, loader))
     defaults = {"evaluator_type": "grefcoco", "thing_classes": ["target"]}
@@ -76,12 +75,9 @@ def register_grounding(
 
 
 def set_skip_invalid(names: Iterable[str], skip_invalid: bool) -> None:
-    """Whether data sets leave out malformed records when they are loaded from now on.
+    """Whether data sets leave out malformed records, counted and listed, from now on.
 
-    Args:
-        names: registered names; those that :func:`register_grounding` did not register are left
-            alone.
-        skip_invalid: True to skip, count and list them; False (the default) makes them errors.
+    Data sets that :func:`register_grounding` did not register are left alone.
     """
     for name in names:
         loader = _registered(name)
@@ -90,15 +86,7 @@ def set_skip_invalid(names: Iterable[str], skip_invalid: bool) -> None:
 
 
 def load_dataset(name: str, skip_invalid: bool = False) -> Tuple[List[Dict[str, Any]], List[str]]:
-    """Dataset dicts of a registered data set, and what was skipped.
-
-    Args:
-        name: in DatasetCatalog.
-        skip_invalid: leave out malformed records.
-
-    Returns:
-        dataset dicts, messages.
-    """
+    """Dataset dicts of a registered data set, and messages of the malformed records left out."""
     loader = _registered(name)
     if loader is None:
         return DatasetCatalog.get(name), []

@@ -8,18 +8,27 @@ list of such objects (R-RefCOCO: the true and false sentences of an object).
 
 import json
 import os
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, List, Optional
 
 from detectron2.utils.file_io import PathManager
 
 from .annotation_files import paused_garbage_collection, read_json
-from .common import Sample, collect_samples, log_counts
-from .fields import RecordError, is_int, read_field, read_id, read_int, read_list, read_text, short
+from .common import Sample, collect_samples, log_counts, make_sample
+from .fields import (
+    RecordError,
+    is_int,
+    read_field,
+    read_id,
+    read_int,
+    read_list,
+    read_size,
+    read_text,
+    short,
+)
 from .instances import to_annotation
 
 # Pairs [start, end) of the samples of one object, for each split of R-RefCOCO's evaluation.
 _INDEX_FILE = "instance_index.json"
-_MAX_SIDE = 65535
 
 
 def load_seqtr(
@@ -60,20 +69,14 @@ def load_seqtr(
         reader = _SeqtrReader(image_root, _read_groups(annotation_file, split, items))
         del content, lists
         samples = collect_samples(
-            items=dict(_numbered(items)),
-            expand=reader,
-            describe_item=lambda position, item: f"sample {position} of '{split}'",
-            source=annotation_file,
-            skipped=skipped,
+            items,
+            reader,
+            lambda position, item: f"sample {position} of '{split}'",
+            annotation_file,
+            skipped,
         )
         log_counts(samples, annotation_file, split)
         return samples
-
-
-def _numbered(items: Dict[int, Any]) -> Iterator[Tuple[int, Tuple[int, Any]]]:
-    """Items with their position, which stands in for missing ids."""
-    for position in list(items):
-        yield position, (position, items.pop(position))
 
 
 def _read_groups(path: str, split: str, items: Dict[int, Any]) -> Optional[List[int]]:
@@ -122,9 +125,8 @@ class _SeqtrReader:
         self._converted: Dict[str, Dict[str, Any]] = {}
         self._free_id = -1
 
-    def __call__(self, numbered: Tuple[int, Any]) -> List[Sample]:
+    def __call__(self, position: int, item: Any) -> List[Sample]:
         """Raises RecordError for a wrong field."""
-        position, item = numbered
         ref_id = position if self.groups is None else self.groups[position]
         parts = item if isinstance(item, list) else [item]
         if not parts:
@@ -138,11 +140,12 @@ class _SeqtrReader:
 
     def _expand(self, sample: Any, ref_id: int, first: int) -> List[Sample]:
         """Dataset dicts of one object of the file, one per expression."""
-        image_id = read_int(sample, "image_id")
-        height, width = (read_int(sample, side, 1, _MAX_SIDE) for side in ("height", "width"))
+        image_id, size = read_int(sample, "image_id"), read_size(sample)
         file_name = f"COCO_train2014_{image_id:012d}.jpg"
         if "file_name" in sample:
             file_name = read_text(sample, "file_name")
+        path = os.path.join(self.image_root, file_name)
+        image = {"image_id": image_id, "file_name": path, **size}
         expressions = read_field(sample, "expressions")
         ids = expressions if isinstance(expressions, dict) else {}
         texts = read_field(ids, "raw") if ids else expressions
@@ -151,7 +154,7 @@ class _SeqtrReader:
         if not is_text or not texts:
             found = short(texts)
             raise RecordError("expressions", f"expected one text or a list of texts, found {found}")
-        annotations = self._targets(sample, image_id, height, width)
+        annotations = self._targets(sample, image_id, **size)
         if "ref_id" in ids:
             ref_id = read_id(ids, "ref_id")
         if "sent_id" in ids and len(texts) == 1:
@@ -161,17 +164,7 @@ class _SeqtrReader:
             numbers = range(first, first + len(texts))
             sent_ids = [f"{prefix}{k}" if prefix else k for k in numbers]
         return [
-            {
-                "file_name": os.path.join(self.image_root, file_name),
-                "height": height,
-                "width": width,
-                "image_id": image_id,
-                "sample_id": f"{ref_id}_{sent_id}",
-                "ref_id": ref_id,
-                "sent_id": sent_id,
-                "expression": text,
-                "annotations": annotations,
-            }
+            make_sample(image, ref_id, sent_id, text, annotations)
             for sent_id, text in zip(sent_ids, texts)
         ]
 
