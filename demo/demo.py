@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Ask a question about a picture: masks, boxes and points of what an expression refers to.
+"""Ask a question about an image: masks, boxes and points of what an expression refers to.
 
     python demo/demo.py --input scene.png --expression "the two red circles" --output answer.png
 
@@ -99,7 +99,7 @@ def describe(output) -> str:
 
 
 def main(argv=None, add_config=()) -> None:
-    """Answer for every image and write the pictures."""
+    """Answer for every image and draw the answers."""
     args = parse_args(argv)
     setup_logger(name="igvg_d2")
     try:
@@ -110,8 +110,8 @@ def main(argv=None, add_config=()) -> None:
             output = predictor(image, args.expression)
             logger.info("%s: %s", source, describe(output))
             rgb = convert_image_to_rgb(image, predictor.image_format)
-            picture = visualizer.draw_prediction(rgb, args.expression, output)
-            Image.fromarray(picture).save(target)
+            drawn = visualizer.draw_prediction(rgb, args.expression, output)
+            Image.fromarray(drawn).save(target)
             logger.info("Wrote %s", target)
     except (FileNotFoundError, ValueError) as error:
         # What the user mistyped is told in one line, without a traceback.

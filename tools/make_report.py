@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""One-page HTML report of a finished or running training.
+"""One-page HTML report of a finished or running training run.
 
     python tools/make_report.py output/shapes_tiny
 
-Writes <output_dir>/report.html from the metrics, records and pictures found there.
+Writes <output_dir>/report.html from the metrics, and images found there.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def parse_args(argv=None):
     parser.add_argument("output_dir", help="OUTPUT_DIR of the run")
     parser.add_argument("--title", help="heading; default: the name of the folder")
     parser.add_argument(
-        "--link", action="store_true", help="link the pictures instead of embedding them"
+        "--link", action="store_true", help="link the images instead of embedding them"
     )
     return parser.parse_args(argv)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Pictures of a data set, as annotated or as the data loader hands it to the model.
+"""Draw a data set, as annotated or as the data loader hands it to the model.
 
     python tools/visualize_data.py --source annotation --config-file configs/Shapes/igvg_tiny.yaml \
         --output-dir output/data_pictures --num 20
@@ -36,7 +36,7 @@ def parse_args(argv=None):
     )
     parser.add_argument("--config-file", metavar="FILE", required=True, help="path to config file")
     parser.add_argument("--output-dir", default="output/data_pictures", help="folder to write to")
-    parser.add_argument("--num", type=int, default=20, help="number of pictures")
+    parser.add_argument("--num", type=int, default=20, help="number of images")
     parser.add_argument(
         "--dataset", help="registered data set instead of DATASETS.TRAIN, e.g. shapes_val"
     )
@@ -55,7 +55,7 @@ def setup(args, add_config=()):
 
 
 def draw_annotations(cfg, visualizer, num):
-    """Yield (sample id, picture) of ``num`` dataset dicts, evenly spread over the data sets.
+    """Yield (sample id, image) of ``num`` dataset dicts, evenly spread over the data sets.
 
     The first ones would be several expressions of a few images.
     """
@@ -65,28 +65,28 @@ def draw_annotations(cfg, visualizer, num):
 
 
 def draw_loader(cfg, visualizer):
-    """Yield (sample id, picture) of what the training loader gives, in its random order."""
+    """Yield (sample id, image) of what the training loader gives, in its random order."""
     for sample in chain.from_iterable(build_grounding_train_loader(cfg)):
         yield sample["sample_id"], visualizer.draw_model_input(sample, cfg.INPUT.FORMAT)
 
 
 def main(argv=None, add_config=()) -> None:
-    """Draw ``--num`` pictures."""
+    """Draw ``--num`` images."""
     args = parse_args(argv)
     setup_logger(name="igvg_d2")
     cfg = setup(args, add_config)
     os.makedirs(args.output_dir, exist_ok=True)
     visualizer = GroundingVisualizer()
     if args.source == "annotation":
-        pictures = draw_annotations(cfg, visualizer, args.num)
+        images = draw_annotations(cfg, visualizer, args.num)
     else:
-        pictures = draw_loader(cfg, visualizer)
+        images = draw_loader(cfg, visualizer)
     count = 0
-    for sample_id, picture in islice(pictures, args.num):
+    for sample_id, image in islice(images, args.num):
         name = re.sub(r"[^\w.-]", "_", sample_id)
-        Image.fromarray(picture).save(os.path.join(args.output_dir, f"{count:04d}_{name}.png"))
+        Image.fromarray(image).save(os.path.join(args.output_dir, f"{count:04d}_{name}.png"))
         count += 1
-    logger.info("Wrote %d pictures to %s", count, args.output_dir)
+    logger.info("Wrote %d images to %s", count, args.output_dir)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Pictures of a trained model's answers on a registered data set.
+"""Draw a trained model's answers on a registered data set.
 
     python tools/visualize_results.py --config-file configs/Shapes/igvg_tiny.yaml \
         --dataset shapes_val --num 40 MODEL.WEIGHTS output/shapes_tiny/model_final.pth
@@ -10,9 +10,8 @@ and best cases by number of targets are drawn, otherwise samples spread over the
 
 import argparse
 import json
-import logging
 import os
-from glob import escape, glob
+from pathlib import Path
 
 import igvg_d2  # noqa: F401  (first: it names a missing requirement in one line)
 
@@ -20,9 +19,7 @@ import igvg_d2  # noqa: F401  (first: it names a missing requirement in one line
 from detectron2.utils.logger import setup_logger
 
 from igvg_d2.engine import GroundingPredictor, setup_config
-from igvg_d2.visualization.result_images import render_result_pictures
-
-logger = logging.getLogger("igvg_d2.visualize_results")
+from igvg_d2.visualization.result_images import load_records, render_result_pictures
 
 
 def parse_args(argv=None):
@@ -30,7 +27,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description="Draw predictions of a trained model.")
     parser.add_argument("--config-file", metavar="FILE", required=True, help="path to config file")
     parser.add_argument("--dataset", help="registered name; default: the first of DATASETS.TEST")
-    parser.add_argument("--num", type=int, default=40, help="number of pictures")
+    parser.add_argument("--num", type=int, default=40, help="number of images")
     parser.add_argument("--records", metavar="FILE", help="<dataset>_records.json of an evaluation")
     parser.add_argument(
         "--output-dir", help="folder to write to; default: OUTPUT_DIR/pictures/<dataset>"
@@ -41,24 +38,8 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def find_records(args, cfg, dataset):
-    """Records of the data set, or None."""
-    path = args.records
-    if path is None:
-        pattern = os.path.join(
-            escape(cfg.OUTPUT_DIR), "inference", "**", escape(f"{dataset}_records.json")
-        )
-        path = next(iter(sorted(glob(pattern, recursive=True))), None)
-    if path is None:
-        logger.info("No records of %s below %s: drawing samples evenly", dataset, cfg.OUTPUT_DIR)
-        return None
-    logger.info("Choosing worst and best cases by %s", path)
-    with open(path, encoding="utf-8") as f:
-        return json.load(f)
-
-
 def main(argv=None, add_config=()) -> None:
-    """Draw ``--num`` pictures and their index."""
+    """Draw ``--num`` images and their index."""
     args = parse_args(argv)
     setup_logger(name="fvcore")
     setup_logger(name="igvg_d2")
@@ -67,7 +48,10 @@ def main(argv=None, add_config=()) -> None:
     dataset = args.dataset or cfg.DATASETS.TEST[0]
     output_dir = args.output_dir or os.path.join(cfg.OUTPUT_DIR, "pictures", dataset)
     model = GroundingPredictor(cfg).model
-    records = find_records(args, cfg, dataset)
+    if args.records:
+        records = json.loads(Path(args.records).read_text(encoding="utf-8"))
+    else:
+        records = load_records(cfg.OUTPUT_DIR, dataset)
     render_result_pictures(cfg, model, dataset, output_dir, args.num, records)
 
 

@@ -11,7 +11,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from igvg_d2.checkpoint import GroundingCheckpointer
-from igvg_d2.visualization.run_report import write_report
+from igvg_d2.visualization.result_images import write_report
 
 from .launch import launch
 from .setup import AddConfig, check_output_dir, set_num_threads, setup_config

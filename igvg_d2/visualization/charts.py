@@ -1,5 +1,7 @@
 """Geometry of line charts; ``templates/macros.html`` turns it into inline SVG."""
 
+import math
+from itertools import cycle
 from typing import Any, Dict, Sequence, Tuple
 
 import numpy as np
@@ -9,8 +11,6 @@ Series = Sequence[Tuple[float, float]]
 
 # Okabe and Ito's palette in an order that keeps neighbours apart; yellow is too pale for a line.
 LINE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-# Above this number of points (training curves) only the last one gets a dot.
-_MAX_DOTS = 40
 
 
 def nice_ticks(low: float, high: float, count: int) -> np.ndarray:
@@ -38,35 +38,30 @@ def line_chart(
         bottom of the axes, x_ticks and y_ticks [(position, label), ...], and lines, each with name,
         color, last (y value), path (of a polyline) and dots [(x position, y position, x, y), ...].
     """
-    points = {name: np.array(line, dtype=float).reshape(-1, 2) for name, line in series.items()}
-    points = {name: line[np.isfinite(line).all(axis=1)] for name, line in points.items()}
-    points = {name: line for name, line in points.items() if len(line)}
+    finite = {name: [(x, y) for x, y in line if math.isfinite(y)] for name, line in series.items()}
+    points = {name: np.array(line, dtype=float) for name, line in finite.items() if line}
     if not points:
         return {}
     width, height, x_count = (300, 170, 3) if small else (520, 260, 5)
     left, right, top, bottom = 46, width - 14, 8, height - 36
-    low = np.min([line.min(axis=0) for line in points.values()], axis=0)
-    high = np.max([line.max(axis=0) for line in points.values()], axis=0)
-    x_ticks = nice_ticks(low[0], high[0], x_count)
-    y_ticks = nice_ticks(min(low[1], 0) if start_at_zero else low[1], high[1], 6)
+    xs, ys = np.concatenate(list(points.values())).T
+    x_ticks = nice_ticks(xs.min(), xs.max(), x_count)
+    y_ticks = nice_ticks(min(ys.min(), 0) if start_at_zero else ys.min(), ys.max(), 6)
 
-    def x_at(values):
-        return np.interp(values, x_ticks[[0, -1]], (left, right)).round(1).tolist()
-
-    def y_at(values):
-        return np.interp(values, y_ticks[[0, -1]], (bottom, top)).round(1).tolist()
+    def place(values, ticks, edges):
+        return np.interp(values, ticks[[0, -1]], edges).round(1).tolist()
 
     lines = []
-    for i, (name, line) in enumerate(points.items()):
-        dots = list(zip(x_at(line[:, 0]), y_at(line[:, 1]), *line.T.tolist()))
+    for (name, line), color in zip(points.items(), cycle(LINE_COLORS)):
+        xs, ys = place(line[:, 0], x_ticks, (left, right)), place(
+            line[:, 1], y_ticks, (bottom, top)
+        )
+        dots = list(zip(xs, ys, *line.T.tolist()))
+        path = " ".join(f"{x},{y}" for x, y in zip(xs, ys))
+        # A dot per point when they are few (validation), at the end only when they are many.
+        dots = dots if len(dots) <= 40 else dots[-1:]
         lines.append(
-            {
-                "name": name,
-                "color": LINE_COLORS[i % len(LINE_COLORS)],
-                "last": dots[-1][-1],
-                "path": " ".join(f"{x},{y}" for x, y, *_ in dots),
-                "dots": dots if len(dots) <= _MAX_DOTS else dots[-1:],
-            }
+            {"name": name, "color": color, "last": line[-1, 1], "path": path, "dots": dots}
         )
     return {
         "title": title,
@@ -75,8 +70,8 @@ def line_chart(
         "left": left,
         "right": right,
         "bottom": bottom,
-        "x_ticks": list(zip(x_at(x_ticks), map(_label, x_ticks))),
-        "y_ticks": list(zip(y_at(y_ticks), map(_label, y_ticks))),
+        "x_ticks": list(zip(place(x_ticks, x_ticks, (left, right)), map(_label, x_ticks))),
+        "y_ticks": list(zip(place(y_ticks, y_ticks, (bottom, top)), map(_label, y_ticks))),
         "lines": lines,
     }
 

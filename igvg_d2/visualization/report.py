@@ -21,16 +21,8 @@ from .charts import Series, line_chart
 
 logger = logging.getLogger(__name__)
 
-CARDINALITY_NAMES = ("no target", "1 target", "2 targets", "3 or more targets")
 # Width of the embedded images; the file an image links to keeps its full size.
 _EMBEDDED_WIDTH = 1500
-_TASK_TITLES = {
-    "gres": "GRES (masks)",
-    "grec": "GREC (boxes)",
-    "instance": "instances",
-    "no_target": "no-target score",
-}
-_VALIDATION_CURVES = ("gIoU", "cIoU", "N_acc", "T_acc", "F1score")
 _PER_CARDINALITY = re.compile(r"^(\w+?)_(0|1|2|3plus)$")
 # Keyword arguments of the template's macro "table".
 Table = Dict[str, Any]
@@ -64,7 +56,10 @@ def build_report(output_dir: str, *, embed: bool = True, title: Optional[str] = 
         )
     summary, config = root / "run_summary.json", root / "config.yaml"
     facts = _read_json(summary) if summary.is_file() else {}
-    evaluations = load_evaluations(output_dir)
+    reports = map(_read_json, sorted(root.glob("inference/**/*_metrics.json")))
+    evaluations = [report for report in reports if "results" in report]
+    # The headline shows the first one, and validation is what a run may be tuned on.
+    evaluations.sort(key=lambda report: not report["dataset"].endswith("val"))
     path = os.path.join(output_dir, "report.html")
     html = TEMPLATES.get_template("report.html").render(
         title=title or root.absolute().name,
@@ -72,10 +67,9 @@ def build_report(output_dir: str, *, embed: bool = True, title: Optional[str] = 
         command=facts.pop("command", None),
         facts=_readable(facts),
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
-        first=evaluations[0] if evaluations else None,
+        evaluations=evaluations,
         metric_tables=_metric_tables(evaluations),
         cardinality_table=_cardinality_table(evaluations),
-        breakdowns=_breakdowns(evaluations),
         **_charts(load_curves(str(root / "metrics.json"))),
         galleries=[
             _gallery(index, root, embed) for index in sorted(root.glob("pictures/**/index.json"))
@@ -84,19 +78,6 @@ def build_report(output_dir: str, *, embed: bool = True, title: Optional[str] = 
     write_atomically(path, html)
     logger.info("Wrote %s (%.1f MB)", path, os.path.getsize(path) / 1e6)
     return path
-
-
-def load_evaluations(output_dir: str) -> List[Dict[str, Any]]:
-    """Evaluation reports below ``<output_dir>/inference``, validation sets first, by file name.
-
-    Returns:
-        dicts with "dataset", "results" {task: {metric: value}} and whatever else the evaluator
-        wrote ("counts", "settings", "breakdown", "protocol").
-    """
-    files = sorted(Path(output_dir).glob("inference/**/*_metrics.json"))
-    reports = [report for report in map(_read_json, files) if "results" in report]
-    # The headline shows the first one, and validation is what a run may be tuned on.
-    return sorted(reports, key=lambda report: not report["dataset"].endswith("val"))
 
 
 def load_curves(path: str) -> Dict[str, Series]:
@@ -108,18 +89,17 @@ def load_curves(path: str) -> Dict[str, Series]:
         logger.info("No %s: the report has no curves", path)
         return {}
     curves: Dict[str, Dict[int, float]] = {}
-    with open(path, encoding="utf-8") as file:
-        for line in filter(str.strip, file):
-            try:
-                values = json.loads(line)
-            except json.JSONDecodeError:
-                # A killed run leaves half a line at the end.
-                logger.warning("%s: skipped a line that is not JSON: %.60s", path, line)
-                continue
-            iteration = values.pop("iteration", None)
-            for name, value in values.items():
-                if iteration is not None and isinstance(value, (int, float)):
-                    curves.setdefault(name, {})[int(iteration)] = float(value)
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError:
+            # A killed run leaves half a line at the end.
+            logger.warning("%s: skipped a line that is not JSON: %.60s", path, line)
+            continue
+        iteration = values.pop("iteration", None)
+        for name, value in values.items():
+            if iteration is not None and isinstance(value, (int, float)):
+                curves.setdefault(name, {})[iteration] = value
     return {name: sorted(points.items()) for name, points in curves.items()}
 
 
@@ -147,7 +127,7 @@ def _metric_tables(evaluations: List[Dict[str, Any]]) -> List[Table]:
             [report["dataset"], *(report["results"].get(t, {}).get(m) for t, m in names)]
             for report in evaluations
         ]
-        groups = [("", 1)] + [(_TASK_TITLES.get(t, t), len(tasks[t])) for t in group]
+        groups = [("", 1), *((task, len(tasks[task])) for task in group)]
         tables.append(
             {"columns": ["data set", *(m for _, m in names)], "rows": rows, "groups": groups}
         )
@@ -157,38 +137,18 @@ def _metric_tables(evaluations: List[Dict[str, Any]]) -> List[Table]:
 def _cardinality_table(evaluations: List[Dict[str, Any]]) -> Optional[Table]:
     """One row per number of targets, one group of columns per data set."""
     columns, groups = ["targets"], [("", 1)]
-    rows: List[List[Any]] = [[name] for name in CARDINALITY_NAMES]
+    rows: List[List[Any]] = [[cardinality] for cardinality in CARDINALITIES]
     for report in evaluations:
-        metrics: Dict[str, Dict[str, Any]] = {}
-        for values in report["results"].values():
-            for match, value in ((_PER_CARDINALITY.match(k), v) for k, v in values.items()):
-                if match:
-                    metrics.setdefault(match[1], {})[match[2]] = value
-        if not metrics:
-            continue
-        counts = {c: n if n is None else int(n) for c, n in metrics.pop("count", {}).items()}
-        metrics = {"samples": counts, **metrics} if counts else metrics
-        columns += metrics
-        groups.append((report["dataset"], len(metrics)))
-        for row, cardinality in zip(rows, CARDINALITIES):
-            row += [values.get(cardinality) for values in metrics.values()]
+        values = {k: v for metrics in report["results"].values() for k, v in metrics.items()}
+        # A dict keeps the order.
+        names = list({match[1]: 0 for match in map(_PER_CARDINALITY.match, values) if match})
+        names.sort(key=lambda name: name != "count")
+        if names:
+            columns += ["samples" if name == "count" else name for name in names]
+            groups.append((report["dataset"], len(names)))
+            for row, cardinality in zip(rows, CARDINALITIES):
+                row += [values.get(f"{name}_{cardinality}") for name in names]
     return {"columns": columns, "rows": rows, "groups": groups} if len(groups) > 1 else None
-
-
-def _breakdowns(evaluations: List[Dict[str, Any]]) -> List[Tuple[str, Table]]:
-    """(heading, table) of every breakdown that an evaluator wrote."""
-    return [
-        (
-            f"{report['dataset']} by {name}",
-            {
-                "columns": [name, *next(iter(rows.values()))],
-                "rows": [[row, *cells.values()] for row, cells in rows.items()],
-            },
-        )
-        for report in evaluations
-        for name, rows in report.get("breakdown", {}).items()
-        if rows
-    ]
 
 
 def _charts(curves: Dict[str, Series]) -> Dict[str, List[Dict[str, Any]]]:
@@ -197,7 +157,7 @@ def _charts(curves: Dict[str, Series]) -> Dict[str, List[Dict[str, Any]]]:
     prefixes = {name[: -len("gres/gIoU")] for name in curves if name.endswith("gres/gIoU")}
     for prefix in sorted(prefixes, key=lambda name: ("val" not in name, name)):
         validation = {}
-        for metric in _VALIDATION_CURVES:
+        for metric in ("gIoU", "cIoU", "N_acc", "T_acc", "F1score"):
             for task in ("grec", "gres"):
                 points = curves.get(f"{prefix}{task}/{metric}", ())
                 # A single final evaluation is no curve; the tables show it.
@@ -217,17 +177,14 @@ def _charts(curves: Dict[str, Series]) -> Dict[str, List[Dict[str, Any]]]:
 
 
 def _gallery(index_path: Path, root: Path, embed: bool) -> Dict[str, Any]:
-    """Images of one index below headings, by number of targets, worst cases before the best."""
+    """Data set and images of one index, by number of targets, worst cases before the best."""
     index = _read_json(index_path)
-    groups: Dict[str, List[Dict[str, str]]] = {}
+    groups: Dict[Tuple[str, str], List[Dict[str, str]]] = {}
     for entry in sorted(index["pictures"], key=lambda e: (e["cardinality"], e["case"] != "worst")):
-        heading = CARDINALITY_NAMES[CARDINALITIES.index(entry["cardinality"])]
-        if entry["case"] != "sample":
-            heading += f": {entry['case']} cases"
         file = index_path.with_name(entry["file"])
         link = file.relative_to(root).as_posix()
-        image = {"source": _embedded(file) if embed else link, "link": link}
-        groups.setdefault(heading, []).append({**image, "expression": entry["expression"]})
+        image = {"source": _embedded(file) if embed else link, "link": link, **entry}
+        groups.setdefault((entry["cardinality"], entry["case"]), []).append(image)
     return {"dataset": index["dataset"], "groups": groups}
 
 

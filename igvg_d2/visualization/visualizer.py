@@ -1,76 +1,132 @@
-"""Pictures of generalized grounding: one row of panels per expression, no target included."""
+"""Drawings of generalized grounding: one row of panels per expression, no target included.
 
-from typing import Any, Dict, Optional, Sequence
+Ground truth is an ``Instances`` with gt_boxes and gt_masks (BitMasks), empty for "no target". A
+model's output is a dict with ``instances`` and ``candidates`` (``Instances`` with pred_boxes,
+pred_masks, pred_points and scores), ``mask`` (bool, height and width of any frame of the image),
+``no_target`` (bool), ``no_target_score`` and, optionally, ``attention_map`` (float, 2-d).
+"""
 
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import cv2
 import numpy as np
 import torch
+from detectron2.data.detection_utils import annotations_to_instances
+from detectron2.structures import BitMasks, Instances
 
+from igvg_d2.evaluation.metrics import count_pixels, gres_counts
 from igvg_d2.io.image import read_image
 
 from . import drawing
-from .drawing import BAD, GOOD, INK, NEUTRAL, WHITE, instance_color
-from .grounding_items import (
-    GroundingItems,
-    Verdict,
-    items_from_annotations,
-    items_from_predictions,
-    items_from_targets,
-    judge_prediction,
-    to_array,
-)
-from .layout import Panel, compose_row, render_grid
+from .drawing import BAD, GOOD, INK, MUTED, NEUTRAL, WHITE, Color, instance_color, load_font
+
+# Least IoU of the merged mask that is shown as correct.
+_CORRECT_IOU = 0.5
+_MARGIN = 14
+_TITLE_HEIGHT = 34
+_LINE_HEIGHT = 38
+_MIN_CELL_WIDTH = 230
+_FRAME: Color = (203, 213, 225)
+
+
+class Verdict(NamedTuple):
+    """Judgement of one answer: whether it is correct, its IoU, and a short text."""
+
+    correct: bool
+    iou: float
+    text: str
+
+
+def judge_prediction(output: Dict[str, Any], truth: Instances) -> Verdict:
+    """Compare a model's output with the ground truth of its sample by the rules of GRES."""
+    mask = drawing.resize_masks(to_array(output["mask"])[None], truth.image_size)[0]
+    intersection, union, _, _ = count_pixels(mask, to_array(truth.gt_masks.tensor).any(axis=0))
+    no_target = bool(output["no_target"])
+    _, _, ious = gres_counts([intersection], [union], [len(truth) == 0], [no_target])
+    iou = float(ious[0])
+    if len(truth) == 0:
+        text = "no target" if no_target else "target invented"
+    elif no_target:
+        text = "target missed"
+    else:
+        text = f"IoU {iou:.2f}"
+        # A model without queries has a mask only, so there is no count to judge.
+        kept = len(output["instances"]) if len(output["candidates"]) else len(truth)
+        if kept != len(truth):
+            text += f", {kept} {'of' if kept < len(truth) else 'for'} {len(truth)}"
+    correct = iou >= _CORRECT_IOU
+    return Verdict(correct, iou, f"{'✓' if correct else '✗'} {text}")
+
+
+def ground_truth(annotations: Sequence[Dict[str, Any]], image_size: Tuple[int, int]) -> Instances:
+    """Ground truth of a dataset dict's annotations; segmentation may be RLE or COCO polygons."""
+    truth = annotations_to_instances(annotations, image_size, "bitmask")
+    if not annotations:
+        truth.gt_masks = BitMasks(torch.zeros(0, *image_size, dtype=torch.bool))
+    return truth
+
+
+def to_array(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor on any device as an array; bfloat16, which numpy lacks, becomes float32."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+
+class Panel(NamedTuple):
+    """One image of the row (RGB uint8) with its title (left) and a remark (right)."""
+
+    title: str
+    image: np.ndarray
+    note: str = ""
 
 
 class GroundingVisualizer:
     """Draw what a grounding model was asked, looked at, answered and should have answered.
 
-    A picture is a header (the expression, a remark line and the verdict) above a row of panels.
+    A drawing is a header (the expression, a remark line and the verdict) above a row of panels.
     Panels of small images are enlarged, those of large ones reduced, to a common long side; masks
     and boxes may live in any frame of the same image, because each carries its own image size.
+    All drawings are RGB uint8 (rows, columns, 3).
     """
 
-    def __init__(self, *, panel_size: int = 384, iou_threshold: float = 0.5):
+    def __init__(self, *, panel_size: int = 384):
         """
         Args:
             panel_size: long side of a panel in pixels.
-            iou_threshold: least IoU of the merged mask that is shown as correct.
         """
         if panel_size < 64:
             raise ValueError(f"panel_size must be at least 64 pixels, got {panel_size}.")
         self.panel_size = panel_size
-        self.iou_threshold = iou_threshold
 
-    def draw_annotation(
-        self, dataset_dict: Dict[str, Any], image: Optional[np.ndarray] = None
-    ) -> np.ndarray:
-        """Picture of a sample as annotated: the image, and its ground truth beside it.
+    def draw_annotation(self, dataset_dict: Dict[str, Any]) -> np.ndarray:
+        """Draw a sample as annotated: the image, and its ground truth beside it.
 
         Args:
-            dataset_dict: a dataset dict (``expression``, ``annotations``, ``height``, ``width``,
-                ``file_name``, ``sample_id``).
-            image: RGB uint8 (height, width, 3); read from ``file_name`` when None.
-
-        Returns:
-            RGB uint8 (rows, columns, 3).
+            dataset_dict: a dataset dict (``expression``, ``annotations``, ``file_name``,
+                ``sample_id``).
         """
-        if image is None:
-            image = read_image(dataset_dict["file_name"], "RGB")
-        height, width = image.shape[:2]
-        truth = items_from_annotations(dataset_dict["annotations"], height, width)
-        return self._draw_truth_row(image, truth, dataset_dict)
+        image = read_image(dataset_dict["file_name"], "RGB")
+        truth = ground_truth(dataset_dict["annotations"], image.shape[:2])
+        sample_id = str(dataset_dict.get("sample_id", ""))
+        return self._draw_row(image, dataset_dict["expression"], sample_id, truth)
 
-    def draw_model_input(self, inputs: Dict[str, Any], input_format: str = "RGB") -> np.ndarray:
-        """Picture of a training sample as the mapper hands it to the model (network frame).
+    def draw_model_input(
+        self,
+        inputs: Dict[str, Any],
+        input_format: str = "RGB",
+        output: Optional[Dict[str, Any]] = None,
+    ) -> np.ndarray:
+        """Draw a training sample as the mapper hands it to the model (network frame).
 
         Args:
             inputs: mapper output with ``image`` uint8 (3, H, W), ``instances``, ``expression``.
             input_format: channel order of the image, "RGB" or "BGR".
-
-        Returns:
-            RGB uint8 (rows, columns, 3).
+            output: the model's output dict of this sample, drawn if given.
         """
-        truth = items_from_targets(inputs["instances"])
-        return self._draw_truth_row(_image_array(inputs["image"], input_format), truth, inputs)
+        image = to_array(inputs["image"]).transpose(1, 2, 0)
+        image = image[..., ::-1] if input_format == "BGR" else image
+        sample_id = str(inputs.get("sample_id", ""))
+        return self._draw_row(image, inputs["expression"], sample_id, inputs["instances"], output)
 
     def draw_prediction(
         self,
@@ -81,199 +137,160 @@ class GroundingVisualizer:
         *,
         sample_id: str = "",
     ) -> np.ndarray:
-        """Picture of a model's answer, with the ground truth and the verdict when it is known.
+        """Draw a model's answer, with the ground truth and the verdict when it is known.
 
         Args:
             image: RGB uint8 (height, width, 3), original frame.
             expression: the question.
-            output: the model's output dict of this sample (``instances``, ``candidates``,
-                ``mask``, ``no_target``, ``no_target_score``; ``attention_map`` is optional).
+            output: the model's output dict of this sample.
             annotations: of the dataset dict; [] is ground truth "no target", None is unknown.
             sample_id: written small below the expression.
-
-        Returns:
-            RGB uint8 (rows, columns, 3).
         """
-        height, width = image.shape[:2]
-        truth = None
-        if annotations is not None:
-            truth = items_from_annotations(annotations, height, width)
-        return self._draw_prediction_row(image, expression, output, truth, sample_id)
+        truth = None if annotations is None else ground_truth(annotations, image.shape[:2])
+        return self._draw_row(image, expression, sample_id, truth, output)
 
-    def draw_training_batch(
-        self,
-        inputs: Sequence[Dict[str, Any]],
-        outputs: Sequence[Dict[str, Any]],
-        input_format: str = "RGB",
-        max_samples: int = 4,
-    ) -> np.ndarray:
-        """Predictions on a training batch, as ``EventStorage.put_image`` wants them.
-
-        Args:
-            inputs: mapper outputs with ``instances`` (network frame).
-            outputs: one output dict per input, as at inference; any frame of the same image.
-            input_format: channel order of the images, "RGB" or "BGR".
-            max_samples: number of samples shown, one per row.
-
-        Returns:
-            uint8 (3, rows, columns), RGB.
-        """
-        rows = []
-        for sample, output in list(zip(inputs, outputs))[:max_samples]:
-            truth = items_from_targets(sample["instances"])
-            image = _image_array(sample["image"], input_format)
-            sample_id = str(sample.get("sample_id", ""))
-            rows.append(
-                self._draw_prediction_row(image, sample["expression"], output, truth, sample_id)
-            )
-        return np.ascontiguousarray(render_grid(rows, columns=1).transpose(2, 0, 1))
-
-    def _draw_truth_row(
-        self, image: np.ndarray, truth: GroundingItems, sample: Dict[str, Any]
-    ) -> np.ndarray:
-        """Row of two panels: the image and its ground truth."""
-        image = self._panel_image(image)
-        panels = [Panel("image", image), self._truth_panel(image, truth)]
-        count = "no target" if len(truth) == 0 else _count(len(truth), "target")
-        return compose_row(panels, sample["expression"], str(sample.get("sample_id", "")), count)
-
-    def _draw_prediction_row(
+    def _draw_row(
         self,
         image: np.ndarray,
         expression: str,
-        output: Dict[str, Any],
-        truth: Optional[GroundingItems],
         sample_id: str,
+        truth: Optional[Instances],
+        output: Optional[Dict[str, Any]] = None,
     ) -> np.ndarray:
-        """Row of four panels, or five with the ground truth."""
-        panel_image = self._panel_image(image)
-        kept = items_from_predictions(output["instances"])
-        verdict = self.judge(output, truth) if truth is not None else None
-        panels = [
-            Panel("image", panel_image),
-            self._attention_panel(panel_image, output, len(kept)),
-            self._instances_panel(panel_image, kept, output),
-            self._mask_panel(panel_image, output, truth),
-        ]
+        """The image, three panels of the answer and one of the ground truth, if they are given."""
+        scale = self.panel_size / max(image.shape[:2])
+        size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
+        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        image = cv2.resize(np.ascontiguousarray(image), size, interpolation=method)
+        panels, remark, chip_color = [Panel("image", image)], sample_id, NEUTRAL
+        if output is not None:
+            panels += [
+                _attention_panel(image, output),
+                _instances_panel(image, output),
+                _mask_panel(image, output, truth),
+            ]
+            chip = _count(len(output["instances"]), "instance")
+            chip = "no target" if bool(output["no_target"]) else chip
+            score = float(output["no_target_score"])
+            remark = f"answer: {chip}   ·   no-target score {score:.2f}"
+            remark += f"   ·   sample {sample_id}" if sample_id else ""
         if truth is not None:
-            panels.append(self._truth_panel(panel_image, truth))
-        score = float(output["no_target_score"])
-        answer = "no target" if bool(output["no_target"]) else _count(len(kept), "instance")
-        remark = f"answer: {answer}   ·   no-target score {score:.2f}"
-        if sample_id:
-            remark += f"   ·   sample {sample_id}"
-        text = verdict.text if verdict is not None else answer
-        color = NEUTRAL if verdict is None else GOOD if verdict.correct else BAD
-        return compose_row(panels, expression, remark, text, color)
-
-    def judge(self, output: Dict[str, Any], truth: GroundingItems) -> Verdict:
-        """Verdict on an output dict; the merged mask is brought to the frame of ``truth``."""
-        mask = to_array(output["mask"]).astype(bool)
-        if mask.shape != tuple(truth.image_size):
-            mask = drawing.resize_masks(mask[None], truth.image_size)[0]
-        # A model without queries has a mask only, so there is no count to judge.
-        num_kept = len(output["instances"]) if len(output["candidates"]) else len(truth)
-        return judge_prediction(
-            mask, bool(output["no_target"]), num_kept, truth, self.iou_threshold
-        )
-
-    def _panel_image(self, image: np.ndarray) -> np.ndarray:
-        """The image at panel size."""
-        height, width = image.shape[:2]
-        scale = self.panel_size / max(height, width)
-        size = max(1, round(height * scale)), max(1, round(width * scale))
-        return drawing.resize_image(np.ascontiguousarray(image), size)
-
-    def _attention_panel(self, image: np.ndarray, output: Dict[str, Any], kept: int) -> Panel:
-        """Pooled attention as heat, and the query points numbered by score; kept ones coloured."""
-        picture, title = drawing.fade(image), "query points"
-        if output.get("attention_map") is not None:
-            picture = drawing.draw_heat(image, to_array(output["attention_map"]))
-            title = "attention, points"
-        candidates = items_from_predictions(output["candidates"]).scaled(image.shape[:2])
-        count = len(candidates)
-        if count == 0 and "attention_map" not in output:
-            # A model with the global branch only has neither.
-            return Panel("query points", picture, "no queries")
-        colors = [instance_color(i) if i < kept else INK for i in range(count)]
-        labels = [str(i + 1) for i in range(count)]
-        drawing.draw_points(picture, candidates.points, labels, colors)
-        return Panel(title, picture, f"{count} queries")
-
-    def _instances_panel(
-        self, image: np.ndarray, kept: GroundingItems, output: Dict[str, Any]
-    ) -> Panel:
-        """Boxes with number and score, instance masks in distinct colours."""
-        picture = drawing.fade(image)
-        if len(output["candidates"]) == 0:
-            return Panel("instances", picture, "no queries")
-        if bool(output["no_target"]):
-            note = f"score {float(output['no_target_score']):.2f}"
-            drawing.draw_banner(picture, "NO TARGET", NEUTRAL, note)
-            return Panel("instances", picture, "none kept")
-        _draw_items(picture, image, kept.scaled(image.shape[:2]))
-        return Panel("instances", picture, f"{len(kept)} kept")
-
-    def _mask_panel(
-        self,
-        image: np.ndarray,
-        output: Dict[str, Any],
-        truth: Optional[GroundingItems],
-    ) -> Panel:
-        """The merged mask, with the outline of the true one over it."""
-        picture = drawing.fade(image)
-        size = image.shape[:2]
-        note = ""
-        mask = drawing.resize_masks(to_array(output["mask"]).astype(bool)[None], size)[0]
-        if not bool(output["no_target"]):
-            drawing.draw_mask(picture, mask, instance_color(1), source=image)
-        if truth is not None and len(truth):
-            true_mask = drawing.resize_masks(truth.union[None], size)[0]
-            drawing.draw_outline(picture, true_mask, WHITE)
-            note = "white line: truth"
-        if bool(output["no_target"]):
-            drawing.draw_banner(picture, "NO TARGET", NEUTRAL)
-        return Panel("merged mask", picture, note)
-
-    def _truth_panel(self, image: np.ndarray, truth: GroundingItems) -> Panel:
-        """Annotated boxes and masks, or the banner."""
-        picture = drawing.fade(image)
-        if len(truth) == 0:
-            drawing.draw_banner(picture, "NO TARGET", NEUTRAL, "ground truth")
-            return Panel("ground truth", picture, "none")
-        _draw_items(picture, image, truth.scaled(image.shape[:2]))
-        return Panel("ground truth", picture, _count(len(truth), "target"))
+            panels.append(_truth_panel(image, truth))
+            chip = _count(len(truth), "target") if len(truth) else "no target"
+        if truth is not None and output is not None:
+            correct, _, chip = judge_prediction(output, truth)
+            chip_color = GOOD if correct else BAD
+        return _compose_row(panels, expression, remark, chip, chip_color)
 
 
-def draw_training_batch(
-    inputs: Sequence[Dict[str, Any]],
-    outputs: Sequence[Dict[str, Any]],
-    input_format: str = "RGB",
+def _compose_row(
+    panels: List[Panel], expression: str, remark: str, chip: str, chip_color: Color
 ) -> np.ndarray:
-    """:meth:`GroundingVisualizer.draw_training_batch` with default options."""
-    return GroundingVisualizer().draw_training_batch(inputs, outputs, input_format)
+    """Row of panels on white below a header: expression, grey remark and a chip at the right."""
+    cells = [max(_MIN_CELL_WIDTH, panel.image.shape[1]) for panel in panels]
+    width = sum(cells) + _MARGIN * (len(panels) + 1)
+    chip_width = drawing.text_width(chip, load_font(22, bold=True)) + 24
+    font, title_font, note_font = load_font(30, bold=True), load_font(20, bold=True), load_font(18)
+    lines = drawing.wrap_text(f"“{expression}”", font, width - 3 * _MARGIN - chip_width, 4)
+    header = _MARGIN + _LINE_HEIGHT * len(lines) + 30
+    top, middle = header + _TITLE_HEIGHT, header + _TITLE_HEIGHT // 2
+    height = top + max(panel.image.shape[0] for panel in panels) + _MARGIN
+    canvas = np.full((height, width, 3), 255, dtype=np.uint8)
+    texts: list = [((_MARGIN, header - 16), remark, load_font(19), MUTED, "lm")]
+    for i, line in enumerate(lines):
+        texts.append(((_MARGIN, _MARGIN + _LINE_HEIGHT * i + 15), line, font, INK, "lm"))
+    left = _MARGIN
+    for (title, image, note), cell in zip(panels, cells):
+        rows, columns = image.shape[:2]
+        start = left + (cell - columns) // 2
+        canvas[top : top + rows, start : start + columns] = image
+        cv2.rectangle(canvas, (start, top), (start + columns - 1, top + rows - 1), _FRAME)
+        texts.append(((left, middle), title, title_font, INK, "lm"))
+        used = drawing.text_width(title, title_font) + 10
+        if used + drawing.text_width(note, note_font) <= cell:
+            texts.append(((left + cell, middle), note, note_font, MUTED, "rm"))
+        left += cell + _MARGIN
+    drawing.draw_texts(canvas, texts)
+    drawing.draw_chip(canvas, chip, chip_color, width - _MARGIN, _MARGIN - 2)
+    return canvas
 
 
-def _image_array(image: torch.Tensor, input_format: str) -> np.ndarray:
-    """uint8 (3, H, W) tensor in RGB or BGR as an RGB (H, W, 3) array."""
-    array = to_array(image).transpose(1, 2, 0)
-    return np.ascontiguousarray(array[..., ::-1] if input_format == "BGR" else array, np.uint8)
+def _attention_panel(image: np.ndarray, output: Dict[str, Any]) -> Panel:
+    """Pooled attention as heat, and the query points numbered by score; kept ones coloured."""
+    canvas, title = drawing.fade(image), "query points"
+    if output.get("attention_map") is not None:
+        canvas = drawing.draw_heat(image, to_array(output["attention_map"]))
+        title = "attention, points"
+    count, kept = len(output["candidates"]), len(output["instances"])
+    if count == 0 and "attention_map" not in output:
+        # A model with the global branch only has neither.
+        return Panel(title, canvas, "no queries")
+    points = to_array(output["candidates"].pred_points) * _scale(output["candidates"], image)
+    colors = [instance_color(i) if i < kept else INK for i in range(count)]
+    drawing.draw_points(canvas, points, [str(i + 1) for i in range(count)], colors)
+    return Panel(title, canvas, f"{count} queries")
+
+
+def _instances_panel(image: np.ndarray, output: Dict[str, Any]) -> Panel:
+    """Boxes with number and score, instance masks in distinct colours."""
+    canvas, kept = drawing.fade(image), output["instances"]
+    if len(output["candidates"]) == 0:
+        return Panel("instances", canvas, "no queries")
+    if bool(output["no_target"]):
+        score = f"score {float(output['no_target_score']):.2f}"
+        drawing.draw_banner(canvas, "NO TARGET", NEUTRAL, score)
+        return Panel("instances", canvas, "none kept")
+    tags = [f"{i}  {score:.2f}" for i, score in enumerate(kept.scores.tolist(), start=1)]
+    boxes = to_array(kept.pred_boxes.tensor) * np.tile(_scale(kept, image), 2)
+    _draw_items(canvas, image, boxes, to_array(kept.pred_masks), tags)
+    return Panel("instances", canvas, f"{len(kept)} kept")
+
+
+def _mask_panel(image: np.ndarray, output: Dict[str, Any], truth: Optional[Instances]) -> Panel:
+    """The merged mask, with the outline of the true one over it."""
+    canvas, size, note = drawing.fade(image), image.shape[:2], ""
+    if not bool(output["no_target"]):
+        mask = drawing.resize_masks(to_array(output["mask"])[None], size)[0]
+        drawing.draw_mask(canvas, mask, instance_color(1), image)
+    if truth is not None and len(truth):
+        union = to_array(truth.gt_masks.tensor).any(axis=0)
+        drawing.draw_outline(canvas, drawing.resize_masks(union[None], size)[0], WHITE)
+        note = "white line: truth"
+    if bool(output["no_target"]):
+        drawing.draw_banner(canvas, "NO TARGET", NEUTRAL)
+    return Panel("merged mask", canvas, note)
+
+
+def _truth_panel(image: np.ndarray, truth: Instances) -> Panel:
+    """Annotated boxes and masks, or the banner."""
+    canvas = drawing.fade(image)
+    if len(truth) == 0:
+        drawing.draw_banner(canvas, "NO TARGET", NEUTRAL, "ground truth")
+        return Panel("ground truth", canvas, "none")
+    tags = [str(i + 1) for i in range(len(truth))]
+    boxes = to_array(truth.gt_boxes.tensor) * np.tile(_scale(truth, image), 2)
+    _draw_items(canvas, image, boxes, to_array(truth.gt_masks.tensor), tags)
+    return Panel("ground truth", canvas, _count(len(truth), "target"))
+
+
+def _scale(instances: Instances, image: np.ndarray) -> np.ndarray:
+    """Factors (x, y) from the frame of the instances to that of a panel."""
+    return np.divide(image.shape[1::-1], instances.image_size[::-1])
+
+
+def _draw_items(
+    canvas: np.ndarray, image: np.ndarray, boxes: np.ndarray, masks: np.ndarray, tags: List[str]
+) -> None:
+    """Masks, then boxes, then tags, so that no tag is hidden; best score drawn last."""
+    colors = [instance_color(i) for i in range(len(tags))]
+    masks = drawing.resize_masks(masks, image.shape[:2])
+    for mask, color in reversed(list(zip(masks, colors))):
+        drawing.draw_mask(canvas, mask, color, image)
+    for box, color in reversed(list(zip(boxes, colors))):
+        drawing.draw_box(canvas, box, color)
+    drawing.draw_tags(canvas, boxes, tags, colors)
 
 
 def _count(number: int, noun: str) -> str:
     """'1 target', '2 targets'."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _draw_items(picture: np.ndarray, image: np.ndarray, items: GroundingItems) -> None:
-    """Masks, then boxes, then tags, so that no tag is hidden; best score drawn last."""
-    colors = [instance_color(i) for i in range(len(items))]
-    order = range(len(items) - 1, -1, -1)
-    for i in order:
-        drawing.draw_mask(picture, items.masks[i], colors[i], source=image)
-    for i in order:
-        drawing.draw_box(picture, items.boxes[i], colors[i])
-    texts = [str(i + 1) for i in range(len(items))]
-    if items.scores is not None:
-        texts = [f"{text}  {score:.2f}" for text, score in zip(texts, items.scores)]
-    drawing.draw_tags(picture, items.boxes, texts, colors)

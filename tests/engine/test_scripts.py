@@ -1,4 +1,4 @@
-"""The command line scripts around pictures: demo and tools."""
+"""The command line scripts around images: demo and tools."""
 
 import importlib.util
 import json
@@ -17,6 +17,7 @@ from igvg_d2.checkpoint import GroundingCheckpointer, read_metadata
 from igvg_d2.engine import GroundingPredictor
 from igvg_d2.engine.ema import WeightAverage
 from igvg_d2.testing import tiny_cfg
+from igvg_d2.visualization.result_images import load_records
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -90,7 +91,7 @@ def test_visualize_data_spreads_over_the_data(tmp_path):
     ]
     config = tmp_path / "config.yaml"
     config.write_text("VERSION: 2\n")
-    output = tmp_path / "pictures"
+    output = tmp_path / "images"
     name = "test_scripts_dataset"
     DatasetCatalog.register(name, lambda: samples)
     try:
@@ -105,14 +106,11 @@ def test_visualize_data_spreads_over_the_data(tmp_path):
 
 
 def test_visualize_results_finds_the_records(tmp_path):
-    module = load_script("tools/visualize_results.py")
-    cfg = module.setup_config(opts=["OUTPUT_DIR", str(tmp_path)])
-    args = module.parse_args(["--config-file", "x"])
-    assert module.find_records(args, cfg, "toy") is None
+    assert load_records(str(tmp_path), "toy") is None
     folder = tmp_path / "inference" / "toy"
     folder.mkdir(parents=True)
     (folder / "toy_records.json").write_text(json.dumps([{"sample_id": "1"}]))
-    assert module.find_records(args, cfg, "toy") == [{"sample_id": "1"}]
+    assert load_records(str(tmp_path), "toy") == [{"sample_id": "1"}]
 
 
 def test_export_of_a_run_with_an_average_holds_the_average(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Small hand-made scenes and model outputs for pictures."""
+"""Small hand-made scenes and model outputs to draw."""
 
 import numpy as np
 import pycocotools.mask as mask_util

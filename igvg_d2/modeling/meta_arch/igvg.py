@@ -297,7 +297,7 @@ class IGVG(nn.Module):
         if storage.iter % self.vis_period:
             return
         # The only use of the visualizer in the package's model code, as in rcnn.py: lazily.
-        from igvg_d2.visualization.visualizer import draw_training_batch
+        from igvg_d2.visualization import GroundingVisualizer
 
         first = {k: v[:1] for k, v in outputs.items() if v is not None}
         first = {"sem_seg": None, "pred_masks": None, **first}
@@ -306,5 +306,7 @@ class IGVG(nn.Module):
         results = grounding_postprocess(
             first, tuple(network_size), [tuple(network_size)], self.postprocess
         )
-        picture = draw_training_batch(batched_inputs[:1], results, self.input_format)
-        storage.put_image("training sample: ground truth and prediction", picture)
+        image = GroundingVisualizer().draw_model_input(
+            batched_inputs[0], self.input_format, results[0]
+        )
+        storage.put_image("training sample: ground truth and prediction", image.transpose(2, 0, 1))
