@@ -61,7 +61,11 @@ def draw_annotations(cfg, visualizer, num):
     """
     samples = list(chain.from_iterable(DatasetCatalog.get(name) for name in cfg.DATASETS.TRAIN))
     for sample in samples[:: max(1, len(samples) // num)]:
-        yield sample["sample_id"], visualizer.draw_annotation(sample)
+        try:
+            drawn = visualizer.draw_annotation(sample)
+        except (FileNotFoundError, ValueError) as error:
+            raise SystemExit(str(error)) from error
+        yield sample["sample_id"], drawn
 
 
 def draw_loader(cfg, visualizer):

@@ -9,7 +9,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 
-from igvg_d2.io.image import read_image
+from igvg_d2.io.image import read_image, size_mismatch
 
 from .bad_samples import (
     BadSampleError,
@@ -253,8 +253,8 @@ def _read_image(sample: Dict[str, Any], image_format: str) -> np.ndarray:
         image = read_image(sample["file_name"], image_format)
     except FileNotFoundError as error:
         raise MissingImageError(
-            f"no image file for {describe_sample(sample)}; see datasets/README.md for where images "
-            "belong"
+            f"no image file for {describe_sample(sample)}: {error}; see datasets/README.md for "
+            "where images belong"
         ) from error
     except ValueError as error:
         raise BadSampleError(f"image of {describe_sample(sample)}: {error}") from error
@@ -262,8 +262,8 @@ def _read_image(sample: Dict[str, Any], image_format: str) -> np.ndarray:
     expected = (sample.setdefault("height", height), sample.setdefault("width", width))
     if (height, width) != expected:
         raise ImageSizeError(
-            f"image of {describe_sample(sample)}: the annotation says height, width = {expected}, "
-            f"the file has {(height, width)}; image folder and annotation file do not belong "
-            "together"
+            f"image of {describe_sample(sample)}: "
+            f"{size_mismatch(sample['file_name'], (height, width), expected)}; image folder and "
+            "annotation file do not belong together"
         )
     return image

@@ -103,7 +103,7 @@ DAMAGES = {
     truncate: "cannot decode",
     no_picture: "cannot decode",
     remove: "no image file",
-    nan_pixels: "NaN",
+    nan_pixels: "no range is known",
     zero_area_box: "no area",
     box_outside: "no area",
     nan_box: "no area",

@@ -98,7 +98,7 @@ def test_damage_is_named(dataset, capsys):
         "missing images: 1",
         "0.png",
         "unreadable images: 1",
-        "2.png is (20, 31), the annotations say (20, 30)",
+        "2.png: the file has height, width = (20, 31), the annotations say (20, 30)",
         "boxes: 1",
         "[25.0, 2.0, 34.0, 8.0]",
         "masks: 1",

@@ -218,7 +218,7 @@ def test_damaged_and_missing_pictures_are_named(make_sample, tmp_path):
 def test_wrong_sizes_are_named(make_sample):
     sample = make_sample([LEFT])
     sample["height"], sample["width"] = WIDTH, HEIGHT
-    with pytest.raises(SizeMismatchError, match=r"sample 0_0 .*\(100, 60\).*\(60, 100\)"):
+    with pytest.raises(SizeMismatchError, match=r"sample 0_0 .*\(60, 100\).*\(100, 60\)"):
         make_mapper()(sample)
     sample = make_sample([LEFT])
     sample["annotations"][0]["segmentation"]["size"] = [WIDTH, HEIGHT]

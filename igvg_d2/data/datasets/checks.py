@@ -10,7 +10,7 @@ import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 
-from igvg_d2.io.image import read_image
+from igvg_d2.io.image import almost, read_image, size_mismatch
 
 from .fingerprint import file_sha256
 from .registration import load_dataset
@@ -159,7 +159,7 @@ def _check_annotations(samples: List[Dict[str, Any]], report: DatasetReport) -> 
 def _find_image(item):
     """(kind, description) if the file is not there."""
     path, _ = item
-    return None if os.path.isfile(path) else ("missing images", path)
+    return None if os.path.isfile(path) else ("missing images", f"no image '{path}'{almost(path)}")
 
 
 def _read_image(item):
@@ -167,12 +167,12 @@ def _read_image(item):
     path, size = item
     try:
         found = read_image(path, "RGB").shape[:2]
-    except FileNotFoundError:
-        return "missing images", path
+    except FileNotFoundError as error:
+        return "missing images", str(error)
     except ValueError as error:
         return "unreadable images", str(error)
     if found != size:
-        return "sizes", f"{path} is {found}, the annotations say {size} (height, width)"
+        return "sizes", f"{path}: {size_mismatch(path, found, size)}"
     return None
 
 
