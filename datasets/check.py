@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Check that data sets are complete before a training trips over them.
+"""Check that data sets are complete before a training run trips over them.
 
     python datasets/check.py                        # every data set whose annotation file is found
     python datasets/check.py grefcoco_unc_val ...   # these
-    python datasets/check.py --quick --workers 8    # do not decode the pictures
+    python datasets/check.py --quick --workers 8    # do not decode the images
 
 Prints for each the SHA-256 of its files, the expressions by number of targets beside those known of
-the public files and the published ones, every missing or unreadable picture, box outside its
-picture and empty mask, and, without names, which data sets are not there and where to get them.
+the public files and the published ones, every missing or unreadable image, box outside its
+image and empty mask, and, without names, which data sets are not there and where to get them.
 Exit status 0: all whole; 1: problems; 2: nothing found. datasets/README.md says where to get what.
 """
 
@@ -35,7 +35,7 @@ def parse_args(args=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", help="registered names; default: all that are found")
-    parser.add_argument("--quick", action="store_true", help="only look whether pictures exist")
+    parser.add_argument("--quick", action="store_true", help="only look whether images exist")
     parser.add_argument(
         "--skip-invalid", action="store_true", help="list all malformed records, check the rest"
     )
@@ -83,7 +83,7 @@ def describe(report):
         none, one, two, more = report.counts
         known = KNOWN_COUNTS.get(report.name.replace("refcocop_", "refcoco+_"))
         lines.append(
-            f"  {report.expressions} expressions on {report.images} pictures; without / with one / "
+            f"  {report.expressions} expressions on {report.images} images; without / with one / "
             f"several targets: {none} / {one} / {two + more} (two: {two}, more: {more})"
         )
         if known is not None:
@@ -114,13 +114,13 @@ def main(args=None) -> int:
         return 2
     whole = True
     for name in names:
-        bar = partial(tqdm, desc=name, unit=" pictures", leave=False)
+        bar = partial(tqdm, desc=name, unit=" images", leave=False)
         report = check_dataset(name, not args.quick, max(1, args.workers), bar, args.skip_invalid)
         whole = whole and not report.problems
         print(describe(report), flush=True)
         if "missing images" in report.problems:
             folder = MetadataCatalog.get(name).get("image_root", "?")
-            print(f"  pictures belong into '{folder}', see datasets/README.md")
+            print(f"  images belong into '{folder}', see datasets/README.md")
     if missing and not args.names:
         print(describe_missing(missing))
     return 0 if whole else 1

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Generate the Shapes data set: pictures and expressions in the files of gRefCOCO.
+"""Generate the Shapes data set: images and expressions in the files of gRefCOCO.
 
 Example:
     python datasets/prepare_synthetic.py --output datasets/shapes --seed 0
@@ -20,7 +20,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the data set")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default 0)")
     parser.add_argument(
-        "--scale", type=float, default=1.0, help="factor on the number of pictures (default 1)"
+        "--scale", type=float, default=1.0, help="factor on the number of images (default 1)"
     )
     parser.add_argument(
         "--num-workers", type=int, default=os.cpu_count(), help="processes (default: all cores)"
@@ -35,19 +35,19 @@ def parse_args() -> argparse.Namespace:
 
 
 class Progress:
-    """Prints pictures done and the time left, at most every two seconds."""
+    """Prints images done and the time left, at most every two seconds."""
 
     def __init__(self) -> None:
         self.start = self.last = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
-        """Report that ``done`` of ``total`` pictures are written."""
+        """Report that ``done`` of ``total`` images are written."""
         now = time.monotonic()
         if done < total and now - self.last < 2:
             return
         self.last = now
         left = (now - self.start) / done * (total - done)
-        print(f"{done}/{total} pictures, {left:.0f} s left", flush=True)
+        print(f"{done}/{total} images, {left:.0f} s left", flush=True)
 
 
 def print_table(statistics: dict) -> None:

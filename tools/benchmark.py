@@ -7,7 +7,7 @@
 
 Each variant runs in processes of its own, so that their peaks of memory are apart; with --rounds
 they take turns, so that a machine that slows down slows all of them. A step is forward, backward
-and the optimizer's. Its batch is SOLVER.IMS_PER_BATCH, of random pictures, texts and targets, which
+and the optimizer's. Its batch is SOLVER.IMS_PER_BATCH, of random images, texts and targets, which
 needs no data set and no tokenizer file; --real takes DATASETS.TRAIN, waiting for data not counted.
 
 Printed: median seconds per step, samples per second, and peak memory, of the GPU's allocator or of

@@ -23,6 +23,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 import igvg_d2.data  # noqa: F401  registers the data sets
+from igvg_d2.io.atomic import write_atomically
 
 
 def parse_args(argv=None):
@@ -44,12 +45,12 @@ def convert(samples, image_root=""):
     for sample in samples:
         entry = {
             "id": sample["image_id"],
-            "file_name": picture_name(sample, image_root),
+            "file_name": image_name(sample, image_root),
             "height": sample["height"],
             "width": sample["width"],
         }
         if images.setdefault(sample["image_id"], entry) != entry:
-            sys.exit(f"image_id {sample['image_id']} stands for two pictures: {entry}")
+            sys.exit(f"image_id {sample['image_id']} stands for two images: {entry}")
         ids = []
         for item in sample["annotations"]:
             # Expressions about one object share its annotation.
@@ -62,8 +63,8 @@ def convert(samples, image_root=""):
     return list(images.values()), list(annotations.values()), target_ids
 
 
-def picture_name(sample, image_root):
-    """Path of the picture below the folder of the pictures."""
+def image_name(sample, image_root):
+    """Path of the image below the folder of the images."""
     name = os.path.relpath(sample["file_name"], image_root) if image_root else ""
     outside = not name or name.startswith(os.pardir)
     return os.path.basename(sample["file_name"]) if outside else name
@@ -151,11 +152,9 @@ def main(argv=None):
         }
     for path, content in files.items():
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        with open(path + ".part", "w", encoding="utf-8") as file:
-            file.write(json.dumps(content))
-        os.replace(path + ".part", path)
+        write_atomically(path, json.dumps(content))
         print(f"wrote {path}")
-    print(f"{len(samples)} expressions on {len(images)} pictures, {len(annotations)} objects")
+    print(f"{len(samples)} expressions on {len(images)} images, {len(annotations)} objects")
 
 
 if __name__ == "__main__":

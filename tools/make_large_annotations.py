@@ -5,8 +5,8 @@
     python tools/make_large_annotations.py --output /tmp/large --measure [--workers 4]
 
 The files are in gRefCOCO's official format (grefcoco/grefs(unc).json and instances.json), all in
-split "train"; there are no pictures. By default 259,859 expressions (of which 14 % name nothing,
-31 % several objects) about the 196,771 objects of 19,994 pictures, outlined like COCO's by 10 to 60
+split "train"; there are no images. By default 259,859 expressions (of which 14 % name nothing,
+31 % several objects) about the 196,771 objects of 19,994 images, outlined like COCO's by 10 to 60
 points. The same seed gives the same bytes. --measure then loads them (if there already, without
 writing) and prints time, peak memory and what each worker process of a data loader adds.
 """
@@ -53,7 +53,7 @@ def parse_args(argv=None):
 
 
 def make_instances(images, objects, rng):
-    """Content of instances.json; objects are spread evenly over the pictures."""
+    """Content of instances.json; objects are spread evenly over the images."""
     entries = [
         {"id": i, "file_name": f"COCO_train2014_{i:012d}.jpg", "height": HEIGHT, "width": WIDTH}
         for i in range(1, images + 1)
@@ -89,7 +89,7 @@ def make_refs(expressions, images, objects, rng):
     with tqdm(total=expressions, desc="expressions", leave=False) as bar:
         while sent_id < expressions:
             image = int(rng.integers(0, images))
-            here = range(image, objects, images)  # objects of this picture, see make_instances
+            here = range(image, objects, images)  # objects of this image, see make_instances
             number = min(int(np.searchsorted(bounds, rng.uniform())), len(here))
             targets = sorted(int(here[k]) + 1 for k in rng.permutation(len(here))[:number])
             sentences = []

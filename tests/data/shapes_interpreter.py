@@ -65,7 +65,7 @@ class Thing:
 
 
 class Interpreter:
-    """Reads one expression about one picture; ``targets()`` is the set of annotation ids."""
+    """Reads one expression about one image; ``targets()`` is the set of annotation ids."""
 
     def __init__(self, sentence, annotations, categories, image):
         self.words = sentence.split()

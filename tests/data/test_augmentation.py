@@ -75,7 +75,7 @@ def test_expressions_with_unknown_directions_are_not_flipped():
         ),
     ],
 )
-def test_sides_of_the_picture_are_flippable(expression):
+def test_sides_of_the_image_are_flippable(expression):
     assert is_flippable(expression, "horizontal")
 
 

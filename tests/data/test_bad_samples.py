@@ -16,7 +16,7 @@ SIZE = (20, 30)  # height, width
 
 @pytest.fixture
 def make_sample(tmp_path):
-    """Callable: number -> dataset dict with one target, its picture on disk."""
+    """Callable: number -> dataset dict with one target, its image on disk."""
 
     def _make_sample(number):
         file_name = str(tmp_path / f"{number}.jpg")
@@ -58,9 +58,9 @@ def truncate(sample):
         file.truncate(200)
 
 
-def no_picture(sample):
+def no_image(sample):
     with open(sample["file_name"], "w") as file:
-        file.write("not a picture")
+        file.write("not an image")
 
 
 def remove(sample):
@@ -101,7 +101,7 @@ def other_size(sample):
 
 DAMAGES = {
     truncate: "cannot decode",
-    no_picture: "cannot decode",
+    no_image: "cannot decode",
     remove: "no image file",
     nan_pixels: "no range is known",
     zero_area_box: "no area",
@@ -125,8 +125,8 @@ def test_a_bad_sample_is_an_error_with_sample_and_file(make_sample, damage):
     assert str(type(error.value)(str(error.value))) == str(error.value)
 
 
-@pytest.mark.parametrize("damage", [truncate, no_picture, remove, nan_pixels, other_size])
-def test_evaluation_stops_at_a_bad_picture(make_sample, damage):
+@pytest.mark.parametrize("damage", [truncate, no_image, remove, nan_pixels, other_size])
+def test_evaluation_stops_at_a_bad_image(make_sample, damage):
     sample = make_sample(3)
     damage(sample)
     with pytest.raises(BadSampleError, match="3_0"):
@@ -141,7 +141,7 @@ def test_the_output_of_any_mapper_is_looked_at():
         CheckedMapper(mapper)({"sample_id": 5, "file_name": "b.jpg"})
 
 
-def test_a_target_that_sticks_out_of_the_picture_is_fine(make_sample):
+def test_a_target_that_sticks_out_of_the_image_is_fine(make_sample):
     sample = make_sample(1)
     sample["annotations"][0]["bbox"] = [-3.0, 5.0, 10.0, 40.0]
     assert len(make_mapper()(sample)["instances"]) == 1

@@ -20,7 +20,7 @@ SQUARE = [2, 2, 8, 2, 8, 8, 2, 8]
 
 @pytest.fixture
 def dataset(tmp_path):
-    """Name of a data set of three pictures, and its folder."""
+    """Name of a data set of three images, and its folder."""
     images, annotations, refs = [], [], []
     for i in range(3):
         images.append({"id": i, "file_name": f"{i}.png", "height": 20, "width": 30})
@@ -54,7 +54,7 @@ def test_a_whole_data_set(dataset, capsys):
     assert check.main([name, "--workers", "1"]) == 0
     text = capsys.readouterr().out
     assert "test_check_val: whole" in text and text.count("sha256") == 2
-    assert "3 expressions on 3 pictures; without / with one / several targets: 1 / 2 / 0" in text
+    assert "3 expressions on 3 images; without / with one / several targets: 1 / 2 / 0" in text
 
 
 def test_invalid_records_are_listed_if_asked(dataset, capsys):
@@ -67,7 +67,7 @@ def test_invalid_records_are_listed_if_asked(dataset, capsys):
     assert check.main([name, "--workers", "1", "--quick", "--skip-invalid"]) == 1
     text = capsys.readouterr().out
     assert "invalid records: 1" in text and "record 0 (ref_id 0), field 'image_id'" in text
-    assert "2 expressions on 2 pictures" in text
+    assert "2 expressions on 2 images" in text
 
 
 def test_counts_stand_beside_published_and_known_ones():

@@ -40,7 +40,7 @@ def make_mapper(is_train=True, image_size=(32, 48), rule=AntialiasedResize, **kw
 
 @pytest.fixture
 def make_sample(tmp_path):
-    """Callable: boxes XYXY -> dataset dict; the picture is black with the boxes in red."""
+    """Callable: boxes XYXY -> dataset dict; the image is black with the boxes in red."""
 
     def _make_sample(boxes, expression="the left one", size=(HEIGHT, WIDTH), number=0):
         pixels = np.zeros((*size, 3), np.uint8)
@@ -133,7 +133,7 @@ def test_inference_output_has_no_targets_and_no_augmentation(make_sample):
     assert mapped["expression"] == "the left one"
     assert torch.equal(mapped["image"], make_mapper()(sample)["image"])
     del sample["annotations"], sample["height"], sample["width"]
-    assert make_mapper(False)(sample)["height"] == HEIGHT  # a user's own picture
+    assert make_mapper(False)(sample)["height"] == HEIGHT  # a user's own image
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_flips_keep_image_boxes_masks_and_text_together(make_sample, axis, expre
     assert_boxes_fit_masks(flipped["instances"])
     assert flipped["expression"] == swapped
     assert flipped["text_ids"].tolist() == tokenizer(swapped)
-    # The red of the picture is where the masks are.
+    # The red of the image is where the masks are.
     red = flipped["image"][0] > 127
     assert (red == masks.any(0)).float().mean() > 0.99
 
@@ -169,7 +169,7 @@ def test_flips_happen_with_their_probability(make_sample):
     assert 30 <= flips <= 70
 
 
-def test_color_jitter_changes_the_picture_only(make_sample):
+def test_color_jitter_changes_the_image_only(make_sample):
     sample = make_sample([LEFT])
     plain = make_mapper()(sample)
     np.random.seed(0)
@@ -179,7 +179,7 @@ def test_color_jitter_changes_the_picture_only(make_sample):
 
 
 @pytest.mark.parametrize("size", [(30, 90), (90, 30), (7, 200)])
-def test_elongated_pictures_are_squashed(make_sample, size):
+def test_elongated_images_are_squashed(make_sample, size):
     height, width = size
     box = (0, height // 2, width // 2, height)
     instances = make_mapper(image_size=(40, 40))(make_sample([box], size=size))["instances"]
@@ -200,13 +200,13 @@ def test_image_format_and_exif_orientation(make_sample, tmp_path):
     make_mapper()(sample)  # its size fits only when the orientation is applied
 
 
-def test_damaged_and_missing_pictures_are_named(make_sample, tmp_path):
+def test_damaged_and_missing_images_are_named(make_sample, tmp_path):
     sample = make_sample([LEFT])
     sample["file_name"] = str(tmp_path / "cut.jpg")
     noise = np.random.RandomState(0).randint(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
     Image.fromarray(noise).save(sample["file_name"])
     content = (tmp_path / "cut.jpg").read_bytes()
-    for damaged in (content[: len(content) // 2], b"", b"no picture"):
+    for damaged in (content[: len(content) // 2], b"", b"no image"):
         (tmp_path / "cut.jpg").write_bytes(damaged)
         with pytest.raises(ValueError, match=r"image of sample 0_0 .*cannot decode .*cut\.jpg"):
             make_mapper()(sample)

@@ -38,7 +38,7 @@ OPTIONS = [
 
 
 def released_image(bgr):
-    """float32 (3, 320, 320) in RGB order, normalised, from a decoded picture."""
+    """float32 (3, 320, 320) in RGB order, normalised, from a decoded image."""
     resized = cv2.resize(bgr, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR).astype(np.float32)
     return ((cv2.cvtColor(resized, cv2.COLOR_BGR2RGB) - MEAN) / STD).transpose(2, 0, 1)
 

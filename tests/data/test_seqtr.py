@@ -40,7 +40,7 @@ def write(tmp_path):
 
 
 def facts(samples, names=("ref_id", "sent_id")):
-    """What both formats say: ids, words, picture, and the targets' boxes and masks."""
+    """What both formats say: ids, words, image, and the targets' boxes and masks."""
     return sorted(
         (
             *(str(s[name]) for name in names),

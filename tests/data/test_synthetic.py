@@ -47,7 +47,7 @@ class ShapesFiles:
         return annotation["attributes"]["color"], self.categories[annotation["category_id"]]
 
     def targets(self, ref, sentence, flip_axis=None):
-        """Annotation ids by the interpreter, optionally in the mirrored picture."""
+        """Annotation ids by the interpreter, optionally in the mirrored image."""
         image = self.images[ref["image_id"]]
         annotations = self.annotations[ref["image_id"]]
         if flip_axis is not None:
@@ -79,7 +79,7 @@ def test_interpreter_finds_the_written_targets(shapes):
 
 
 @pytest.mark.parametrize("axis", ["horizontal", "vertical"])
-def test_swapped_words_fit_the_flipped_picture(shapes, axis):
+def test_swapped_words_fit_the_flipped_image(shapes, axis):
     changed = 0
     for ref, sentence in sentences_of(shapes):
         swapped = swap_direction_words(sentence["sent"], axis)
