@@ -34,7 +34,7 @@ class MissingImageError(BadSampleError, FileNotFoundError):
 
 
 class ImageSizeError(BadSampleError, SizeMismatchError):
-    """Picture and annotation disagree about the size."""
+    """Image and annotation disagree about the size."""
 
 
 def describe_sample(sample: _Sample) -> str:
@@ -130,33 +130,24 @@ class BadSampleSkipper(CheckedMapper):
     def __call__(self, dataset_dict: _Sample) -> _Sample:
         """The mapper's output for this sample, or for the first good one of its substitutes."""
         reports: List[_Sample] = []
-        candidate = dataset_dict
-        rng = dataset_dict.get("rng")
+        candidate, rng = dataset_dict, dataset_dict.get("rng")
         if rng is None:
             rng = np.random.default_rng(zlib.crc32(describe_sample(dataset_dict).encode()))
-        for _ in range(self.max_attempts):
+        while len(reports) < self.max_attempts:
             try:
                 sample = super().__call__(candidate)
-                break
             except BadSampleError as error:
-                last = error
-                reports.append(
-                    {
-                        "sample_id": str(candidate.get("sample_id", "?")),
-                        "file_name": str(candidate.get("file_name", "?")),
-                        "reason": str(error),
-                    }
-                )
-            item = self.items[int(rng.integers(len(self.items)))]
-            candidate = {**draw_sentence(item, rng), "rng": rng}
-        else:
-            raise BadSampleError(
-                f"{describe_sample(dataset_dict)} and {self.max_attempts - 1} samples tried in its "
-                f"place are all bad; the last one: {last}"
-            )
-        if reports and sample is not None:
-            for report in reports:
-                report["replaced_by"] = str(candidate.get("sample_id", "?"))
-                report["dataset_size"] = len(self.items)
-            sample[REPORT_KEY] = reports
-        return sample
+                report = {key: str(candidate.get(key, "?")) for key in ("sample_id", "file_name")}
+                reports.append({**report, "reason": str(error)})
+                item = self.items[int(rng.integers(len(self.items)))]
+                candidate = {**draw_sentence(item, rng), "rng": rng}
+                continue
+            if reports and sample is not None:
+                substitute = str(candidate.get("sample_id", "?"))
+                common = {"replaced_by": substitute, "dataset_size": len(self.items)}
+                sample[REPORT_KEY] = [{**report, **common} for report in reports]
+            return sample
+        raise BadSampleError(
+            f"{describe_sample(dataset_dict)} and {self.max_attempts - 1} samples tried in its "
+            f"place are all bad; the last one: {reports[-1]['reason']}"
+        )

@@ -1,4 +1,4 @@
-"""Direction words of expressions, and how they change when a image is flipped.
+"""Direction words of expressions, and how they change when an image is flipped.
 
 Real expressions use "left" and "right" in many ways. Those that name a side of the image are
 exchanged. Where the words may mean something else ("right next to", "the slice that is left"), and
@@ -9,44 +9,19 @@ the sample is not flipped: a flip that is left out costs nothing, a false expres
 import re
 from typing import Dict, Sequence, Tuple
 
-# Words that change places under a flip. Parts joined by hyphens ("left-hand", "upper-left") are
-# found as words.
-_WORD_PAIRS: Dict[str, Tuple[Tuple[str, str], ...]] = {
+# Words that change places under a flip, with the abbreviations of RefCOCO: "L guy", "girl on rt",
+# "lft side". Parts joined by hyphens ("left-hand", "upper-left") are found as words.
+_WORD_PAIRS = {
     "horizontal": (
-        ("left", "right"),
-        ("lefts", "rights"),
-        ("leftmost", "rightmost"),
-        ("leftest", "rightest"),
-        ("lefter", "righter"),
-        ("lefty", "righty"),
-        ("lefties", "righties"),
-        ("lefthand", "righthand"),
-        ("lefthanded", "righthanded"),
-        ("leftside", "rightside"),
-        ("leftward", "rightward"),
-        ("leftwards", "rightwards"),
-        ("topleft", "topright"),
-        ("bottomleft", "bottomright"),
-        ("upperleft", "upperright"),
-        ("lowerleft", "lowerright"),
-        ("farleft", "farright"),
-        # Abbreviations of RefCOCO: "L guy", "girl on rt", "lft side".
-        ("l", "r"),
-        ("lt", "rt"),
-        ("lft", "rgt"),
+        "left/right lefts/rights leftmost/rightmost leftest/rightest lefter/righter lefty/righty "
+        "lefties/righties lefthand/righthand lefthanded/righthanded leftside/rightside "
+        "leftward/rightward leftwards/rightwards topleft/topright bottomleft/bottomright "
+        "upperleft/upperright lowerleft/lowerright farleft/farright l/r lt/rt lft/rgt"
     ),
     "vertical": (
-        ("top", "bottom"),
-        ("topmost", "bottommost"),
-        ("above", "below"),
-        ("upper", "lower"),
-        ("uppermost", "lowermost"),
-        ("highest", "lowest"),
-        ("over", "under"),
-        ("topleft", "bottomleft"),
-        ("topright", "bottomright"),
-        ("upperleft", "lowerleft"),
-        ("upperright", "lowerright"),
+        "top/bottom topmost/bottommost above/below upper/lower uppermost/lowermost highest/lowest "
+        "over/under topleft/bottomleft topright/bottomright upperleft/lowerleft "
+        "upperright/lowerright"
     ),
 }
 AXES = tuple(_WORD_PAIRS)
@@ -98,9 +73,10 @@ _SUSPICIOUS = re.compile(
 )
 
 
-def _swap_table(pairs: Sequence[Tuple[str, str]]) -> Dict[str, str]:
+def _swap_table(pairs: str) -> Dict[str, str]:
     """Both directions of the pairs, so that swapping twice restores the text."""
-    return {**dict(pairs), **{second: first for first, second in pairs}}
+    table = dict(pair.split("/") for pair in pairs.split())
+    return {**table, **{second: first for first, second in table.items()}}
 
 
 def _word_pattern(patterns: Sequence[str]) -> "re.Pattern[str]":
@@ -130,9 +106,6 @@ def swap_direction_words(expression: str, axis: str) -> str:
     Args:
         expression: as annotated.
         axis: "horizontal" or "vertical".
-
-    Returns:
-        The expression that names the same objects in the flipped image.
     """
     check_axis(axis)
     table = _SWAPS[axis]

@@ -19,6 +19,7 @@ from detectron2.data import (
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
+from detectron2.utils import comm
 from torch.utils.data import DataLoader, Sampler
 
 from .bad_samples import BadSampleSkipper, CheckedMapper
@@ -26,8 +27,7 @@ from .mapper import GroundingDatasetMapper
 from .sampling import (
     SAMPLE_UNITS,
     VisitDataset,
-    build_seed,
-    build_train_sampler,
+    VisitSampler,
     group_by_object,
 )
 
@@ -138,8 +138,8 @@ class GroundingTrainLoader:
 
     Args:
         loader: iterates over ``list[dict]``.
-        sampler: what the loader reads; decides on the order.
-        dataset: what the loader reads; decides on sentences and augmentation.
+        sampler: of the loader; decides on the order.
+        dataset: of the loader; decides on sentences and augmentation.
     """
 
     def __init__(self, loader: Any, sampler: Sampler, dataset: VisitDataset):
@@ -189,9 +189,16 @@ def build_grounding_train_loader(
         replaces bad ones (``DATALOADER.SKIP_BAD_SAMPLES``) names them under ``bad_samples``.
     """
     mapper = GroundingDatasetMapper(cfg, is_train=True) if mapper is None else mapper
-    seed = build_seed(cfg, seed)
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    if name != "TrainingSampler":
+        raise ValueError(
+            f"DATALOADER.SAMPLER_TRAIN: expected 'TrainingSampler', found {name!r}; targets have "
+            "no categories that could be balanced"
+        )
+    if seed is None:
+        seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     items = DatasetFromList(build_train_items(cfg), copy=False)
-    sampler = build_train_sampler(cfg, len(items), seed)
+    sampler = VisitSampler(len(items), seed)
     skip = cfg.DATALOADER.SKIP_BAD_SAMPLES
     mapper = BadSampleSkipper(mapper, items) if skip else CheckedMapper(mapper)
     dataset = VisitDataset(items, mapper, seed)
@@ -211,11 +218,7 @@ def build_grounding_train_loader(
 
 
 def build_train_items(cfg: CfgNode) -> List[Any]:
-    """Reads ``DATASETS.TRAIN`` in units of ``DATALOADER.SAMPLE_UNIT``.
-
-    Returns:
-        Items: a dataset dict each, or the list of dicts about one object.
-    """
+    """Items of ``DATASETS.TRAIN``: a dict each, or by SAMPLE_UNIT the list about one object."""
     unit = cfg.DATALOADER.SAMPLE_UNIT
     if unit not in SAMPLE_UNITS:
         raise ValueError(f"DATALOADER.SAMPLE_UNIT: expected one of {SAMPLE_UNITS}, found {unit!r}")
@@ -259,7 +262,7 @@ def build_grounding_test_loader(
         batch_size: samples per batch; the last batch may be smaller.
 
     Returns:
-        Sized iterable of ``list[dict]``, the mapper's output for each sample of a batch.
+        Sized iterable of ``list[dict]``, outputs of the mapper.
     """
     mapper = GroundingDatasetMapper(cfg, is_train=False) if mapper is None else mapper
     # Whatever SKIP_BAD_SAMPLES says: without its bad samples it is another benchmark.

@@ -130,14 +130,11 @@ class GroundingDatasetMapper:
         return sample
 
     def prepare(self, image: np.ndarray, expression: str) -> Dict[str, Any]:
-        """Model input of an image in memory; the same as in inference for a file.
+        """:func:`model_input` of an image in memory, as inference makes it of a file.
 
         Args:
             image: uint8 (height, width, 3), channels in ``image_format``.
             expression: text.
-
-        Returns:
-            see :func:`model_input`.
         """
         transform = GeometricTransform(self.resize, image.shape[:2])
         return self._model_input(transform.apply_image(image), expression, transform)
@@ -248,7 +245,7 @@ def _read_boxes(annotations: List[Dict[str, Any]], sample: Dict[str, Any]) -> np
 
 
 def _read_image(sample: Dict[str, Any], image_format: str) -> np.ndarray:
-    """Picture uint8 (height, width, 3) after EXIF rotation, of the size the sample states."""
+    """Image uint8 (height, width, 3) after EXIF rotation, of the size the sample states."""
     try:
         image = read_image(sample["file_name"], image_format)
     except FileNotFoundError as error:

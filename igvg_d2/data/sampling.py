@@ -2,15 +2,14 @@
 
 A *visit* is one appearance of an item in training. Everything random about it, the sentence that is
 drawn and the augmentation, comes from a generator of its own that is seeded with (seed, epoch,
-item). So it does not matter how many workers or processes share the work, nor whether the training
-was interrupted; loaders that let each worker draw from a stream of its own repeat or lose draws.
+item). So it does not matter how many workers or processes share the work, nor whether the run was
+interrupted; loaders that let each worker draw from a stream of its own repeat or lose draws.
 """
 
 import itertools
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple, Union
 
 import numpy as np
-from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import Dataset, Sampler
@@ -112,17 +111,11 @@ def draw_sentence(item: _Item, rng: np.random.Generator) -> _Sample:
 
 
 def group_by_object(samples: Sequence[_Sample], name: str) -> List[List[_Sample]]:
-    """Dataset dicts of one data set, collected by ``ref_id``: all sentences about one object.
+    """Dataset dicts of one object each, by ``ref_id``, in the order in which the objects appear.
 
     Args:
         samples: dataset dicts, one per expression.
-        name: of the data set, for the message.
-
-    Returns:
-        Lists of dicts, in the order in which the objects appear.
-
-    Raises:
-        ValueError: a dict has no ``ref_id``.
+        name: of the data set, for the message if a dict has no ``ref_id``.
     """
     groups: Dict[Any, List[_Sample]] = {}
     for sample in samples:
@@ -133,25 +126,3 @@ def group_by_object(samples: Sequence[_Sample], name: str) -> List[List[_Sample]
             )
         groups.setdefault(sample["ref_id"], []).append(sample)
     return list(groups.values())
-
-
-def build_train_sampler(cfg: CfgNode, size: int, seed: int) -> VisitSampler:
-    """Builds ``DATALOADER.SAMPLER_TRAIN`` over ``size`` items.
-
-    Raises:
-        ValueError: it is not "TrainingSampler".
-    """
-    name = cfg.DATALOADER.SAMPLER_TRAIN
-    if name != "TrainingSampler":
-        raise ValueError(
-            f"DATALOADER.SAMPLER_TRAIN: expected 'TrainingSampler', found {name!r}; targets have "
-            "no categories that could be balanced"
-        )
-    return VisitSampler(size, seed)
-
-
-def build_seed(cfg: CfgNode, seed: Optional[int] = None) -> int:
-    """``seed``, else ``cfg.SEED``, else a random one that all processes agree on."""
-    if seed is not None:
-        return seed
-    return cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()

@@ -55,23 +55,19 @@ def _check_max_tokens(max_tokens: int) -> int:
     return max_tokens
 
 
-def _import_xlm_roberta_tokenizer() -> Any:
-    """Import late: transformers takes seconds and only this tokenizer needs it."""
-    from transformers import XLMRobertaTokenizer
-
-    return XLMRobertaTokenizer
-
-
 @functools.lru_cache(maxsize=2)
 def _load_xlm_roberta(path: str) -> Any:
     """Load a sentencepiece file once per process as an XLM-RoBERTa tokenizer and check it."""
+    # Late: transformers takes seconds and only this tokenizer needs it.
+    from transformers import XLMRobertaTokenizer
+
     problem = None
     # transformers 5 given the file itself as `vocab_file` returns a tokenizer of 5 tokens that
     # knows no word, without a warning. It reads the model only from a folder and by this name.
     with tempfile.TemporaryDirectory() as folder:
         os.symlink(os.path.abspath(path), os.path.join(folder, _VOCAB_FILE_NAME))
         try:
-            tokenizer = _import_xlm_roberta_tokenizer().from_pretrained(folder)
+            tokenizer = XLMRobertaTokenizer.from_pretrained(folder)
         except ImportError:
             raise
         # Depending on the version, a damaged file ends in any of OSError, RuntimeError, TypeError,

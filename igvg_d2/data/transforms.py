@@ -37,30 +37,15 @@ class SquashResize:
         self.image_size = (int(image_size[0]), int(image_size[1]))
 
     def resize_image(self, image: np.ndarray) -> np.ndarray:
-        """Resizes an image.
-
-        Args:
-            image: uint8 (height, width, 3), original frame.
-
-        Returns:
-            uint8 (H, W, 3), network frame.
-        """
+        """uint8 (height, width, 3), original frame -> uint8 (H, W, 3), network frame."""
         raise NotImplementedError
 
     def resize_mask(self, mask: np.ndarray, size: Tuple[int, int]) -> np.ndarray:
-        """Resizes one mask.
-
-        Args:
-            mask: uint8 (rows, columns) of 0 and 1.
-            size: wanted (rows, columns).
-
-        Returns:
-            bool of this size.
-        """
+        """uint8 (rows, columns) of 0 and 1 -> bool of ``size``, the wanted (rows, columns)."""
         raise NotImplementedError
 
     def resize_masks(self, masks: np.ndarray) -> np.ndarray:
-        """Resizes all masks of a sample.
+        """All masks of a sample.
 
         Args:
             masks: uint8 (height, width, T) of 0 and 1, column-major as pycocotools decodes them.
@@ -80,7 +65,7 @@ class SquashResize:
 
         Args:
             boxes: float (T, 4) XYXY pixels, original frame.
-            original_size: (height, width) of the original image.
+            original_size: (height, width).
 
         Returns:
             float32 (T, 4) XYXY pixels, network frame.
@@ -96,11 +81,7 @@ class SquashResize:
         return cv2.resize(numbers, (width, height), interpolation=cv2.INTER_NEAREST)
 
     def content_size(self, original_size: Tuple[int, int]) -> Tuple[int, int]:
-        """(rows, columns) of the network input that the image fills, from its top left corner.
-
-        Args:
-            original_size: (height, width) of the original image.
-        """
+        """(rows, columns) of the network input, from its top left corner, that the image fills."""
         return self.image_size
 
     def __repr__(self) -> str:
@@ -210,9 +191,8 @@ class LetterboxResize(SquashResize):
     def resize_masks(self, masks: np.ndarray) -> np.ndarray:
         """See :meth:`SquashResize.resize_masks`."""
         content = self._inner(masks.shape[:2]).resize_masks(masks)
-        padded = np.zeros((len(content), *self.image_size), bool)
-        padded[:, : content.shape[1], : content.shape[2]] = content
-        return padded
+        (height, width), (rows, columns) = self.image_size, content.shape[1:]
+        return np.pad(content, ((0, 0), (0, height - rows), (0, width - columns)))
 
     def resize_boxes(self, boxes: np.ndarray, original_size: Tuple[int, int]) -> np.ndarray:
         """See :meth:`SquashResize.resize_boxes`; clips to the image, not to the padding."""
@@ -221,9 +201,8 @@ class LetterboxResize(SquashResize):
     def resize_numbers(self, numbers: np.ndarray) -> np.ndarray:
         """See :meth:`SquashResize.resize_numbers`; padding is background, 0."""
         content = self._inner(numbers.shape[:2]).resize_numbers(numbers)
-        padded = np.zeros(self.image_size, np.uint8)
-        padded[: content.shape[0], : content.shape[1]] = content
-        return padded
+        (height, width), (rows, columns) = self.image_size, content.shape
+        return np.pad(content, ((0, height - rows), (0, width - columns)))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(image_size={self.image_size}, rule={self.rule.__name__})"
@@ -233,11 +212,7 @@ _RESIZE_RULES = {"pil": AntialiasedResize, "cv2": ReleasedResize}
 
 
 def build_resize(cfg: CfgNode) -> SquashResize:
-    """Builds the rule ``INPUT.RESIZE`` in the mode ``INPUT.RESIZE_MODE`` for ``INPUT.IMAGE_SIZE``.
-
-    Raises:
-        ValueError: unknown rule or mode.
-    """
+    """Builds the rule ``INPUT.RESIZE`` in ``INPUT.RESIZE_MODE`` for ``INPUT.IMAGE_SIZE``."""
     name, mode = cfg.INPUT.RESIZE, cfg.INPUT.RESIZE_MODE
     if name not in _RESIZE_RULES:
         raise ValueError(f"INPUT.RESIZE: expected one of {sorted(_RESIZE_RULES)}, found {name!r}")
@@ -281,14 +256,7 @@ class GeometricTransform:
         return self._flip(self.resize.resize_image(image))
 
     def apply_segmentation(self, numbers: np.ndarray) -> np.ndarray:
-        """A map of numbers (labels, indices) by nearest neighbours; padding becomes 0.
-
-        Args:
-            numbers: uint8 (height, width), original frame.
-
-        Returns:
-            uint8 (H, W), network frame.
-        """
+        """A map of labels or indices, uint8 (height, width) -> uint8 (H, W); padding becomes 0."""
         return self._flip(self.resize.resize_numbers(numbers))
 
     def apply_masks(self, masks: np.ndarray) -> np.ndarray:

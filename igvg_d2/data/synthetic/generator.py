@@ -1,4 +1,4 @@
-"""The Shapes data set: its splits, and one picture with its expressions at a time."""
+"""The Shapes data set: its splits, and one image with its expressions at a time."""
 
 from dataclasses import dataclass
 from typing import Dict, List, Optional, Tuple
@@ -93,7 +93,7 @@ def generate_scene(
     targets, and the form would then betray no-target expressions.
 
     Returns:
-        the scene, at least one expression, and the generator that its picture is to be drawn with.
+        the scene, at least one expression, and the generator that its image is to be drawn with.
     """
     rng = np.random.default_rng(np.random.SeedSequence((seed, split.index, index)))
     plans = [
@@ -130,10 +130,10 @@ def generate_scene(
 def generate_image(
     seed: int, split: SplitConfig, index: int
 ) -> Tuple[Scene, np.ndarray, List[SceneExpression]]:
-    """Draw picture ``index`` of a split, see :func:`generate_scene`.
+    """Draw image ``index`` of a split, see :func:`generate_scene`.
 
     Returns:
-        the scene, its picture uint8 (height, width, 3) RGB, and at least one expression.
+        the scene, its image uint8 (height, width, 3) RGB, and at least one expression.
     """
     scene, expressions, rng = generate_scene(seed, split, index)
     return scene, render_scene(scene, rng), expressions

@@ -5,28 +5,8 @@ from typing import Dict, List, Optional, Tuple
 
 import numpy as np
 
+from . import words
 from .scene import SceneObject
-from .words import (
-    AND_WORDS,
-    BASE_TEMPLATES,
-    COLOR_WORDS,
-    EXCEPT_WORDS,
-    GENERIC_NOUNS,
-    HALF_WORDS,
-    MOST_WORDS,
-    NUMBER_WORDS,
-    ORDINAL_WORDS,
-    PICTURE_WORDS,
-    PLURAL_TEMPLATES,
-    PLURAL_VERBS,
-    PREFIXES,
-    RELATION_WORDS,
-    SHAPE_WORDS,
-    SIDE_WORDS,
-    SIZE_WORDS,
-    TEMPLATES,
-    VERBS,
-)
 
 
 @dataclass(frozen=True)
@@ -86,20 +66,20 @@ def _any(rng: np.random.Generator, options: Tuple):
 
 def _adjectives(rng: np.random.Generator, description: Description) -> List[str]:
     """Size and colour words of a description."""
-    words = []
+    found = []
     if description.size:
-        words.append(_pick(rng, SIZE_WORDS[description.size], 0.6))
+        found.append(_pick(rng, words.SIZE_WORDS[description.size], 0.6))
     if description.color:
-        words.append(_pick(rng, COLOR_WORDS[description.color], 0.85))
-    return words
+        found.append(_pick(rng, words.COLOR_WORDS[description.color], 0.85))
+    return found
 
 
 def noun_phrase(
-    rng: np.random.Generator, description: Description, generic: Tuple = GENERIC_NOUNS
+    rng: np.random.Generator, description: Description, generic: Tuple = words.GENERIC_NOUNS
 ) -> Tuple[str, str]:
     """Noun phrase without article, as (singular, plural) that differ in the noun only."""
     if description.shape:
-        nouns = _pick(rng, SHAPE_WORDS[description.shape], 0.85)
+        nouns = _pick(rng, words.SHAPE_WORDS[description.shape], 0.85)
     else:
         nouns = _any(rng, generic)
     prefix = "".join(word + " " for word in _adjectives(rng, description))
@@ -110,7 +90,7 @@ def _clause_phrase(rng: np.random.Generator, description: Description) -> Tuple[
     """Like `noun_phrase`, sometimes with the colour or size in a clause: "star that is red"."""
     known = [name for name in ("size", "color") if getattr(description, name)]
     if not description.shape or not known or rng.random() > 0.15:
-        return noun_phrase(rng, description, GENERIC_NOUNS + (("one", "ones"),))
+        return noun_phrase(rng, description, words.GENERIC_NOUNS + (("one", "ones"),))
     name = known[rng.integers(len(known))]
     moved = Description(**{name: getattr(description, name)})
     rest = {key: getattr(description, key) for key in ("size", "color", "shape") if key != name}
@@ -144,7 +124,7 @@ def _list_text(rng: np.random.Generator, meaning: Meaning) -> str:
         else:
             template = "{np}" if bare else "the {np}"
         phrases.append(template.format(np=single, nps=many))
-    conjunction = _any(rng, AND_WORDS)
+    conjunction = _any(rng, words.AND_WORDS)
     if len(phrases) == 2 and conjunction == "and" and not bare and rng.random() < 0.15:
         if not meaning.parts[0][1]:
             return "both " + " and ".join(phrases)
@@ -157,31 +137,37 @@ def _fields(rng: np.random.Generator, meaning: Meaning) -> Dict[str, str]:
     simple = meaning.form in ("one", "all")
     phrase = _clause_phrase if simple else noun_phrase
     single, plural = phrase(rng, description)
-    heads = PLURAL_TEMPLATES if meaning.plural else ("the {np}", "the {np}", "{np}")
-    words = {
+    heads = words.PLURAL_TEMPLATES if meaning.plural else ("the {np}", "the {np}", "{np}")
+    fields = {
         "np": single,
         "nps": plural,
         "head": _any(rng, heads).format(np=single, nps=plural),
-        "base": _any(rng, BASE_TEMPLATES).format(np=single, nps=plural),
-        "n": NUMBER_WORDS.get(meaning.number, ""),
-        "ordinal": ORDINAL_WORDS.get(meaning.number, ""),
-        "except": _any(rng, EXCEPT_WORDS),
-        "picture": _any(rng, PICTURE_WORDS),
+        "base": _any(rng, words.BASE_TEMPLATES).format(np=single, nps=plural),
+        "n": words.NUMBER_WORDS.get(meaning.number, ""),
+        "ordinal": words.ORDINAL_WORDS.get(meaning.number, ""),
+        "except": _any(rng, words.EXCEPT_WORDS),
+        "picture": _any(rng, words.PICTURE_WORDS),
     }
     # "every star that is ...", but "all stars that are ..." and "each of the stars that are ...".
-    words["verb"] = _any(rng, VERBS if words["head"].endswith(single) else PLURAL_VERBS)
-    for name, table in (("most", MOST_WORDS), ("half", HALF_WORDS), ("relation", RELATION_WORDS)):
+    fields["verb"] = _any(
+        rng, words.VERBS if fields["head"].endswith(single) else words.PLURAL_VERBS
+    )
+    for name, table in (
+        ("most", words.MOST_WORDS),
+        ("half", words.HALF_WORDS),
+        ("relation", words.RELATION_WORDS),
+    ):
         if direction in table:
-            words[name] = _any(rng, table[direction])
-    words["side"] = SIDE_WORDS.get(direction, "")
+            fields[name] = _any(rng, table[direction])
+    fields["side"] = words.SIDE_WORDS.get(direction, "")
     if meaning.other is not None:
-        words["anchor"] = noun_phrase(rng, meaning.other)[0]
-        words.update(_exception_words(rng, meaning.other))
+        fields["anchor"] = noun_phrase(rng, meaning.other)[0]
+        fields.update(_exception_words(rng, meaning.other))
     if meaning.form == "shared_noun":
         colors = [_adjectives(rng, Description(color=part.color))[0] for part, _ in meaning.parts]
-        words["colors"] = " and ".join(colors)
-        words["nps"] = noun_phrase(rng, Description(shape=description.shape))[1]
-    return words
+        fields["colors"] = " and ".join(colors)
+        fields["nps"] = noun_phrase(rng, Description(shape=description.shape))[1]
+    return fields
 
 
 def verbalize(meaning: Meaning, rng: np.random.Generator) -> str:
@@ -196,9 +182,9 @@ def verbalize(meaning: Meaning, rng: np.random.Generator) -> str:
     if meaning.form == "list":
         text = _list_text(rng, meaning)
     else:
-        text = _any(rng, TEMPLATES[meaning.form]).format(**_fields(rng, meaning))
+        text = _any(rng, words.TEMPLATES[meaning.form]).format(**_fields(rng, meaning))
         if meaning.form in ("one", "all", "count") and rng.random() < 0.12:
-            text += f" in the {_any(rng, PICTURE_WORDS)}"
+            text += f" in the {_any(rng, words.PICTURE_WORDS)}"
     if rng.random() < 0.12:
-        text = f"{_any(rng, PREFIXES)} {text}"
+        text = f"{_any(rng, words.PREFIXES)} {text}"
     return text

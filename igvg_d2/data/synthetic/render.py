@@ -1,4 +1,4 @@
-"""Pixels of the shapes: masks from signed distances, and the painted picture."""
+"""Pixels of the shapes: masks from signed distances, and the painted image."""
 
 from typing import TYPE_CHECKING, Tuple
 
@@ -24,14 +24,7 @@ OUTLINE_WIDTH = 1.4  # pixels; keeps touching objects of one colour apart
 RING_HOLE = 0.55  # inner over outer radius
 
 # Circumscribed radius over the nominal radius, chosen so that shapes of one size look equally big.
-_EXTENTS = {
-    "circle": 1.0,
-    "ring": 1.0,
-    "square": 1.2,
-    "triangle": 1.25,
-    "star": 1.25,
-    "cross": 1.16,
-}
+EXTENTS = {"circle": 1.0, "ring": 1.0, "square": 1.2, "triangle": 1.25, "star": 1.25, "cross": 1.16}
 
 
 def _regular_polygon(corners: int, radius: float) -> np.ndarray:
@@ -42,7 +35,7 @@ def _regular_polygon(corners: int, radius: float) -> np.ndarray:
 
 def _star() -> np.ndarray:
     """Five-pointed star, outer radius 1.25."""
-    radii = np.where(np.arange(10) % 2 == 0, _EXTENTS["star"], 0.46 * _EXTENTS["star"])
+    radii = np.where(np.arange(10) % 2 == 0, EXTENTS["star"], 0.46 * EXTENTS["star"])
     return _regular_polygon(10, 1.0) * radii[:, None]
 
 
@@ -57,16 +50,11 @@ def _cross(length: float = 1.1, half: float = 0.37) -> np.ndarray:
 
 
 _POLYGONS = {
-    "square": _regular_polygon(4, _EXTENTS["square"]),
-    "triangle": _regular_polygon(3, _EXTENTS["triangle"]),
+    "square": _regular_polygon(4, EXTENTS["square"]),
+    "triangle": _regular_polygon(3, EXTENTS["triangle"]),
     "star": _star(),
     "cross": _cross(),
 }
-
-
-def shape_extent(shape: str) -> float:
-    """Distance of the farthest point of ``shape`` from its centre, in nominal radii."""
-    return _EXTENTS[shape]
 
 
 def _inside_polygon(x: np.ndarray, y: np.ndarray, vertices: np.ndarray) -> np.ndarray:
@@ -91,7 +79,7 @@ def _polygon_distance(x: np.ndarray, y: np.ndarray, vertices: np.ndarray) -> np.
 
 def _window(item: "SceneObject", height: int, width: int) -> Tuple[int, int, int, int]:
     """Pixel window (x0, y0, x1, y1) that holds the object and one pixel around it."""
-    reach = item.radius * _EXTENTS[item.shape] + 2
+    reach = item.radius * EXTENTS[item.shape] + 2
     x, y = item.center
     x0, y0 = max(int(x - reach), 0), max(int(y - reach), 0)
     return x0, y0, min(int(x + reach) + 2, width), min(int(y + reach) + 2, height)
@@ -132,12 +120,6 @@ def shape_mask(item: "SceneObject", height: int, width: int) -> np.ndarray:
     return mask
 
 
-def _resize(noise: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Smoothly enlarge a small float32 array to (height, width)."""
-    image = Image.fromarray(noise.astype(np.float32))
-    return np.asarray(image.resize((width, height), Image.BICUBIC))
-
-
 def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Float (height, width, 3) background: flat, gradient or cloudy; light or dark."""
     # Either clearly lighter or clearly darker than the gray objects.
@@ -151,7 +133,8 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
         shade = (x * np.cos(angle) + y * np.sin(angle)) * rng.uniform(8, 24)
     elif style == 2:
         cells = int(rng.integers(4, 13))
-        shade = _resize(rng.normal(0, 1, size=(cells, cells)), height, width) * rng.uniform(5, 14)
+        noise = Image.fromarray(rng.normal(0, 1, size=(cells, cells)).astype(np.float32))
+        shade = np.asarray(noise.resize((width, height), Image.BICUBIC)) * rng.uniform(5, 14)
     return base + shade[..., None] * rng.uniform(0.7, 1.0, size=3)
 
 
@@ -159,7 +142,7 @@ def render_scene(scene: "Scene", rng: np.random.Generator) -> np.ndarray:
     """Paint a scene.
 
     Edges are anti-aliased by the signed distance to the outline. Every object has a slightly
-    shifted colour, a gentle shading and a darker outline; the whole picture has its own brightness
+    shifted colour, a gentle shading and a darker outline; the whole image has its own brightness
     and pixel noise.
 
     Args:

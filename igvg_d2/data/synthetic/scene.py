@@ -1,11 +1,11 @@
 """Scenes of coloured shapes: what is where, and which pixels of each object are visible."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import FrozenSet, List, Optional, Tuple
 
 import numpy as np
 
-from .render import SHAPES, shape_extent, shape_mask
+from .render import EXTENTS, SHAPES, shape_mask
 
 COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "gray")
 SIZES = ("small", "medium", "large")
@@ -69,12 +69,6 @@ class Scene:
     visible_fractions: Tuple[float, ...]
 
 
-def _allowed_pairs(held_out: bool) -> List[Tuple[str, str]]:
-    """(colour, shape) pairs an object may have."""
-    pairs = [(color, shape) for color in COLORS for shape in SHAPES]
-    return pairs if held_out else [pair for pair in pairs if pair not in HELD_OUT_PAIRS]
-
-
 def _sample_attributes(
     rng: np.random.Generator, num_objects: int, held_out_share: float
 ) -> List[Tuple[str, str, str]]:
@@ -82,7 +76,9 @@ def _sample_attributes(
     colors = set(rng.choice(COLORS, size=rng.integers(2, 6), replace=False))
     shapes = set(rng.choice(SHAPES, size=rng.integers(2, 5), replace=False))
     sizes = rng.choice(SIZES, size=rng.integers(2, 4), replace=False)
-    allowed = _allowed_pairs(held_out_share > 0)
+    allowed = [(color, shape) for color in COLORS for shape in SHAPES]
+    if held_out_share <= 0:
+        allowed = [pair for pair in allowed if pair not in HELD_OUT_PAIRS]
     held_out = [pair for pair in allowed if pair in HELD_OUT_PAIRS]
     palette = [pair for pair in allowed if pair[0] in colors and pair[1] in shapes] or allowed
     if held_out:
@@ -140,7 +136,7 @@ def _place(
     """Find a place for one more object on top of the others, or None after 20 attempts."""
     color, shape, size = attributes
     radius = float(rng.uniform(*SIZE_RANGES[size]) * min(height, width))
-    reach = radius * shape_extent(shape)
+    reach = radius * EXTENTS[shape]
     same_color = [item for item in placed if item.color == color]
     touch = bool(same_color) and rng.random() < 0.3
     overlap_allowed = touch or rng.random() < 0.35
@@ -149,7 +145,7 @@ def _place(
         center = _propose_center(rng, height, width, reach, neighbour)
         gaps = [
             np.hypot(center[0] - item.center[0], center[1] - item.center[1])
-            - (reach + item.radius * shape_extent(item.shape))
+            - (reach + item.radius * EXTENTS[item.shape])
             for item in placed
         ]
         if not overlap_allowed and gaps and min(gaps) < -1:
@@ -171,10 +167,7 @@ def visible_box(mask: np.ndarray) -> Tuple[int, int, int, int]:
 
 
 def sample_scene(
-    rng: np.random.Generator,
-    *,
-    num_objects: Tuple[int, int] = (2, 9),
-    held_out_share: float = 0.0,
+    rng: np.random.Generator, *, num_objects: Tuple[int, int] = (2, 9), held_out_share: float = 0.0
 ) -> Scene:
     """Draw a scene without painting it.
 
@@ -199,11 +192,6 @@ def sample_scene(
                 placed.append(item)
         if len(placed) >= num_objects[0]:
             break
-    objects = tuple(
-        SceneObject(
-            item.shape, item.color, item.size, item.radius, item.angle, item.center, visible_box(m)
-        )
-        for item, m in zip(placed, visible)
-    )
+    objects = tuple(replace(item, box=visible_box(m)) for item, m in zip(placed, visible))
     fractions = tuple(float(v.sum() / f.sum()) for v, f in zip(visible, full))
     return Scene(height, width, objects, visible, fractions)

@@ -143,10 +143,7 @@ TEMPLATES: Dict[str, Tuple[str, ...]] = {
         "the {most} of the {nps}",
         "the {most} one of the {nps}",
     ),
-    "side": (
-        "{head} {relation} the {anchor}",
-        "{head} {verb} {relation} the {anchor}",
-    ),
+    "side": ("{head} {relation} the {anchor}", "{head} {verb} {relation} the {anchor}"),
     "distance": (
         "the {np} {relation} the {anchor}",
         "the {np} {verb} {relation} the {anchor}",

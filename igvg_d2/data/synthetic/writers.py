@@ -1,4 +1,4 @@
-"""Files of gRefCOCO from generated pictures: polygons, annotation records, statistics.
+"""Files of gRefCOCO from generated images: polygons, annotation records, statistics.
 
 Needs numpy and PIL only. Polygons follow the pixel edges, so that pycocotools rasterises them back
 to exactly the visible mask; contour tracers that run through pixel centres (cv2) would not.
@@ -102,35 +102,28 @@ def mask_to_polygons(mask: np.ndarray) -> List[List[int]]:
     return mask_to_polygons(halves[0]) + mask_to_polygons(halves[1])
 
 
-def _image_id(split: SplitConfig, index: int) -> int:
-    """Image id, unique over the splits and independent of the size of the data set."""
-    return split.index * 100_000 + index
-
-
 def _instance_records(scene: Scene, image_id: int) -> List[Dict[str, Any]]:
     """COCO annotations of every object, referred to or not."""
-    records = []
-    for number, (item, mask) in enumerate(zip(scene.objects, scene.masks)):
-        records.append(
-            {
-                "id": image_id * 10 + number,
-                "image_id": image_id,
-                "category_id": SHAPES.index(item.shape) + 1,
-                "bbox": [float(value) for value in item.box],
-                "area": float(mask.sum()),
-                "iscrowd": 0,
-                "segmentation": mask_to_polygons(mask),
-                "attributes": {"color": item.color, "size": item.size},
-                "visible_fraction": round(scene.visible_fractions[number], 4),
-            }
-        )
-    return records
+    return [
+        {
+            "id": image_id * 10 + number,
+            "image_id": image_id,
+            "category_id": SHAPES.index(item.shape) + 1,
+            "bbox": [float(value) for value in item.box],
+            "area": float(mask.sum()),
+            "iscrowd": 0,
+            "segmentation": mask_to_polygons(mask),
+            "attributes": {"color": item.color, "size": item.size},
+            "visible_fraction": round(scene.visible_fractions[number], 4),
+        }
+        for number, (item, mask) in enumerate(zip(scene.objects, scene.masks))
+    ]
 
 
 def _ref_records(
     expressions: List[SceneExpression], split: SplitConfig, image: Dict[str, Any], scene: Scene
 ) -> List[Dict[str, Any]]:
-    """Refs of one picture in the official schema, with the extra keys kind and no_target_kind."""
+    """Refs of one image in the official schema, with the extra keys kind and no_target_kind."""
     records = []
     for number, expression in enumerate(expressions):
         ref_id = image["id"] * 10 + number
@@ -166,10 +159,11 @@ def _ref_records(
 
 
 def _write_image(job: Tuple[int, int], *, output: str, seed: int) -> Dict[str, Any]:
-    """Generate one picture, write its JPEG and return its records (runs in a worker process)."""
+    """Generate one image, write its JPEG and return its records (runs in a worker process)."""
     split, index = SPLITS[job[0]], job[1]
-    scene, picture, expressions = generate_image(seed, split, index)
-    image_id = _image_id(split, index)
+    scene, pixels, expressions = generate_image(seed, split, index)
+    # Unique over the splits and independent of the size of the data set.
+    image_id = split.index * 100_000 + index
     image = {
         "id": image_id,
         "file_name": f"COCO_train2014_{image_id:012d}.jpg",
@@ -177,7 +171,7 @@ def _write_image(job: Tuple[int, int], *, output: str, seed: int) -> Dict[str, A
         "width": scene.width,
     }
     path = os.path.join(output, IMAGE_FOLDER, image["file_name"])
-    Image.fromarray(picture).save(path, quality=JPEG_QUALITY, subsampling=0)
+    Image.fromarray(pixels).save(path, quality=JPEG_QUALITY, subsampling=0)
     return {
         "image": image,
         "annotations": _instance_records(scene, image_id),
@@ -242,7 +236,7 @@ def write_shapes(
     num_workers: int = 0,
     progress: Optional[Callable[[int, int], None]] = None,
 ) -> Dict[str, Any]:
-    """Write the data set: pictures, ``grefs(unc).json``, ``instances.json`` and statistics.
+    """Write the data set: images, ``grefs(unc).json``, ``instances.json`` and statistics.
 
     Same seed and scale, same bytes, whatever ``num_workers`` is. ``statistics.json`` is written
     last, so its presence means that the data set is complete.
@@ -250,10 +244,10 @@ def write_shapes(
     Args:
         output: folder of the data set; created when missing.
         seed: any integer >= 0.
-        scale: factor on the number of pictures of every split (at least one picture each). A
-            smaller data set of the same seed holds the first pictures of the larger one.
+        scale: factor on the number of images of every split (at least one image each). A smaller
+            data set of the same seed holds the first images of the larger one.
         num_workers: processes; 0 and 1 generate in this process.
-        progress: called as ``progress(done, total)`` after each picture.
+        progress: called as ``progress(done, total)`` after each image.
 
     Returns:
         content of ``statistics.json``: generator_version, seed, scale, sha256 {file: hex digest},
