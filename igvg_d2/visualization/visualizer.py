@@ -102,35 +102,21 @@ class GroundingVisualizer:
         """Draw a sample as annotated: the image, and its ground truth beside it.
 
         Args:
-<<<<<<< HEAD
-            dataset_dict: a dataset dict (``expression``, ``annotations``, ``file_name``,
-                ``sample_id``).
-        """
-        image = read_image(dataset_dict["file_name"], "RGB")
-        truth = ground_truth(dataset_dict["annotations"], image.shape[:2])
-        sample_id = str(dataset_dict.get("sample_id", ""))
-        return self._draw_row(image, dataset_dict["expression"], sample_id, truth)
-=======
             dataset_dict: a dataset dict (``expression``, ``annotations``, ``height``, ``width``,
                 ``file_name``, ``sample_id``).
-            image: RGB uint8 (height, width, 3); read from ``file_name`` when None.
-
-        Returns:
-            RGB uint8 (rows, columns, 3).
 
         Raises:
             ValueError: the image has another size than the annotations.
         """
-        if image is None:
-            image = read_image(dataset_dict["file_name"], "RGB")
+        image = read_image(dataset_dict["file_name"], "RGB")
         height, width = image.shape[:2]
         stated = dataset_dict.get("height", height), dataset_dict.get("width", width)
         if (height, width) != stated:
             message = size_mismatch(dataset_dict["file_name"], (height, width), stated)
             raise ValueError(f"image '{dataset_dict['file_name']}': {message}")
-        truth = items_from_annotations(dataset_dict["annotations"], height, width)
-        return self._draw_truth_row(image, truth, dataset_dict)
->>>>>>> f4ea8d3 (Open images by named formats only, and say why one cannot be used)
+        truth = ground_truth(dataset_dict["annotations"], (height, width))
+        sample_id = str(dataset_dict.get("sample_id", ""))
+        return self._draw_row(image, dataset_dict["expression"], sample_id, truth)
 
     def draw_model_input(
         self,
