@@ -51,8 +51,7 @@ def check_targets(boxes: np.ndarray, rles: Sequence[Dict[str, Any]], sample: _Sa
         sample: dataset dict with ``height`` and ``width``.
 
     Raises:
-        BadSampleError: a box that is not finite, or without area within the image; a mask
-            without pixels.
+        BadSampleError: a box not finite or without area within the image; a mask without pixels.
     """
     size = np.array([sample["width"], sample["height"]] * 2, dtype=np.float64)
     clipped = np.clip(boxes, 0.0, size)

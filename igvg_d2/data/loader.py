@@ -45,10 +45,8 @@ class WorkerInit:
 
     A signal to the process group (Ctrl-C, batch systems) also reaches the workers. They ignore it:
     the training process decides, and needs them until it has finished its step. SIGTERM from it
-    ends a worker.
-
-    If that is killed, a worker would wait for ever to put its batch into a full pipe; a thread
-    watches the parent and ends the worker.
+    ends a worker. If it is killed, a worker would wait for ever to put its batch into a full pipe;
+    a thread watches the parent and ends the worker.
 
     Args:
         init: another ``worker_init_fn``, called first.

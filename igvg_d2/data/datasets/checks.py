@@ -95,7 +95,7 @@ def check_dataset(
     progress: Callable[..., Iterable] = lambda items, total: items,
     skip_invalid: bool = False,
 ) -> DatasetReport:
-    """Check one registered data set.
+    """Check one registered data set; missing or wrong files are problems in the report.
 
     Args:
         name: in DatasetCatalog.
@@ -104,9 +104,6 @@ def check_dataset(
         progress: wraps an iterable, for a progress bar; called with (items, total=...).
         skip_invalid: check the rest of a data set with malformed records; they are problems of
             kind "invalid records", and listed in ``skipped``.
-
-    Returns:
-        the report; files that are missing or wrong are problems in it, not exceptions.
     """
     report = DatasetReport(name)
     try:

@@ -22,14 +22,7 @@ def load_expressions(
     Args:
         annotation_file: the JSON file.
         image_root: folder of the images it names.
-        skipped: gets a message for each malformed expression, which is left out; None makes it an
-            error.
-
-    Returns:
-        Dataset dicts, one per expression; see :mod:`igvg_d2.data.datasets.common`.
-
-    Raises:
-        ValueError: names the file, the expression and the field.
+        skipped: see :mod:`igvg_d2.data.datasets.common`, also for what is returned and raised.
     """
     with paused_garbage_collection():
         items = dict(enumerate(item for _, item in iterate_json(annotation_file, ("expressions",))))
@@ -46,12 +39,7 @@ def load_expressions(
 
 
 def register_expressions(name: str, annotation_file: str, image_root: str) -> None:
-    """Registers a file of :func:`load_expressions` under a name for ``cfg.DATASETS``.
-
-    Args:
-        name: new name in Detectron2's catalogs.
-        annotation_file, image_root: see :func:`load_expressions`; opened when the data are used.
-    """
+    """Registers a file of :func:`load_expressions` under a name for ``cfg.DATASETS``."""
 
     def load(skipped: Optional[List[str]] = None) -> List[Dict[str, Any]]:
         return load_expressions(annotation_file, image_root, skipped)

@@ -16,8 +16,9 @@ A reader turns an annotation file into dataset dicts, one per *expression*, in t
 
 Expressions about the same object share one annotation dict, so treat annotations as read-only.
 
-Malformed records are errors. A reader that is given a list ``skipped`` leaves them out instead and
-adds a message for each, so that they can be counted and listed.
+The dicts come in the order of the file. A malformed record is a ValueError that names file, record
+and field. A reader that is given a list ``skipped`` leaves such records out instead and adds a
+message for each.
 """
 
 import logging
@@ -59,10 +60,7 @@ def collect_samples(
         expand: position, item -> its dataset dicts; raises RecordError for a wrong field.
         describe_item: position, item -> which one it is, for messages.
         source: where the items come from, for messages.
-        skipped: see the module docstring.
-
-    Raises:
-        ValueError: names source, item and field; also for a sample id that occurs twice.
+        skipped: see the module docstring; a sample id that occurs twice is malformed, too.
     """
     samples: List[Sample] = []
     seen = set()

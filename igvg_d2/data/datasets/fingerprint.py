@@ -20,9 +20,6 @@ def fingerprint(samples: Iterable[Dict[str, Any]]) -> str:
 
     Args:
         samples: dataset dicts as described in :mod:`igvg_d2.data.datasets.common`.
-
-    Returns:
-        64 hexadecimal digits.
     """
     # Expressions about one object share its annotation; the reference keeps the id() valid.
     targets: Dict[int, Any] = {}

@@ -77,9 +77,8 @@ class InstanceFile:
     def target(self, ann_id: int, image_id: int) -> Dict[str, Any]:
         """Returns the annotation dict of an object (shared: do not modify).
 
-        Crowd objects are targets like any other, and ``iscrowd`` says that they are crowds: the
-        expression names the group, the mapper trains on it, and evaluators apply the rule of their
-        protocol (ReLA drops crowds, GREC keeps them).
+        Crowds are targets like any other: the mapper trains on them, and evaluators apply the rule
+        of their protocol to ``iscrowd`` (ReLA drops crowds, GREC keeps them).
 
         Args:
             ann_id: COCO annotation id.
@@ -123,9 +122,6 @@ def to_annotation(item: Dict[str, Any], ann_id: int, height: int, width: int) ->
             missing or all zero is replaced by that of the mask.
         ann_id: its id in the result.
         height, width: of the original image.
-
-    Raises:
-        RecordError: names the field that is wrong.
     """
     try:
         rle, polygons = to_rle_and_polygons(item.get("segmentation"), height, width)

@@ -112,13 +112,7 @@ def load_referring(
         target_rule: which annotations an expression refers to: a key of `TARGET_RULES`, named
             after the benchmark, or a function of a record and one of its sentences that returns
             annotation ids, ``[]`` for no target, and raises ValueError when they make no sense.
-        skipped: see :mod:`igvg_d2.data.datasets.common`.
-
-    Returns:
-        Dataset dicts (see :mod:`igvg_d2.data.datasets.common`) in the order of the file.
-
-    Raises:
-        ValueError: names file, record and field.
+        skipped: see :mod:`igvg_d2.data.datasets.common`, also for what is returned and raised.
     """
     target_ids = TARGET_RULES[target_rule] if isinstance(target_rule, str) else target_rule
     with paused_garbage_collection():
@@ -178,10 +172,6 @@ def _named_objects(refs: Iterable[Dict[str, Any]]) -> set:
 
 class RefReader:
     """Turns a record of the refer API into dataset dicts, one per sentence that has text.
-
-    Args:
-        instances: the objects the records name.
-        target_ids: one of `TARGET_RULES`.
 
     Attributes:
         without_text: number of sentences, and of records without a sentence, that were left out.

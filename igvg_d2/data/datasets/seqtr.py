@@ -48,14 +48,7 @@ def load_seqtr(
             name their ``ref_id``, ``instance_index.json`` beside it says which belong together.
         image_root: folder with the COCO images.
         split: key of the file, such as "val" or "val_refcoco_unc".
-        skipped: gets a message for each malformed sample, which is left out; None makes it an
-            error.
-
-    Returns:
-        Dataset dicts, one per expression; see :mod:`igvg_d2.data.datasets.common`.
-
-    Raises:
-        ValueError: names file, sample and field.
+        skipped: see :mod:`igvg_d2.data.datasets.common`, also for what is returned and raised.
     """
     with paused_garbage_collection():
         content = read_json(annotation_file)

@@ -122,9 +122,8 @@ def sample_plan(
         rng: the only source of randomness.
         kind_shares: relative frequency of each of ``KINDS``.
         no_target_share: probability of a plan without target, the same for every kind and form.
-        plural_share: probability that a relation speaks of several objects; at 0.5 and above order
+        plural_share, novel_share: see `SplitConfig`; from a plural share of 0.5 on order
             expressions ask for several objects more often as well.
-        novel_share: probability that the expression is about a held-out pair.
     """
     kind = _draw(rng, kind_shares)
     forms = dict(FORMS[kind])

@@ -157,8 +157,7 @@ def realize(
             even named in no-target expressions, otherwise the words would give the answer away.
 
     Returns:
-        the meaning and the indices of its targets (empty for a no-target plan), or None when
-        the scene has no such meaning (after a fixed number of proposals).
+        the meaning and the indices of its targets, or None if no proposal fits the scene.
     """
     for _ in range(MAX_PROPOSALS):
         meaning = _propose(rng, scene, plan)

@@ -146,7 +146,7 @@ def render_scene(scene: "Scene", rng: np.random.Generator) -> np.ndarray:
     and pixel noise.
 
     Args:
-        scene: what to paint; its objects from the lowest to the topmost.
+        scene: what to paint.
         rng: the only source of randomness.
 
     Returns:

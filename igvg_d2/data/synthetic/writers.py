@@ -87,7 +87,7 @@ def mask_to_polygons(mask: np.ndarray) -> List[List[int]]:
         mask: bool (height, width).
 
     Returns:
-        COCO ``segmentation``: one [x0, y0, x1, y1, ...] per piece, in pixel corners; [] when empty.
+        one [x0, y0, x1, y1, ...] per piece, in pixel corners; [] when empty.
     """
     loops = _trace_loops(mask)
     holes = [loop for loop in loops if _signed_area(loop) < 0]
@@ -197,10 +197,7 @@ def _write_json(path: str, content: Any, indent: Optional[int] = None) -> str:
 
 
 def count_expressions(refs: Iterable[Dict[str, Any]]) -> Dict[str, Dict[str, Any]]:
-    """Count expressions per split.
-
-    Args:
-        refs: records of ``grefs(unc).json``.
+    """Count the expressions of ``grefs(unc).json`` per split.
 
     Returns:
         split -> {"images": int, "expressions": int, "cardinality": {"0", "1", "2", "3+": int},
