@@ -10,6 +10,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 
 from igvg_d2.io.image import read_image, size_mismatch
+from igvg_d2.io.rle import to_rle
 
 from .bad_samples import (
     BadSampleError,
@@ -18,7 +19,6 @@ from .bad_samples import (
     check_targets,
     describe_sample,
 )
-from .datasets.masks import to_rle
 from .directions import is_flippable, swap_direction_words
 from .tokenizer import build_tokenizer
 from .transforms import GeometricTransform, SquashResize, build_resize, jitter_color

@@ -1,11 +1,12 @@
-"""COCO run-length masks that come from elsewhere: checked before pycocotools sees them.
+"""COCO segmentations that come from elsewhere: checked before pycocotools sees them.
 
-pycocotools reads beyond the end of a damaged string and stops early at empty runs; a file from
-elsewhere must be able to do neither. Arithmetic on checked masks is pycocotools' own.
+pycocotools reads beyond the end of a damaged string, stops early at empty runs and takes memory by
+the length of an outline; a file from elsewhere must be able to do none of it. Arithmetic on checked
+masks is pycocotools' own.
 """
 
 import reprlib
-from typing import Any, Dict, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -17,6 +18,7 @@ Size = Tuple[int, int]
 _ZERO, _SYMBOLS, _MORE, _SIGN, _VALUE = 48, 64, 0x20, 0x10, 0x1F
 # Symbols of one number: 7 times 5 bits hold every run of an image.
 _MAX_SYMBOLS = 7
+_MIN_POLYGON_COORDINATES = 6
 
 
 class RLEMasks:
@@ -99,6 +101,80 @@ def normalize_rle(rle: RLE, size: Size, runs: np.ndarray) -> RLE:
         return mask_util.frPyObjects({"size": list(size), "counts": counts}, *size)
     counts = counts.encode("ascii") if isinstance(counts, str) else counts
     return {"size": list(size), "counts": counts}
+
+
+def to_rle(segmentation: Any, height: int, width: int) -> RLE:
+    """Converts any COCO segmentation to one compressed RLE, parts joined by union.
+
+    Rasterisation is pycocotools' own, which is what the benchmarks' masks are defined by.
+
+    Args:
+        segmentation: list of polygons [x0, y0, x1, y1, ...] in pixels, an RLE dict (counts
+            compressed or a list of run lengths), or a list of RLE dicts (RefClef). Compressed
+            counts given as bytes are pycocotools' own and taken as they are.
+        height, width: of the original image.
+
+    Returns:
+        ``{"size": [height, width], "counts": bytes}``.
+
+    Raises:
+        ValueError: nothing to rasterise, a coordinate that is not a number or far outside of the
+            image, an RLE of another size or with wrong run lengths.
+    """
+    return to_rle_and_polygons(segmentation, height, width)[0]
+
+
+def to_rle_and_polygons(segmentation: Any, height: int, width: int) -> Tuple[RLE, List[np.ndarray]]:
+    """As :func:`to_rle`, with the polygons, float64 [x0, y0, ...]; none if it is an RLE.
+
+    Polygons of fewer than three corners are left out: they have no area, and pycocotools would
+    read four numbers as a box.
+    """
+    if isinstance(segmentation, dict):
+        return _compress(segmentation, height, width), []
+    if not isinstance(segmentation, (list, tuple)) or not segmentation:
+        raise ValueError(
+            f"expected polygons or RLE as segmentation, found {reprlib.repr(segmentation)}"
+        )
+    if isinstance(segmentation[0], dict):
+        parts = [_compress(part, height, width) for part in segmentation]
+        return mask_util.merge(parts), []
+    polygons = [_check_polygon(part, height, width) for part in segmentation]
+    polygons = [part for part in polygons if len(part) >= _MIN_POLYGON_COORDINATES]
+    if not polygons:
+        found = reprlib.repr(segmentation)
+        raise ValueError(f"expected a polygon with at least three corners, found {found}")
+    parts = mask_util.frPyObjects(polygons, height, width)
+    return parts[0] if len(parts) == 1 else mask_util.merge(parts), polygons
+
+
+def _check_polygon(part: Any, height: int, width: int) -> np.ndarray:
+    """One polygon as float64 (2 * corners,)."""
+    try:
+        polygon = np.asarray(part) if isinstance(part, (list, tuple, np.ndarray)) else None
+    except ValueError:  # lists of different lengths
+        polygon = None
+    is_row = polygon is not None and polygon.ndim == 1 and len(polygon) % 2 == 0
+    if not is_row or (len(polygon) and polygon.dtype.kind not in "iuf"):
+        raise ValueError(f"expected a polygon [x0, y0, x1, y1, ...], found {reprlib.repr(part)}")
+    polygon = polygon.astype(np.float64)
+    # Rasterising takes memory by the length of the outline. A comparison with NaN is false.
+    margin = max(height, width)
+    if len(polygon) and not (polygon.min() >= -margin and polygon.max() <= 2 * margin):
+        raise ValueError(
+            f"expected polygon corners near the image of {width} x {height} pixels, found "
+            f"coordinates from {polygon.min()} to {polygon.max()}"
+        )
+    return polygon
+
+
+def _compress(rle: Any, height: int, width: int) -> RLE:
+    """One RLE dict, compressed, after a check of its size and its run lengths."""
+    if isinstance(rle, dict) and rle.get("size") == [height, width]:
+        if isinstance(rle.get("counts"), bytes):
+            return rle
+    size, runs = check_rle(rle, (height, width))
+    return normalize_rle(rle, size, runs)
 
 
 def mask_to_rle(mask: Any) -> RLE:

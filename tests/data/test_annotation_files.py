@@ -10,8 +10,9 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 
-from igvg_d2.data.datasets import load_referring, to_rle
+from igvg_d2.data.datasets import load_referring
 from igvg_d2.data.datasets.annotation_files import iterate_json, iterate_refs
+from igvg_d2.io.rle import to_rle
 
 load_refcoco = partial(load_referring, target_rule="refcoco")
 

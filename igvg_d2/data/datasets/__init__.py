@@ -4,7 +4,6 @@ from . import builtin
 from .coco_expressions import load_expressions, register_expressions
 from .fingerprint import fingerprint
 from .instances import InstanceFile
-from .masks import to_rle
 from .referring import TARGET_RULES, load_referring
 from .registration import load_dataset, register_grounding, set_skip_invalid
 from .seqtr import load_seqtr

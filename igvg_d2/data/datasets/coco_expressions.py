@@ -3,8 +3,18 @@
 from typing import Any, Dict, List, Optional
 
 from .annotation_files import iterate_json, paused_garbage_collection
-from .common import collect_samples, log_counts, make_sample
-from .fields import RecordError, list_ids, read_field, read_id, read_int, read_text, short
+from .common import (
+    RecordError,
+    collect_samples,
+    list_ids,
+    log_counts,
+    make_sample,
+    read_field,
+    read_id,
+    read_int,
+    read_text,
+    short,
+)
 from .instances import InstanceFile
 from .registration import register_grounding
 

@@ -7,10 +7,10 @@ import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 
 from igvg_d2.io.json_stream import describe
+from igvg_d2.io.rle import to_rle_and_polygons
 
 from .annotation_files import iterate_json
-from .fields import RecordError, is_int, read_box, read_size, read_text, short
-from .masks import to_rle_and_polygons
+from .common import RecordError, is_int, read_box, read_size, read_text, short
 
 
 class InstanceFile:

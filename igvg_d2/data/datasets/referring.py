@@ -5,8 +5,21 @@ from collections import Counter
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Union
 
 from .annotation_files import iterate_refs, paused_garbage_collection
-from .common import Sample, collect_samples, log_counts, make_sample, note_or_raise
-from .fields import RecordError, is_int, list_ids, read_field, read_id, read_int, read_list, short
+from .common import (
+    RecordError,
+    Sample,
+    collect_samples,
+    is_int,
+    list_ids,
+    log_counts,
+    make_sample,
+    note_or_raise,
+    read_field,
+    read_id,
+    read_int,
+    read_list,
+    short,
+)
 from .instances import InstanceFile
 
 logger = logging.getLogger(__name__)

@@ -13,10 +13,13 @@ from typing import Any, Dict, List, Optional
 from detectron2.utils.file_io import PathManager
 
 from .annotation_files import paused_garbage_collection, read_json
-from .common import Sample, collect_samples, log_counts, make_sample
-from .fields import (
+from .common import (
     RecordError,
+    Sample,
+    collect_samples,
     is_int,
+    log_counts,
+    make_sample,
     read_field,
     read_id,
     read_int,
