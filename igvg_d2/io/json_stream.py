@@ -1,12 +1,13 @@
-"""JSON item by item, however large the file is.
+"""JSON item by item, however large the file is, and JSON lines.
 
 As Python objects, instances.json of gRefCOCO takes 700 MB; prediction files are no smaller.
 """
 
 import json
+import os
 import re
 import reprlib
-from typing import IO, Any, Iterator, List, Sequence, Tuple
+from typing import IO, Any, Dict, Iterator, List, Sequence, Tuple
 
 _PIECE = 1 << 20
 # A value that has no end within so many characters is taken for damage.
@@ -196,6 +197,25 @@ def iterate_lists(file: IO[str], keys: Sequence[str]) -> Iterator[Tuple[str, Any
     reader.end()
     if not set(keys) <= set(seen):
         raise WrongContentError(describe(dict.fromkeys(seen)))
+
+
+def read_metrics(path: str) -> Dict[int, Dict[str, Any]]:
+    """Scalars of a ``metrics.json`` by iteration, ascending; {} if there is no such file.
+
+    Lines about one iteration are put together, the last value counts. A line that is no JSON, as a
+    killed process can leave at the end, is passed over; so are lines without an iteration.
+    """
+    records: Dict[int, Dict[str, Any]] = {}
+    if not os.path.isfile(path):
+        return records
+    with open(path, errors="replace") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+                records.setdefault(int(record["iteration"]), {}).update(record)
+            except (ValueError, KeyError, TypeError):
+                continue
+    return dict(sorted(records.items()))
 
 
 def describe(value: Any) -> str:

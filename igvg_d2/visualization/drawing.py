@@ -7,7 +7,7 @@ Detectron2's ``Visualizer``) costs about half a second, and a report shows forty
 
 import os
 from functools import lru_cache
-from typing import List, Optional, Sequence, Tuple
+from typing import List, Sequence, Tuple
 
 import cv2
 import matplotlib
@@ -44,12 +44,10 @@ def text_width(text: str, font: ImageFont.FreeTypeFont) -> int:
     return int(np.ceil(font.getlength(text)))
 
 
-def wrap_text(
-    text: str, font: ImageFont.FreeTypeFont, width: int, max_lines: Optional[int] = None
-) -> List[str]:
+def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: int, max_lines: int) -> List[str]:
     """Break ``text`` between words into lines of at most ``width`` pixels.
 
-    A single word wider than ``width`` is cut between characters. With ``max_lines`` the last line
+    A single word wider than ``width`` is cut between characters. The last of ``max_lines`` lines
     ends in an ellipsis when something was left out.
     """
     lines = [""]
@@ -64,7 +62,7 @@ def wrap_text(
                 lines.append("")
             lines[-1] += character
     lines = [line for line in lines if line]
-    if max_lines is not None and len(lines) > max_lines:
+    if len(lines) > max_lines:
         last = lines[max_lines - 1]
         while last and text_width(last + "…", font) > width:
             last = last[:-1]
@@ -134,16 +132,14 @@ def draw_box(image: np.ndarray, box: np.ndarray, color: Color) -> None:
     cv2.rectangle(image, (x0, y0), (x1, y1), color, 2)
 
 
-def draw_tags(
-    image: np.ndarray, boxes: np.ndarray, texts: Sequence[str], colors: Sequence[Color]
-) -> None:
+def draw_tags(image: np.ndarray, boxes: np.ndarray, texts: Sequence[str]) -> None:
     """Label boxes (n, 4): above the box, else below, else inside; never over an earlier label."""
     font = load_font(17, bold=True)
     height, width = image.shape[:2]
     tag_height = 22
     placed: List[Tuple[int, int, int]] = []  # left, right, top
     items = []
-    for box, text, color in zip(boxes, texts, colors):
+    for i, (box, text) in enumerate(zip(boxes, texts)):
         tag_width = text_width(text, font) + 10
         x = int(np.clip(round(box[0]) - 2, 0, max(0, width - tag_width)))
         top, bottom = int(round(box[1])), int(round(box[3]))
@@ -153,6 +149,7 @@ def draw_tags(
         free = [y for y in fitting if all(abs(y - t) >= tag_height for t in beside)]
         y = (free or fitting)[0]
         placed.append((x, x + tag_width, y))
+        color = instance_color(i)
         cv2.rectangle(image, (x, y), (x + tag_width - 1, y + tag_height - 1), color, -1)
         middle = (x + tag_width // 2, y + tag_height // 2)
         items.append((middle, text, font, contrast_color(color), "mm"))
@@ -177,33 +174,33 @@ def draw_heat(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return ((1 - alpha) * gray + alpha * colors).astype(np.uint8)
 
 
-def draw_points(
-    image: np.ndarray, points: np.ndarray, labels: Sequence[str], colors: Sequence[Color]
-) -> None:
+def draw_points(image: np.ndarray, points: np.ndarray, num_kept: int) -> None:
     """Draw numbered discs at points (n, 2) given as (x, y); earlier points end up on top.
 
-    Discs at the border are moved inwards until they are whole.
+    Discs at the border are moved inwards until they are whole. Those of the first ``num_kept``
+    points have the colours of instances.
     """
     height, width = image.shape[:2]
     font = load_font(13, bold=True)
-    for point, label, color in reversed(list(zip(points, labels, colors))):
-        x = int(np.clip(round(float(point[0])), 11, max(11, width - 12)))
-        y = int(np.clip(round(float(point[1])), 11, max(11, height - 12)))
+    for i in reversed(range(len(points))):
+        color = instance_color(i) if i < num_kept else INK
+        x = int(np.clip(round(float(points[i, 0])), 11, max(11, width - 12)))
+        y = int(np.clip(round(float(points[i, 1])), 11, max(11, height - 12)))
         cv2.circle(image, (x, y), 11, WHITE, -1, cv2.LINE_AA)
         cv2.circle(image, (x, y), 9, color, -1, cv2.LINE_AA)
-        draw_texts(image, [((x, y), label, font, contrast_color(color), "mm")])
+        draw_texts(image, [((x, y), str(i + 1), font, contrast_color(color), "mm")])
 
 
-def draw_banner(image: np.ndarray, text: str, color: Color, note: str = "") -> None:
-    """Draw a full-width band with large text across the middle, and a smaller note inside it."""
+def draw_banner(image: np.ndarray, note: str = "") -> None:
+    """Draw a full-width band that says NO TARGET across the middle, and a smaller note inside."""
     height, width = image.shape[:2]
-    size = 36
+    text, size = "NO TARGET", 36
     while size > 14 and text_width(text, load_font(size, bold=True)) > width - 16:
         size -= 2
     half = size if note else int(0.85 * size)
     x, y = width // 2, height // 2
     top, bottom = max(0, y - half), min(height, y + half)
-    band = 0.1 * image[top:bottom].astype(np.float32) + 0.9 * np.array(color, np.float32)
+    band = 0.1 * image[top:bottom].astype(np.float32) + 0.9 * np.array(NEUTRAL, np.float32)
     image[top:bottom] = band.astype(np.uint8)
     cv2.line(image, (0, top), (width, top), WHITE, 2)
     cv2.line(image, (0, bottom - 1), (width, bottom - 1), WHITE, 2)

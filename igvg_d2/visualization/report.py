@@ -5,7 +5,6 @@ import io
 import json
 import logging
 import math
-import os
 import re
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -16,6 +15,7 @@ from PIL import Image
 from igvg_d2.evaluation.metrics import CARDINALITIES
 from igvg_d2.io.atomic import write_atomically
 from igvg_d2.io.image import read_image
+from igvg_d2.io.json_stream import read_metrics
 
 from .charts import Series, line_chart
 
@@ -24,8 +24,6 @@ logger = logging.getLogger(__name__)
 # Width of the embedded images; the file an image links to keeps its full size.
 _EMBEDDED_WIDTH = 1500
 _PER_CARDINALITY = re.compile(r"^(\w+?)_(0|1|2|3plus)$")
-# Keyword arguments of the template's macro "table".
-Table = Dict[str, Any]
 
 
 def build_report(output_dir: str, *, embed: bool = True, title: Optional[str] = None) -> str:
@@ -60,7 +58,7 @@ def build_report(output_dir: str, *, embed: bool = True, title: Optional[str] = 
     evaluations = [report for report in reports if "results" in report]
     # The headline shows the first one, and validation is what a run may be tuned on.
     evaluations.sort(key=lambda report: not report["dataset"].endswith("val"))
-    path = os.path.join(output_dir, "report.html")
+    path = str(root / "report.html")
     html = TEMPLATES.get_template("report.html").render(
         title=title or root.absolute().name,
         config_file=facts.pop("config_file", None),
@@ -76,31 +74,18 @@ def build_report(output_dir: str, *, embed: bool = True, title: Optional[str] = 
         ],
     )
     write_atomically(path, html)
-    logger.info("Wrote %s (%.1f MB)", path, os.path.getsize(path) / 1e6)
+    logger.info("Wrote %s (%.1f MB)", path, len(html) / 1e6)
     return path
 
 
 def load_curves(path: str) -> Dict[str, Series]:
-    """Curves of Detectron2's ``metrics.json``: {name: [(iteration, value), ...]}.
-
-    A resumed run repeats iterations; the last line of an iteration counts.
-    """
-    if not os.path.isfile(path):
-        logger.info("No %s: the report has no curves", path)
-        return {}
-    curves: Dict[str, Dict[int, float]] = {}
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError:
-            # A killed run leaves half a line at the end.
-            logger.warning("%s: skipped a line that is not JSON: %.60s", path, line)
-            continue
-        iteration = values.pop("iteration", None)
+    """Curves of Detectron2's ``metrics.json``: {name: [(iteration, value), ...]}."""
+    curves: Dict[str, List[Tuple[float, float]]] = {}
+    for iteration, values in read_metrics(path).items():
         for name, value in values.items():
-            if iteration is not None and isinstance(value, (int, float)):
-                curves.setdefault(name, {})[iteration] = value
-    return {name: sorted(points.items()) for name, points in curves.items()}
+            if name != "iteration" and isinstance(value, (int, float)):
+                curves.setdefault(name, []).append((iteration, value))
+    return curves
 
 
 def _read_json(path: Path) -> Any:
@@ -111,8 +96,8 @@ def _read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not valid JSON ({error}); delete it or rerun.") from error
 
 
-def _metric_tables(evaluations: List[Dict[str, Any]]) -> List[Table]:
-    """Masks and boxes side by side; other tasks below, where there is room for their columns."""
+def _metric_tables(evaluations: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """Tables: masks and boxes side by side; other tasks below, where their columns have room."""
     tasks: Dict[str, List[str]] = {}
     for report in evaluations:
         for task, metrics in report["results"].items():
@@ -128,20 +113,18 @@ def _metric_tables(evaluations: List[Dict[str, Any]]) -> List[Table]:
             for report in evaluations
         ]
         groups = [("", 1), *((task, len(tasks[task])) for task in group)]
-        tables.append(
-            {"columns": ["data set", *(m for _, m in names)], "rows": rows, "groups": groups}
-        )
+        columns = ["data set", *(metric for _, metric in names)]
+        tables.append({"columns": columns, "rows": rows, "groups": groups})
     return tables
 
 
-def _cardinality_table(evaluations: List[Dict[str, Any]]) -> Optional[Table]:
+def _cardinality_table(evaluations: List[Dict[str, Any]]) -> Optional[Dict[str, Any]]:
     """One row per number of targets, one group of columns per data set."""
     columns, groups = ["targets"], [("", 1)]
     rows: List[List[Any]] = [[cardinality] for cardinality in CARDINALITIES]
     for report in evaluations:
         values = {k: v for metrics in report["results"].values() for k, v in metrics.items()}
-        # A dict keeps the order.
-        names = list({match[1]: 0 for match in map(_PER_CARDINALITY.match, values) if match})
+        names = list(dict.fromkeys(m[1] for m in map(_PER_CARDINALITY.match, values) if m))
         names.sort(key=lambda name: name != "count")
         if names:
             columns += ["samples" if name == "count" else name for name in names]
@@ -163,8 +146,8 @@ def _charts(curves: Dict[str, Series]) -> Dict[str, List[Dict[str, Any]]]:
                 # A single final evaluation is no curve; the tables show it.
                 if len(points) > 1:
                     validation[metric] = points
-        dataset = prefix.strip("/") or "validation"
-        main.append(line_chart(f"{dataset}, percent", validation, start_at_zero=True))
+        title = f"{prefix.strip('/') or 'validation'}, percent"
+        main.append(line_chart(title, validation, start_at_zero=True))
     losses, others = [], []
     for name, points in sorted(curves.items()):
         is_loss, is_of_layer = name.startswith("loss_"), re.search(r"_\d+$", name)

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import re
 from glob import escape
 from itertools import compress, zip_longest
@@ -56,11 +55,10 @@ def select_cases(records: Sequence[Dict[str, Any]], num: int) -> List[Case]:
         # Halves, so that a small group does not show the same sample as best and as worst.
         middle = (len(group) + 1) // 2
         for case, part in (("worst", group[:middle]), ("best", group[middle:][::-1])):
-            first_of_image: Dict[Any, Dict[str, Any]] = {}
+            firsts: Dict[Any, Dict[str, Any]] = {}
             for record in part:
-                first_of_image.setdefault(record["image_id"], record)
-            queue = [Case(r["sample_id"], case, cardinality) for r in first_of_image.values()]
-            queues.append(queue)
+                firsts.setdefault(record["image_id"], record)
+            queues.append([Case(r["sample_id"], case, cardinality) for r in firsts.values()])
     in_turn = [case for cases in zip_longest(*queues) for case in cases if case is not None]
     chosen = set(in_turn[:num])
     return [case for queue in queues for case in queue if case in chosen]
@@ -135,37 +133,30 @@ def render_result_pictures(
     folder.mkdir(parents=True, exist_ok=True)
     if index_path.is_file():
         for entry in json.loads(index_path.read_text(encoding="utf-8"))["pictures"]:
-            (folder / os.path.basename(entry["file"])).unlink(missing_ok=True)
-    mapper = GroundingDatasetMapper(cfg, is_train=False)
+            (folder / Path(entry["file"]).name).unlink(missing_ok=True)
+    mapper, visualizer = GroundingDatasetMapper(cfg, is_train=False), GroundingVisualizer()
     entries: List[Dict[str, Any]] = []
     for start in range(0, len(cases), _BATCH_SIZE):
         batch = cases[start : start + _BATCH_SIZE]
         with inference_context(model), torch.no_grad():
             outputs = model([mapper(samples[case.sample_id]) for case in batch])
         for case, output in zip(batch, outputs):
+            sample = samples[case.sample_id]
+            expression, annotations = sample["expression"], sample["annotations"]
+            image = read_image(sample["file_name"], "RGB")
+            drawn = visualizer.draw_prediction(
+                image, expression, output, annotations, sample_id=case.sample_id
+            )
             name = re.sub(r"[^\w.-]", "_", case.sample_id)
             file = f"{len(entries):03d}_{case.cardinality}_{case.case}_{name}.jpg"
-            _draw(samples[case.sample_id], output, folder / file)
-            expression = samples[case.sample_id]["expression"]
+            # JPEG, because the noise of photographs makes a PNG of this size a megabyte; full
+            # chroma resolution (subsampling 0) keeps thin coloured lines and small text sharp.
+            Image.fromarray(drawn).save(folder / file, quality=90, subsampling=0)
             entries.append({"file": file, "expression": expression, **case._asdict()})
     index = {"dataset": dataset_name, "pictures": entries}
     write_atomically(str(index_path), json.dumps(index, indent=1))
     logger.info("Wrote %d images of %s to %s", len(entries), dataset_name, output_dir)
     return str(index_path)
-
-
-def _draw(sample: Dict[str, Any], output: Dict[str, Any], path: Path) -> None:
-    """Write the drawing of one answer."""
-    drawn = GroundingVisualizer().draw_prediction(
-        read_image(sample["file_name"], "RGB"),
-        sample["expression"],
-        output,
-        sample["annotations"],
-        sample_id=sample["sample_id"],
-    )
-    # JPEG, because the noise of photographs makes a PNG of this size a megabyte; full chroma
-    # resolution (subsampling 0) keeps thin coloured lines and small text sharp.
-    Image.fromarray(drawn).save(path, quality=90, subsampling=0)
 
 
 def write_report(cfg: CfgNode, model: nn.Module) -> str:
@@ -175,7 +166,7 @@ def write_report(cfg: CfgNode, model: nn.Module) -> str:
         path of the page in ``cfg.OUTPUT_DIR``.
     """
     name = cfg.DATASETS.TEST[0]
-    folder = os.path.join(cfg.OUTPUT_DIR, "pictures", name)
+    folder = str(Path(cfg.OUTPUT_DIR, "pictures", name))
     records = load_records(cfg.OUTPUT_DIR, name)
     render_result_pictures(cfg, model, name, folder, cfg.TEST.VIS_SAMPLES, records)
     return build_report(cfg.OUTPUT_DIR)

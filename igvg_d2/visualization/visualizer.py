@@ -26,7 +26,6 @@ _MARGIN = 14
 _TITLE_HEIGHT = 34
 _LINE_HEIGHT = 38
 _MIN_CELL_WIDTH = 230
-_FRAME: Color = (203, 213, 225)
 
 
 class Verdict(NamedTuple):
@@ -87,34 +86,29 @@ class GroundingVisualizer:
     Panels of small images are enlarged, those of large ones reduced, to a common long side; masks
     and boxes may live in any frame of the same image, because each carries its own image size.
     All drawings are RGB uint8 (rows, columns, 3).
+
+    Args:
+        panel_size: long side of a panel in pixels.
     """
 
     def __init__(self, *, panel_size: int = 384):
-        """
-        Args:
-            panel_size: long side of a panel in pixels.
-        """
         if panel_size < 64:
             raise ValueError(f"panel_size must be at least 64 pixels, got {panel_size}.")
         self.panel_size = panel_size
 
     def draw_annotation(self, dataset_dict: Dict[str, Any]) -> np.ndarray:
-        """Draw a sample as annotated: the image, and its ground truth beside it.
-
-        Args:
-            dataset_dict: a dataset dict (``expression``, ``annotations``, ``height``, ``width``,
-                ``file_name``, ``sample_id``).
+        """Draw a sample of a data set as annotated: the image, and its ground truth beside it.
 
         Raises:
             ValueError: the image has another size than the annotations.
         """
-        image = read_image(dataset_dict["file_name"], "RGB")
-        height, width = image.shape[:2]
-        stated = dataset_dict.get("height", height), dataset_dict.get("width", width)
-        if (height, width) != stated:
-            message = size_mismatch(dataset_dict["file_name"], (height, width), stated)
-            raise ValueError(f"image '{dataset_dict['file_name']}': {message}")
-        truth = ground_truth(dataset_dict["annotations"], (height, width))
+        path = dataset_dict["file_name"]
+        image = read_image(path, "RGB")
+        size = image.shape[:2]
+        stated = dataset_dict.get("height", size[0]), dataset_dict.get("width", size[1])
+        if size != stated:
+            raise ValueError(f"image '{path}': {size_mismatch(path, size, stated)}")
+        truth = ground_truth(dataset_dict["annotations"], size)
         sample_id = str(dataset_dict.get("sample_id", ""))
         return self._draw_row(image, dataset_dict["expression"], sample_id, truth)
 
@@ -212,7 +206,7 @@ def _compose_row(
         rows, columns = image.shape[:2]
         start = left + (cell - columns) // 2
         canvas[top : top + rows, start : start + columns] = image
-        cv2.rectangle(canvas, (start, top), (start + columns - 1, top + rows - 1), _FRAME)
+        cv2.rectangle(canvas, (start, top), (start + columns - 1, top + rows - 1), (203, 213, 225))
         texts.append(((left, middle), title, title_font, INK, "lm"))
         used = drawing.text_width(title, title_font) + 10
         if used + drawing.text_width(note, note_font) <= cell:
@@ -229,13 +223,12 @@ def _attention_panel(image: np.ndarray, output: Dict[str, Any]) -> Panel:
     if output.get("attention_map") is not None:
         canvas = drawing.draw_heat(image, to_array(output["attention_map"]))
         title = "attention, points"
-    count, kept = len(output["candidates"]), len(output["instances"])
+    count = len(output["candidates"])
     if count == 0 and "attention_map" not in output:
         # A model with the global branch only has neither.
         return Panel(title, canvas, "no queries")
     points = to_array(output["candidates"].pred_points) * _scale(output["candidates"], image)
-    colors = [instance_color(i) if i < kept else INK for i in range(count)]
-    drawing.draw_points(canvas, points, [str(i + 1) for i in range(count)], colors)
+    drawing.draw_points(canvas, points, len(output["instances"]))
     return Panel(title, canvas, f"{count} queries")
 
 
@@ -246,7 +239,7 @@ def _instances_panel(image: np.ndarray, output: Dict[str, Any]) -> Panel:
         return Panel("instances", canvas, "no queries")
     if bool(output["no_target"]):
         score = f"score {float(output['no_target_score']):.2f}"
-        drawing.draw_banner(canvas, "NO TARGET", NEUTRAL, score)
+        drawing.draw_banner(canvas, score)
         return Panel("instances", canvas, "none kept")
     tags = [f"{i}  {score:.2f}" for i, score in enumerate(kept.scores.tolist(), start=1)]
     boxes = to_array(kept.pred_boxes.tensor) * np.tile(_scale(kept, image), 2)
@@ -265,7 +258,7 @@ def _mask_panel(image: np.ndarray, output: Dict[str, Any], truth: Optional[Insta
         drawing.draw_outline(canvas, drawing.resize_masks(union[None], size)[0], WHITE)
         note = "white line: truth"
     if bool(output["no_target"]):
-        drawing.draw_banner(canvas, "NO TARGET", NEUTRAL)
+        drawing.draw_banner(canvas)
     return Panel("merged mask", canvas, note)
 
 
@@ -273,7 +266,7 @@ def _truth_panel(image: np.ndarray, truth: Instances) -> Panel:
     """Annotated boxes and masks, or the banner."""
     canvas = drawing.fade(image)
     if len(truth) == 0:
-        drawing.draw_banner(canvas, "NO TARGET", NEUTRAL, "ground truth")
+        drawing.draw_banner(canvas, "ground truth")
         return Panel("ground truth", canvas, "none")
     tags = [str(i + 1) for i in range(len(truth))]
     boxes = to_array(truth.gt_boxes.tensor) * np.tile(_scale(truth, image), 2)
@@ -290,13 +283,12 @@ def _draw_items(
     canvas: np.ndarray, image: np.ndarray, boxes: np.ndarray, masks: np.ndarray, tags: List[str]
 ) -> None:
     """Masks, then boxes, then tags, so that no tag is hidden; best score drawn last."""
-    colors = [instance_color(i) for i in range(len(tags))]
     masks = drawing.resize_masks(masks, image.shape[:2])
-    for mask, color in reversed(list(zip(masks, colors))):
-        drawing.draw_mask(canvas, mask, color, image)
-    for box, color in reversed(list(zip(boxes, colors))):
-        drawing.draw_box(canvas, box, color)
-    drawing.draw_tags(canvas, boxes, tags, colors)
+    for i in reversed(range(len(masks))):
+        drawing.draw_mask(canvas, masks[i], instance_color(i), image)
+    for i in reversed(range(len(boxes))):
+        drawing.draw_box(canvas, boxes[i], instance_color(i))
+    drawing.draw_tags(canvas, boxes, tags)
 
 
 def _count(number: int, noun: str) -> str:

@@ -142,7 +142,8 @@ def test_resumed_curves_keep_the_last_value(tmp_path):
     path.write_text(
         '{"iteration": 20, "a": 1.0}\n{"iteration": 40, "a": 2.0}\n{"iteration": 20, "a": 3.0}\n'
     )
-    assert load_curves(str(path)) == {"a": [(20, 3.0), (40, 2.0)]}
+    assert load_curves(str(path))["a"] == [(20, 3.0), (40, 2.0)]
+    assert load_curves(str(tmp_path / "absent.json")) == {}
 
 
 @pytest.mark.parametrize(
