@@ -37,17 +37,12 @@ def build_grounding_evaluator(
         output_folder: where result files go; default `OUTPUT_DIR/inference`.
     """
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
-    if evaluator_type is None:
-        raise ValueError(
-            f"data set '{dataset_name}' has no metadata 'evaluator_type'; set it at registration: "
-            f"one of {sorted(_EVALUATOR_TYPES)} or the name of a registered evaluator class"
-        )
     name = _EVALUATOR_TYPES.get(evaluator_type, evaluator_type)
-    if name not in GROUNDING_EVALUATOR_REGISTRY:
+    if name is None or name not in GROUNDING_EVALUATOR_REGISTRY:
         raise ValueError(
-            f"evaluator_type of data set '{dataset_name}': expected one of "
-            f"{sorted(_EVALUATOR_TYPES)} or a class in GROUNDING_EVALUATOR_REGISTRY, "
-            f"got '{evaluator_type}'"
+            f"metadata 'evaluator_type' of data set '{dataset_name}': expected one of "
+            f"{sorted(_EVALUATOR_TYPES)} or the name of a class in GROUNDING_EVALUATOR_REGISTRY, "
+            f"found {evaluator_type!r}; set it at registration"
         )
     if output_folder is None:
         output_folder = os.path.join(cfg.OUTPUT_DIR, "inference")

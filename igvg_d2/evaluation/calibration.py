@@ -27,12 +27,7 @@ def auroc(scores: Sequence[float], is_positive: Sequence[bool]) -> float:
 def expected_calibration_error(scores: Sequence[float], is_positive: Sequence[bool]) -> float:
     """Mean distance in percent between score and frequency, over ten equally wide bins.
 
-    Args:
-        scores: float (N,) in [0, 1], probabilities of being positive.
-        is_positive: bool (N,).
-
-    Returns:
-        NaN without samples.
+    Scores (N,) are probabilities of being positive. NaN without samples.
     """
     scores, is_positive = np.asarray(scores, np.float64), np.asarray(is_positive, np.float64)
     if not len(scores):

@@ -11,13 +11,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from .bootstrap import bootstrap_intervals
-from .frames import (
-    GroundTruth,
-    output_field,
-    predicted_mask,
-    target_mask,
-    to_numpy,
-)
+from .frames import GroundTruth, output_field, predicted_mask, target_mask, to_numpy
 from .metrics import count_by_cardinality, count_pixels
 from .predictions import PredictionWriter
 from .protocols import Protocol, parse_protocols

@@ -143,12 +143,13 @@ def _groups(records: Sequence[Record]) -> Dict[Any, List[Record]]:
 def _summarize(groups, key: str, decision: str) -> Dict[str, float]:
     """The four numbers over objects; each group holds the records of one."""
     numbers = _numbers(groups, key, decision)
-    return {
-        "mIoU": _mean(numbers["mIoU"]),
-        "oIoU": overall_iou(numbers["intersection"], numbers["union"]),
-        "mRR": _mean(numbers["mRR"]),
-        "rIoU": _mean(numbers["rIoU"]),
-    }
+
+    def mean(name: str) -> float:
+        # Of no object, and where one of them is undefined, it is NaN.
+        return float(np.mean(numbers[name] or [np.nan]))
+
+    overall = overall_iou(numbers["intersection"], numbers["union"])
+    return {"mIoU": mean("mIoU"), "oIoU": overall, "mRR": mean("mRR"), "rIoU": mean("rIoU")}
 
 
 def _numbers(groups, key: str, decision: str) -> Dict[str, List[float]]:
@@ -159,14 +160,14 @@ def _numbers(groups, key: str, decision: str) -> Dict[str, List[float]]:
     for records in groups:
         positives = [_pixels(r, key, decision) for r in records if r["num_targets"]]
         negatives = [_pixels(r, key, decision) for r in records if not r["num_targets"]]
-        intersection, union = (sum(pixels[k] for pixels in positives) for k in (0, 1))
-        ious = iou_ratio([pixels[0] for pixels in positives], [pixels[1] for pixels in positives])
+        intersections, unions = [p[0] for p in positives], [p[1] for p in positives]
+        ious = iou_ratio(intersections, unions)
         false_area = sum(p[2] for p in negatives if p[3])
         numbers["mIoU"].append(percent(ious.sum(), len(ious)))
         numbers["mRR"].append(percent(sum(not p[3] for p in negatives), len(negatives)))
-        numbers["rIoU"].append(percent(intersection, union + false_area))
-        numbers["intersection"].append(intersection)
-        numbers["union"].append(union)
+        numbers["rIoU"].append(percent(sum(intersections), sum(unions) + false_area))
+        numbers["intersection"].append(sum(intersections))
+        numbers["union"].append(sum(unions))
     return numbers
 
 
@@ -183,8 +184,3 @@ def _pixels(record: Record, key: str, decision: str) -> Tuple[int, int, int, boo
         return 0, gt_area, 0, False
     accepted = record["num_confident"] > 0 if decision == "boxes" else pred_area > 0
     return intersection, union, pred_area, accepted
-
-
-def _mean(values: Sequence[float]) -> float:
-    """Mean in the unit of the values; NaN for none, or if one of them is NaN."""
-    return float(np.mean(values)) if len(values) else float("nan")

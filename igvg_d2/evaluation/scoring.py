@@ -25,8 +25,7 @@ def score_file(
     """Feed the predictions of a file to an evaluator, in one process or several.
 
     Args:
-        evaluator: after `reset`; its records are there afterwards, one per usable sample, the last
-            one where a sample is repeated.
+        evaluator: after `reset`; gets one record per usable sample, the last where one is repeated.
         path: see `read_predictions`.
         num_workers: processes; below 2 the calling one does it all.
         progress: wraps the iteration over the predictions.

@@ -193,9 +193,9 @@ def test_build_by_metadata(register, tmp_path):
     # A registered class name works as well: the door for outside projects.
     evaluator = build_grounding_evaluator(cfg, register([], "RefCOCOEvaluator"), "elsewhere")
     assert type(evaluator) is RefCOCOEvaluator and evaluator.output_folder == "elsewhere"
-    with pytest.raises(ValueError, match="got 'coco'"):
+    with pytest.raises(ValueError, match="found 'coco'"):
         build_grounding_evaluator(cfg, register([], "coco"))
-    with pytest.raises(ValueError, match="has no metadata"):
+    with pytest.raises(ValueError, match="found None; set it"):
         name = register([])
         MetadataCatalog.remove(name)
         build_grounding_evaluator(cfg, name)
