@@ -105,7 +105,7 @@ KINDS = {
     _text: "cannot decode",
     _remove: "no image file",
     _other_size: "height, width",
-    _nan_pixel: "NaN",
+    _nan_pixel: "no range is known",
     _zero_area: "no area",
     _outside: "no area",
     _empty_mask: "no pixels",
