@@ -3,15 +3,13 @@
 from .config_checks import check_config
 from .launch import launch
 from .predictor import GroundingPredictor
-from .schedule import resolve_epochs
-from .setup import check_output_dir, setup_config
+from .setup import resolve_epochs, setup_config
 from .trainer import GroundingTrainer
 
 __all__ = [
     "GroundingPredictor",
     "GroundingTrainer",
     "check_config",
-    "check_output_dir",
     "launch",
     "resolve_epochs",
     "setup_config",

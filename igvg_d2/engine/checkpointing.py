@@ -27,7 +27,7 @@ BEST = "model_best"
 class CheckpointHook(PeriodicCheckpointer):
     """Detectron2's, with a limit on the number of files that holds across resumed runs.
 
-    Deleted are only numbered checkpoints that this training wrote, which the checkpoints themselves
+    Deleted are only numbered checkpoints that this run wrote, which the checkpoints themselves
     remember; never the final one, the best model, or the one that ``last_checkpoint`` names.
     Register it in all processes; the first one writes.
     """
@@ -35,7 +35,7 @@ class CheckpointHook(PeriodicCheckpointer):
     def __init__(self, checkpointer: GroundingCheckpointer, period: int, keep: int = 0):
         """
         Args:
-            checkpointer: of the training.
+            checkpointer: of the training run.
             period: iterations between two checkpoints.
             keep: numbered checkpoints that are kept, the newest ones; 0 keeps all.
         """
@@ -79,10 +79,6 @@ class CheckpointHook(PeriodicCheckpointer):
         self.written = [x for x in self.written if x != f"{name}.pth"] + [f"{name}.pth"]
         self.checkpointer.save(name, iteration=iteration)
         self.last_saved = iteration
-        self._delete_old()
-
-    def _delete_old(self) -> None:
-        """Delete what is beyond the limit."""
         folder = self.checkpointer.save_dir
         if self.keep == 0 or not self.checkpointer.save_to_disk or not folder:
             return
@@ -94,7 +90,7 @@ class CheckpointHook(PeriodicCheckpointer):
             self.written.remove(name)
 
     def state_dict(self) -> Dict[str, Any]:
-        """Names of the checkpoints that this training wrote and did not delete."""
+        """Names of the checkpoints that this run wrote and did not delete."""
         return {"written": list(self.written)}
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
@@ -108,14 +104,14 @@ class BestModelHook(HookBase):
 
     The file has what was evaluated (the moving average where there is one) under "model",
     "iteration" (from 0) and, under "best", metric and value. Value and iteration are also part of
-    every checkpoint, so a resumed training compares with them. Detectron2's ``BestCheckpointer``
-    forgets them, and makes the best model the one a training is resumed from.
+    every checkpoint, so a resumed run compares with them. Detectron2's ``BestCheckpointer`` forgets
+    them, and makes the best model the one a run is resumed from.
     """
 
     def __init__(self, checkpointer: GroundingCheckpointer, metric: str):
         """
         Args:
-            checkpointer: of the training.
+            checkpointer: of the training run.
             metric: a name of metrics.json, larger is better.
         """
         self.checkpointer = checkpointer
@@ -146,17 +142,20 @@ class BestModelHook(HookBase):
         if not comm.is_main_process():
             return
         value = float(results[self.metric])
+        best = "nothing so far"
+        if self.value is not None:
+            best = f"{self.value:.4f} after iteration {self.iteration}"
         if not math.isfinite(value) or (self.value is not None and value <= self.value):
-            logger.info("%s is %.4f, not better than %s", self.metric, value, self._describe())
+            logger.info("%s is %.4f, not better than %s", self.metric, value, best)
             return
-        logger.info("%s is %.4f, better than %s", self.metric, value, self._describe())
+        logger.info("%s is %.4f, better than %s", self.metric, value, best)
         self.value, self.iteration = value, iteration
         model = getattr(model, "module", model)
         content = {"model": model.state_dict(), "iteration": iteration, "best": self.state_dict()}
         self.checkpointer.write(BEST, content)
 
     def before_train(self):
-        """Learn of a best model that is younger than the checkpoint, but of this training."""
+        """Learn of a best model that is younger than the checkpoint, but of this run."""
         folder = self.checkpointer.save_dir
         if self.trainer.start_iter == 0 or not comm.is_main_process() or not folder:
             return
@@ -172,12 +171,6 @@ class BestModelHook(HookBase):
         if is_ours and stored["iteration"] < self.trainer.start_iter:
             if self.value is None or stored["value"] > self.value:
                 self.value, self.iteration = stored["value"], stored["iteration"]
-
-    def _describe(self) -> str:
-        """The best value so far."""
-        if self.value is None:
-            return "nothing so far"
-        return f"{self.value:.4f} after iteration {self.iteration}"
 
     def state_dict(self) -> Dict[str, Any]:
         """Metric, best value and its iteration; {} before the first evaluation."""

@@ -1,54 +1,73 @@
-"""Configurations that would silently hurt are refused before anything is built."""
+"""Options that would silently hurt are refused, and those that nothing reads are reported."""
 
-from typing import Callable, List, Optional
+import logging
+from typing import Any, Dict, Iterator, Optional, Tuple
 
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils import comm
+from tabulate import tabulate
 
+from igvg_d2.config import add_igvg_config
 from igvg_d2.data import build_tokenizer
+from igvg_d2.evaluation import parse_protocols
 
 from .train_step import PRECISIONS
+
+logger = logging.getLogger(__name__)
+
+# Read before the trainer is built, or after the training run.
+_READ_ELSEWHERE = (
+    *("VERSION", "OUTPUT_DIR", "SEED", "CUDNN_BENCHMARK", "FLOAT32_PRECISION", "MODEL.WEIGHTS"),
+    *("DATASETS.EXPRESSION_FILES", "DATASETS.SKIP_INVALID", "DATASETS.TEST", "TEST.VIS_SAMPLES"),
+)
 
 
 def check_config(cfg: CfgNode) -> None:
     """Refuse options, most of them Detectron2's defaults, that silently hurt referring data.
 
-    All of them are reported at once.
-
     Raises:
-        ValueError: names each key, what it does here, and the value to set.
+        ValueError: names all such keys, what they do here, and the values to set.
     """
-    problems = [problem for problem in (check(cfg) for check in _CHECKS) if problem]
-    if problems:
-        raise ValueError("\n".join(problems))
-
-
-def _check_no_target_samples(cfg: CfgNode) -> Optional[str]:
-    if not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        return None
-    return (
-        "DATALOADER.FILTER_EMPTY_ANNOTATIONS=True would drop every no-target sample; set it to "
-        "False (configs/Base-IGVG.yaml does)."
+    solver = cfg.SOLVER
+    parse_protocols(cfg.TEST.PROTOCOLS)
+    # A rule reads the options it shows. What another option can switch off is read by a check, and
+    # only when it is on, so that report_unread_keys still names it.
+    checks = (_check_normalisation, _check_batch, _check_precision, _check_average)
+    problems = [check(cfg) for check in (*checks, _check_metric_names)]
+    rules = (
+        (
+            cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            "DATALOADER.FILTER_EMPTY_ANNOTATIONS=True would drop every no-target sample; set it to "
+            "False (configs/Base-IGVG.yaml does).",
+        ),
+        (
+            cfg.INPUT.RANDOM_FLIP != "none",
+            f"INPUT.RANDOM_FLIP={cfg.INPUT.RANDOM_FLIP!r} would flip images under 'the left man'; "
+            "set it to 'none' and use INPUT.FLIP, which swaps the words too.",
+        ),
+        (
+            cfg.INPUT.CROP.ENABLED,
+            "INPUT.CROP.ENABLED=True would cut targets away and turn their expressions into "
+            "no-target ones; set it to False.",
+        ),
+        (
+            solver.CLIP_GRADIENTS.ENABLED,
+            "SOLVER.CLIP_GRADIENTS.ENABLED=True clips each parameter on its own, which changes the "
+            "direction of a step; set it to False and use SOLVER.CLIP_TOTAL_NORM.",
+        ),
+        (
+            not cfg.DATASETS.TRAIN,
+            "DATASETS.TRAIN is empty: set the names of the registered data sets to train on.",
+        ),
+        (
+            solver.CHECKPOINT_KEEP < 0,
+            f"SOLVER.CHECKPOINT_KEEP={solver.CHECKPOINT_KEEP} must be 0 (all) or more.",
+        ),
     )
-
-
-def _check_flip(cfg: CfgNode) -> Optional[str]:
-    if cfg.INPUT.RANDOM_FLIP == "none":
-        return None
-    return (
-        f"INPUT.RANDOM_FLIP={cfg.INPUT.RANDOM_FLIP!r} would flip images under 'the left man'; "
-        "set it to 'none' and use INPUT.FLIP, which swaps the words too."
-    )
-
-
-def _check_crop(cfg: CfgNode) -> Optional[str]:
-    if not cfg.INPUT.CROP.ENABLED:
-        return None
-    return (
-        "INPUT.CROP.ENABLED=True would cut targets away and turn their expressions into no-target "
-        "ones; set it to False."
-    )
+    problems += [message for is_wrong, message in rules if is_wrong]
+    if any(problems):
+        raise ValueError("\n".join(filter(None, problems)))
 
 
 def _check_normalisation(cfg: CfgNode) -> Optional[str]:
@@ -61,44 +80,13 @@ def _check_normalisation(cfg: CfgNode) -> Optional[str]:
             f"MODEL.PIXEL_MEAN={mean} is not in the order of INPUT.FORMAT={cfg.INPUT.FORMAT}; set "
             f"it to {wanted}."
         )
-    # Means of pictures in [0, 1] need no such scale.
+    # Means of images in [0, 1] need no such scale.
     if std == [1.0, 1.0, 1.0] and max(mean) > 1.0:
         return (
             "MODEL.PIXEL_STD=[1.0, 1.0, 1.0] would feed the encoder values up to 150; set it to "
             "the deviation the encoder was trained with, [58.395, 57.12, 57.375] in RGB order."
         )
     return None
-
-
-def _check_clipping(cfg: CfgNode) -> Optional[str]:
-    if not cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
-        return None
-    return (
-        "SOLVER.CLIP_GRADIENTS.ENABLED=True clips each parameter on its own, which changes the "
-        "direction of a step; set it to False and use SOLVER.CLIP_TOTAL_NORM."
-    )
-
-
-def check_vocabulary(cfg: CfgNode, model: torch.nn.Module) -> None:
-    """Refuse a tokenizer with more ids than the backbone knows, whichever backbone it is.
-
-    Raises:
-        ValueError: names the tokenizer, both numbers, and what to do.
-    """
-    found = build_tokenizer(cfg).vocab_size
-    backbone = getattr(model, "backbone", None)
-    known = getattr(backbone, "vocab_size", found)
-    if found > known:
-        raise ValueError(
-            f"The tokenizer {cfg.INPUT.TOKENIZER.NAME} has {found} ids, the backbone "
-            f"{type(backbone).__name__} knows {known}; for BEiT3 raise MODEL.BEIT3.VOCAB_SIZE."
-        )
-
-
-def _check_data(cfg: CfgNode) -> Optional[str]:
-    if cfg.DATASETS.TRAIN:
-        return None
-    return "DATASETS.TRAIN is empty: set the names of the registered data sets to train on."
 
 
 def _check_batch(cfg: CfgNode) -> Optional[str]:
@@ -129,10 +117,9 @@ def _check_batch(cfg: CfgNode) -> Optional[str]:
 def _check_precision(cfg: CfgNode) -> Optional[str]:
     if not cfg.SOLVER.AMP.ENABLED:
         return None
-    precision = cfg.SOLVER.AMP.PRECISION
+    precision, device = cfg.SOLVER.AMP.PRECISION, torch.device(cfg.MODEL.DEVICE).type
     if precision not in PRECISIONS:
         return f"SOLVER.AMP.PRECISION={precision!r} must be one of {sorted(PRECISIONS)}."
-    device = torch.device(cfg.MODEL.DEVICE).type
     if precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported():
         return "SOLVER.AMP.PRECISION='bf16' is not known to this GPU; set it to 'fp16'."
     return None
@@ -150,12 +137,10 @@ def _check_average(cfg: CfgNode) -> Optional[str]:
 def _check_metric_names(cfg: CfgNode) -> Optional[str]:
     """The evaluation finds out the rest: evaluators know their metrics when they have some."""
     names = list(cfg.DATASETS.TEST)
-    if len(names) == 1:
-        return None
     asked = [("EXPECTED_RESULTS", row[0]) for row in cfg.TEST.EXPECTED_RESULTS]
     asked += [("BEST_METRIC", cfg.TEST.BEST_METRIC)] if cfg.TEST.BEST_METRIC else []
     for key, metric in asked:
-        if not metric.startswith(tuple(f"{name}/" for name in names)):
+        if len(names) != 1 and not metric.startswith(tuple(f"{name}/" for name in names)):
             return (
                 f"TEST.{key}: {metric!r} must begin with one of DATASETS.TEST {names} and a slash, "
                 "for instance 'shapes_val/gres'."
@@ -163,22 +148,94 @@ def _check_metric_names(cfg: CfgNode) -> Optional[str]:
     return None
 
 
-def _check_keep(cfg: CfgNode) -> Optional[str]:
-    if cfg.SOLVER.CHECKPOINT_KEEP >= 0:
-        return None
-    return f"SOLVER.CHECKPOINT_KEEP={cfg.SOLVER.CHECKPOINT_KEEP} must be 0 (all) or more."
+def check_vocabulary(cfg: CfgNode, model: torch.nn.Module) -> None:
+    """Refuse a tokenizer with more ids than the backbone knows, whichever backbone it is.
+
+    Raises:
+        ValueError: names the tokenizer, both numbers, and what to do.
+    """
+    found = build_tokenizer(cfg).vocab_size
+    backbone = getattr(model, "backbone", None)
+    known = getattr(backbone, "vocab_size", found)
+    if found > known:
+        raise ValueError(
+            f"The tokenizer {cfg.INPUT.TOKENIZER.NAME} has {found} ids, the backbone "
+            f"{type(backbone).__name__} knows {known}; for BEiT3 raise MODEL.BEIT3.VOCAB_SIZE."
+        )
 
 
-_CHECKS: List[Callable[[CfgNode], Optional[str]]] = [
-    _check_no_target_samples,
-    _check_flip,
-    _check_crop,
-    _check_normalisation,
-    _check_clipping,
-    _check_data,
-    _check_batch,
-    _check_precision,
-    _check_average,
-    _check_metric_names,
-    _check_keep,
-]
+class _Reads(set):
+    """Full names of options; copies of a config share them."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+class RecordingNode(CfgNode):
+    """A config that notes which options are read, by attribute or by item; clones share the notes.
+
+    ``dump``, ``items`` and ``merge_from_*`` of the whole are no reads. What a pickled copy reads in
+    another process is not known here.
+    """
+
+    @classmethod
+    def wrap(cls, node: CfgNode, reads: set, prefix: str = "") -> "RecordingNode":
+        """The config ``node``, frozen if it is, that adds full names to ``reads``."""
+        new = cls()
+        for key, value in node.items():
+            if isinstance(value, CfgNode):
+                value = cls.wrap(value, reads, f"{prefix}{key}.")
+            dict.__setitem__(new, key, value)
+        new.__dict__.update(node.__dict__, reads=reads, prefix=prefix)
+        return new
+
+    def __getitem__(self, key: str) -> Any:
+        value = super().__getitem__(key)
+        if not isinstance(value, CfgNode):
+            self.__dict__["reads"].add(self.__dict__["prefix"] + key)
+        return value
+
+
+def record_reads(cfg: CfgNode) -> RecordingNode:
+    """A copy of a config that records what is read of it from now on."""
+    return RecordingNode.wrap(cfg, _Reads())
+
+
+def find_unread_keys(cfg: RecordingNode) -> Dict[str, Any]:
+    """Options that differ from their default and were not read so far.
+
+    Options of outside projects, whose defaults are not known here, are not judged.
+
+    Args:
+        cfg: of :func:`record_reads`, after everything is built that reads it.
+
+    Returns:
+        full name to value, in the order of the config.
+    """
+    defaults = get_cfg()
+    add_igvg_config(defaults)
+    known = dict(flatten(defaults))
+    read = {*cfg.__dict__["reads"], *_READ_ELSEWHERE}
+    return {
+        key: value
+        for key, value in flatten(cfg)
+        if key in known and value != known[key] and key not in read
+    }
+
+
+def report_unread_keys(cfg: RecordingNode, evaluated: bool = False) -> None:
+    """Log :func:`find_unread_keys`, those of ``TEST`` only once something was ``evaluated``."""
+    found = find_unread_keys(cfg).items()
+    rows = [item for item in found if item[0].startswith("TEST.") == evaluated]
+    if rows:
+        table = tabulate(rows, headers=["option", "value"], disable_numparse=True)
+        logger.warning("Options that are set but have no effect in this configuration:\n%s", table)
+
+
+def flatten(node: CfgNode, prefix: str = "") -> Iterator[Tuple[str, Any]]:
+    """(full key, value) of every leaf of a config."""
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -5,7 +5,7 @@ import os
 import random
 import time
 from contextlib import contextmanager
-from typing import Any, Callable, Iterator, Mapping, Optional
+from typing import Iterator, Optional
 
 import numpy as np
 import torch
@@ -15,8 +15,8 @@ from detectron2.utils import comm
 from torch import nn
 
 from .checkpointing import BestModelHook
+from .monitoring import read_metrics
 from .stop_signals import EvaluationStopped, StopHook
-from .training_log import read_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -37,24 +37,20 @@ def preserved_training_state(model: nn.Module) -> Iterator[None]:
     """
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    grad_mode = torch.is_grad_enabled()
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    states = random.getstate(), np.random.get_state()
     has_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
-    gpu_state = torch.cuda.get_rng_state() if has_gpu else None
+    gpus = [torch.cuda.current_device()] if has_gpu else []
     try:
-        yield
+        with torch.random.fork_rng(gpus), torch.set_grad_enabled(torch.is_grad_enabled()):
+            yield
     finally:
         for module, training in modes:
             # The attribute: train() goes down to the children and may be overridden.
             module.training = training
         for parameter, requires_grad in flags:
             parameter.requires_grad_(requires_grad)
-        torch.set_grad_enabled(grad_mode)
         random.setstate(states[0])
         np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if has_gpu:
-            torch.cuda.set_rng_state(gpu_state)
 
 
 class EvaluationHook(HookBase):
@@ -65,26 +61,19 @@ class EvaluationHook(HookBase):
     """
 
     def __init__(
-        self,
-        period: int,
-        function: Callable[[], Optional[Mapping[str, Any]]],
-        output_dir: str,
-        best: Optional[BestModelHook] = None,
-        stop: Optional[StopHook] = None,
+        self, period: int, output_dir: str, stop: StopHook, best: Optional[BestModelHook] = None
     ):
         """
         Args:
             period: iterations between two evaluations; 0 = only after the training.
-            function: returns nested results in the first process.
             output_dir: folder of the run.
-            best: is told the results.
             stop: ends the run when the evaluation was stopped.
+            best: is told the results.
         """
         self.period = period
-        self.function = function
         self.metrics_file = os.path.join(output_dir, "metrics.json")
-        self.best = best
         self.stop = stop
+        self.best = best
 
     def evaluate(self) -> None:
         """Evaluate the model of the iteration that the event storage is at."""
@@ -93,7 +82,7 @@ class EvaluationHook(HookBase):
         start = time.perf_counter()
         try:
             with preserved_training_state(trainer.model):
-                results = flatten_results_dict(self.function() or {})
+                results = flatten_results_dict(trainer.evaluate() or {})
         except EvaluationStopped:
             self.stop.stop(iteration)
         trainer.storage.put_scalars(**results, smoothing_hint=False)
@@ -116,8 +105,7 @@ class EvaluationHook(HookBase):
 
     def before_train(self):
         """Make up for an evaluation that an interrupted run did not finish."""
-        if self.stop is not None:
-            self.stop.activate()
+        self.stop.activate()
         done, storage = self.trainer.start_iter, self.trainer.storage
         # The one after the last iteration comes anyway.
         if self.period <= 0 or done == 0 or done % self.period or done >= self.trainer.max_iter:

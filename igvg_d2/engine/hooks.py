@@ -1,4 +1,4 @@
-"""Hooks of the trainer."""
+"""A run's summary, the random numbers of a step, and BatchNorm statistics of all processes."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ from typing import Dict, List
 
 import numpy as np
 import torch
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, TrainerBase
 from detectron2.utils import comm
 from torch import nn
 
@@ -21,9 +21,8 @@ from igvg_d2.io.atomic import write_atomically
 class RunSummaryHook(HookBase):
     """Writes ``run_summary.json`` after training: samples seen, wall time and CPU time.
 
-    A resumed run adds to the numbers it finds, so they describe the whole training. CPU time and
-    memory are sums over the training processes; data loader workers, alive until the end, are not
-    in.
+    A resumed run adds to the numbers it finds, so they describe the whole run. CPU time and memory
+    are sums over the training processes; data loader workers, alive until the end, are not in.
     """
 
     def __init__(self, output_dir: str, samples_per_iter: int, seed: int):
@@ -40,22 +39,24 @@ class RunSummaryHook(HookBase):
     def before_train(self):
         """Start the clocks."""
         self.start_iter = self.trainer.start_iter
-        self.wall = time.perf_counter()
-        self.cpu = _cpu_seconds()
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
 
     def after_train(self):
         """Add this run's share and write the file."""
         # Detectron2 has already advanced the counter; nothing ran if the training was complete.
         if self.start_iter >= self.trainer.max_iter:
             return
-        shares = comm.gather((_cpu_seconds() - self.cpu, _peak_memory_mib()))
+        # Linux counts in KiB.
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10
+        shares = comm.gather((time.process_time() - self.cpu, memory))
         if not comm.is_main_process():
             return
-        cpu_seconds, memory = (sum(values) for values in zip(*shares))
-        previous = {"train_wall_seconds": 0.0, "train_cpu_seconds": 0.0}
+        wall, cpu = time.perf_counter() - self.wall, sum(seconds for seconds, _ in shares)
         if self.start_iter > 0 and os.path.isfile(self.path):
             with open(self.path) as file:
                 previous = json.load(file)
+            wall += previous["train_wall_seconds"]
+            cpu += previous["train_cpu_seconds"]
         summary = {
             "command": shlex.join(sys.argv),
             "seed": self.seed,
@@ -63,11 +64,9 @@ class RunSummaryHook(HookBase):
             "threads": torch.get_num_threads(),
             "iterations": self.trainer.iter,
             "samples_seen": self.trainer.iter * self.samples_per_iter,
-            "train_wall_seconds": round(
-                previous["train_wall_seconds"] + time.perf_counter() - self.wall, 1
-            ),
-            "train_cpu_seconds": round(previous["train_cpu_seconds"] + cpu_seconds, 1),
-            "peak_memory_mib": memory,
+            "train_wall_seconds": round(wall, 1),
+            "train_cpu_seconds": round(cpu, 1),
+            "peak_memory_mib": sum(mib for _, mib in shares),
         }
         write_atomically(self.path, json.dumps(summary, indent=2))
 
@@ -101,9 +100,7 @@ class StepSeedHook(HookBase):
             logging.getLogger(__name__).warning(
                 "The run was begun with seed %d and is continued with %d: it will not be what an "
                 "uninterrupted run would have been. Set SEED %d for that.",
-                state["seed"],
-                self.seed,
-                state["seed"],
+                *(state["seed"], self.seed, state["seed"]),
             )
 
 
@@ -111,8 +108,8 @@ class AverageBatchNormHook(HookBase):
     """Gives all processes the same running statistics before a checkpoint or an evaluation.
 
     Each process gathers its own from its share of the batches. Without this, the parts of a test
-    set are judged by slightly different models, and none of them is reproduced by the checkpoint,
-    which has the statistics of the first process.
+    set are judged by slightly different models, none of which is that of the checkpoint, which has
+    the statistics of the first process.
     """
 
     def __init__(self, *periods: int):
@@ -126,42 +123,41 @@ class AverageBatchNormHook(HookBase):
         """Average when something is about to read the statistics."""
         done = self.trainer.iter + 1
         if done == self.trainer.max_iter or any(done % period == 0 for period in self.periods):
-            average_batch_norm(self.trainer.model)
-            if getattr(self.trainer, "ema", None) is not None:
-                average_batch_norm(self.trainer.ema.model)
+            average_batch_norm(self.trainer)
 
 
-def average_batch_norm(model: nn.Module) -> None:
-    """Replace the running statistics by their mean over the processes; call it on all of them."""
-    if comm.get_world_size() == 1:
-        return
-    buffers = batch_norm_buffers(model)
-    if not buffers:
-        return
-    flat = torch.cat([buffer.float() for buffer in buffers])
-    torch.distributed.all_reduce(flat)
-    flat /= comm.get_world_size()
-    for buffer, mean in zip(buffers, flat.split([len(buffer) for buffer in buffers])):
-        buffer.copy_(mean)
+def average_batch_norm(trainer: TrainerBase) -> None:
+    """Replace the running statistics by their mean over the processes; call it in all of them.
+
+    Args:
+        trainer: has ``model`` and ``ema``, see :class:`GroundingTrainer`.
+    """
+    statistics = batch_norm_statistics(trainer)
+    if comm.get_world_size() > 1 and len(statistics):
+        torch.distributed.all_reduce(statistics)
+        set_batch_norm_statistics(trainer, statistics / comm.get_world_size())
 
 
-def batch_norm_buffers(model: nn.Module) -> List[torch.Tensor]:
-    """Running means and variances of all BatchNorm layers, (C,) each."""
+def batch_norm_statistics(trainer: TrainerBase) -> torch.Tensor:
+    """Running means and variances of all BatchNorm layers, also of the average: float (n,)."""
+    buffers = _batch_norm_buffers(trainer)
+    return torch.cat([buffer.float() for buffer in buffers]) if buffers else torch.zeros(0)
+
+
+def set_batch_norm_statistics(trainer: TrainerBase, statistics: torch.Tensor) -> None:
+    """Set what :func:`batch_norm_statistics` returned."""
+    buffers = _batch_norm_buffers(trainer)
+    for buffer, values in zip(buffers, statistics.split([len(buffer) for buffer in buffers])):
+        buffer.copy_(values)
+
+
+def _batch_norm_buffers(trainer: TrainerBase) -> List[torch.Tensor]:
+    models = [trainer.model] if trainer.ema is None else [trainer.model, trainer.ema.model]
     return [
         buffer
+        for model in models
         for module in model.modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm)
         for buffer in (module.running_mean, module.running_var)
         if buffer is not None
     ]
-
-
-def _cpu_seconds() -> float:
-    """User and system time of this process."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def _peak_memory_mib() -> int:
-    """Largest resident size of this process, MiB (Linux reports KiB)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

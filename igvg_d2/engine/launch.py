@@ -64,22 +64,22 @@ def launch(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if distributed.is_torchelastic_launched():
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        place = [int(os.environ[name]) for name in names]
-        if place[1] > 1:
-            _join_group("env://", *place, device, timeout)
+        rank, world_size, local_rank, local_size = (int(os.environ[name]) for name in names)
+        if world_size > 1:
+            _join_group(
+                local_rank, rank - local_rank, world_size, local_size, "env://", device, timeout
+            )
         return main_func(*args)
-    world_size = num_gpus_per_machine * num_machines
     _check_numbers(num_gpus_per_machine, num_machines, machine_rank)
+    world_size = num_gpus_per_machine * num_machines
     if world_size == 1:
         return main_func(*args)
     dist_url = _check_address(dist_url, num_machines)
     _check_device(device, num_gpus_per_machine)
     first = machine_rank * num_gpus_per_machine
+    job = (first, world_size, num_gpus_per_machine, dist_url, device, timeout)
     processes = multiprocessing.start_processes(
-        _run_rank,
-        (main_func, args, dist_url, first, world_size, num_gpus_per_machine, device, timeout),
-        nprocs=num_gpus_per_machine,
-        join=False,
+        _run_rank, (main_func, args, job), nprocs=num_gpus_per_machine, join=False
     )
     _wait(processes, first, world_size)
     return None
@@ -131,25 +131,30 @@ def _check_device(device: str, num_local: int) -> None:
         )
 
 
-def _run_rank(
-    local_rank: int, main_func, args, dist_url, first: int, world_size: int, local_size: int, *job
-) -> None:
+def _run_rank(local_rank: int, main_func: Callable[..., Any], args: Tuple, job: Tuple) -> None:
     """Body of a started process."""
-    _join_group(dist_url, first + local_rank, world_size, local_rank, local_size, *job)
+    _join_group(local_rank, *job)
     main_func(*args)
 
 
 def _join_group(
-    dist_url: str,
-    rank: int,
-    world_size: int,
     local_rank: int,
+    first: int,
+    world_size: int,
     local_size: int,
+    dist_url: str,
     device: str,
     timeout: timedelta,
 ) -> None:
-    """Make this process a member of the job: process groups, GPU, Detectron2's local group."""
-    on_gpu = device.partition(":")[0] == "cuda"
+    """Make this process a member of the job: process groups, GPU, Detectron2's local group.
+
+    Args:
+        local_rank: of this process among those of the machine.
+        first: rank of the machine's first process.
+        world_size, local_size: processes of the job and of the machine.
+        dist_url, device, timeout: see :func:`launch`.
+    """
+    rank, on_gpu = first + local_rank, device.partition(":")[0] == "cuda"
     if on_gpu:
         # A task that sees only its own GPU sees it as number 0.
         torch.cuda.set_device(local_rank % max(torch.cuda.device_count(), 1))

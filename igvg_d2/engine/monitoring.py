@@ -1,21 +1,33 @@
-"""Logging during training."""
+"""What a run writes about itself; a resumed run leaves the files of an uninterrupted one."""
 
 import importlib
+import json
 import os
 import resource
 import time
+from collections import defaultdict
 from typing import Any, Dict, List, Optional
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
+from detectron2.engine.hooks import PeriodicWriter
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter, EventWriter
+from detectron2.utils.events import (
+    CommonMetricPrinter,
+    EventWriter,
+    TensorboardXWriter,
+    get_event_storage,
+)
 
 from igvg_d2.io.atomic import write_atomically
 
-from .training_log import WINDOW, EventFileWriter, MetricsWriter
-from .unread_keys import flatten
+from .config_checks import flatten
+
+# Values over which writers take a median, as Detectron2's do.
+WINDOW = 20
+# Seconds of a step are of the process that measured them; Detectron2 begins after three steps.
+_STEP_TIME = "time"
 
 
 class MonitorHook(HookBase):
@@ -25,7 +37,7 @@ class MonitorHook(HookBase):
       checkpoints not;
     * ``epoch``: visits so far over visits of an epoch, if the loader knows them;
     * ``lr/backbone``, ``lr/rest``: highest learning rate of the encoder's parameters and of the
-      others; with ``_matrices`` at the end for those that Muon steps;
+      others;
     * ``memory_mib``: peak of the GPU's allocator, or of the process without a GPU.
     """
 
@@ -39,15 +51,13 @@ class MonitorHook(HookBase):
         self.samples_per_epoch = samples_per_epoch
 
     def before_train(self):
-        """Find out which parameter group belongs to what."""
+        """Find out which parameter groups are the encoder's."""
         model = getattr(self.trainer.model, "module", self.trainer.model)
         backbone = {id(p) for name, p in model.named_parameters() if name.startswith("backbone.")}
-        self.groups: Dict[str, List[int]] = {}
-        for index, group in enumerate(self.trainer.optimizer.param_groups):
-            in_backbone = any(id(p) in backbone for p in group["params"])
-            label = "lr/backbone" if in_backbone else "lr/rest"
-            label += "_matrices" if group.get("orthogonal", False) else ""
-            self.groups.setdefault(label, []).append(index)
+        self.labels = [
+            "lr/backbone" if any(id(p) in backbone for p in group["params"]) else "lr/rest"
+            for group in self.trainer.optimizer.param_groups
+        ]
 
     def before_step(self):
         """Start the clock."""
@@ -58,14 +68,13 @@ class MonitorHook(HookBase):
         seconds = time.perf_counter() - self.start
         storage = self.trainer.storage
         storage.put_scalar("samples_per_second", self.batch_size / max(seconds, 1e-9))
+        scalars = {"memory_mib": peak_memory_mib()}
         if self.samples_per_epoch:
-            epoch = (self.trainer.iter + 1) * self.batch_size / self.samples_per_epoch
-            storage.put_scalar("epoch", epoch, smoothing_hint=False)
-        groups = self.trainer.optimizer.param_groups
-        for label, indices in self.groups.items():
-            rate = max(groups[i]["lr"] for i in indices)
-            storage.put_scalar(label, rate, smoothing_hint=False)
-        storage.put_scalar("memory_mib", peak_memory_mib(), smoothing_hint=False)
+            visits = (self.trainer.iter + 1) * self.batch_size
+            scalars["epoch"] = visits / self.samples_per_epoch
+        for label, group in zip(self.labels, self.trainer.optimizer.param_groups):
+            scalars[label] = max(scalars.get(label, 0.0), group["lr"])
+        storage.put_scalars(**scalars, smoothing_hint=False)
         if not comm.is_main_process():
             # Only writers take images out, and only the first process has writers.
             storage.clear_images()
@@ -108,18 +117,148 @@ def start_wandb(output_dir: str, config: Dict[str, Any]) -> None:
     write_atomically(path, str(run.id))
 
 
-def build_writers(cfg: CfgNode, max_iter: int) -> List[EventWriter]:
+def build_writers(cfg: CfgNode, max_iter: int, start_iter: int = 0) -> List[EventWriter]:
     """Console (Detectron2's), ``metrics.json`` and TensorBoard, with ``WANDB.ENABLED`` also there.
 
     Args:
         cfg: with ``OUTPUT_DIR``, which is made.
         max_iter: iterations of the training run, for the time left.
+        start_iter: first iteration that will run, from 0; what was written about it and later ones
+            is dropped from ``metrics.json``, and hidden in TensorBoard.
     """
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     if cfg.WANDB.ENABLED:
         start_wandb(cfg.OUTPUT_DIR, dict(flatten(cfg)))
-    return [
-        CommonMetricPrinter(max_iter, WINDOW),
-        MetricsWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json")),
-        EventFileWriter(cfg.OUTPUT_DIR),
-    ]
+    metrics = MetricsWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json"), start_iter)
+    # Flushed after two minutes by default, which is what a kill would lose.
+    events = TensorboardXWriter(cfg.OUTPUT_DIR, flush_secs=20, purge_step=start_iter or None)
+    events._last_write = metrics.last
+    return [CommonMetricPrinter(max_iter, WINDOW), metrics, events]
+
+
+def read_metrics(path: str) -> Dict[int, Dict[str, Any]]:
+    """Scalars of a ``metrics.json`` by iteration, ascending; {} if there is no such file.
+
+    Lines about one iteration are put together. A line that is no JSON, as a killed process can
+    leave at the end, is passed over; so are lines without an iteration.
+    """
+    records: Dict[int, Dict[str, Any]] = {}
+    if not os.path.isfile(path):
+        return records
+    with open(path, errors="replace") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+                records.setdefault(int(record["iteration"]), {}).update(record)
+            except (ValueError, KeyError, TypeError):
+                continue
+    return dict(sorted(records.items()))
+
+
+class MetricsWriter(EventWriter):
+    """One JSON object per iteration, as Detectron2's ``JSONWriter``; continues a file.
+
+    Attributes:
+        last: iteration of the newest line, from 0; -1 before the first one.
+    """
+
+    def __init__(self, path: str, start_iter: int = 0):
+        """
+        Args:
+            path: of ``metrics.json``; that of a run that begins anew is kept as ``*.previous``.
+            start_iter: lines about this and later iterations are dropped.
+        """
+        self.path = path
+        self.last = -1
+        if start_iter > 0 and os.path.isfile(self.path):
+            kept = [r for i, r in read_metrics(self.path).items() if i < start_iter]
+            lines = "".join(json.dumps(record, sort_keys=True) + "\n" for record in kept)
+            write_atomically(self.path, lines)
+            self.last = kept[-1]["iteration"] if kept else -1
+        elif os.path.isfile(self.path) and os.path.getsize(self.path):
+            os.replace(self.path, f"{self.path}.previous")
+
+    def write(self):
+        """Append what is newer than the last line."""
+        news: Dict[int, Dict[str, Any]] = defaultdict(dict)
+        latest = get_event_storage().latest_with_smoothing_hint(WINDOW)
+        for name, (value, iteration) in latest.items():
+            if iteration > self.last:
+                news[iteration][name] = value
+        if not news:
+            return
+        with open(self.path, "a") as file:
+            for iteration, scalars in sorted(news.items()):
+                file.write(json.dumps({**scalars, "iteration": iteration}, sort_keys=True) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.last = max(news)
+
+
+class TrainingLogHook(HookBase):
+    """Brings log files and unwritten scalars back to where the checkpoint was written.
+
+    The last values of every scalar are part of a checkpoint: writers show medians, and evaluations
+    may wait to be written. Register it before all hooks that log.
+    """
+
+    def __init__(self):
+        self.writers: List[EventWriter] = []  # none in other processes than the first
+        self._scalars: Dict[str, Any] = {}
+
+    def before_train(self):
+        """Build the writers, now that it is known where they go on, and restore the scalars."""
+        if comm.is_main_process():
+            self.writers += self.trainer.build_writers()
+        for name, (values, hint) in self._scalars.items():
+            for value, iteration in values:
+                self.trainer.storage.put_scalar(
+                    name, value, smoothing_hint=hint, cur_iter=iteration
+                )
+        self._scalars = {}
+
+    def state_dict(self) -> Dict[str, Any]:
+        """Name to ([(value, iteration), the last 20], whether it is shown as a median)."""
+        storage = getattr(self.trainer, "storage", None)
+        if storage is None:
+            return {}
+        hints = storage.smoothing_hints()
+        return {
+            name: ([(float(v), int(i)) for v, i in history.values()[-WINDOW:]], hints[name])
+            for name, history in storage.histories().items()
+            if name != _STEP_TIME
+        }
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        """To be restored when the run begins."""
+        self._scalars = state
+
+
+class WriterHook(PeriodicWriter):
+    """Detectron2's, which first writes what an interrupted run was about to write."""
+
+    def __init__(self, log: TrainingLogHook, period: int = 20):
+        """
+        Args:
+            log: has the writers when training begins.
+            period: iterations.
+        """
+        super().__init__(log.writers, period)
+        self.writers = log.writers
+        self.period = period
+
+    def before_train(self):
+        """The last process may have ended between a checkpoint and its line in metrics.json."""
+        done, storage = self.trainer.start_iter, self.trainer.storage
+        due = done > 0 and (done % self.period == 0 or done == self.trainer.max_iter)
+        written = [w.last for w in self.writers if isinstance(w, MetricsWriter)]
+        if due and all(last < done - 1 for last in written):
+            storage.iter = done - 1
+            for writer in self.writers:
+                writer.write()
+            storage.iter = done
+
+    def close(self) -> None:
+        """Close the writers; what is not written yet is in the checkpoint."""
+        for writer in self.writers:
+            writer.close()

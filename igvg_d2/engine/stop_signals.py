@@ -11,9 +11,9 @@ import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-from .bad_sample_log import BadSampleLog
 from .checkpointing import CheckpointHook
-from .hooks import average_batch_norm, batch_norm_buffers
+from .guards import BadSampleLog
+from .hooks import average_batch_norm, batch_norm_statistics, set_batch_norm_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class TrainingStopped(SystemExit):
 
 
 class StopSignals:
-    """Remembers a signal until the training can act on it; a second one ends the process at once.
+    """Remembers a signal until the trainer can act on it; a second one ends the process at once.
 
     Attributes:
         received: number of the signal, None so far.
@@ -94,7 +94,7 @@ _active: Optional[StopSignals] = None
 class StoppableLoader:
     """A loader of an evaluation that ends with :class:`EvaluationStopped` after a signal.
 
-    Without a training in this process it is the loader itself.
+    Without a training run in this process it is the loader itself.
 
     Args:
         loader: sized; the processes may have different numbers of batches.
@@ -123,7 +123,7 @@ class StoppableLoader:
 
 
 class StopHook(HookBase):
-    """Ends the training after a signal: finish the step, save, leave; ``--resume`` goes on.
+    """Ends the run after a signal: finish the step, save, leave; ``--resume`` goes on.
 
     Register it after checkpoints and evaluation.
     """
@@ -141,10 +141,7 @@ class StopHook(HookBase):
         """Take over the signals; go on with this process's own BatchNorm statistics."""
         self.activate()
         if len(self._statistics) == comm.get_world_size():
-            buffers = self._own_statistics()
-            own = self._statistics[comm.get_rank()]
-            for buffer, values in zip(buffers, own.split([len(buffer) for buffer in buffers])):
-                buffer.copy_(values)
+            set_batch_norm_statistics(self.trainer, self._statistics[comm.get_rank()])
         self._statistics = []
 
     def activate(self) -> None:
@@ -171,12 +168,8 @@ class StopHook(HookBase):
         """
         if comm.get_world_size() > 1 and self.checkpoints.last_saved != iteration:
             # An uninterrupted run would not average here.
-            buffers = self._own_statistics()
-            if buffers:
-                own = torch.cat([buffer.float().cpu() for buffer in buffers])
-                self._statistics = comm.gather(own)
-            for model in self._models():
-                average_batch_norm(model)
+            self._statistics = comm.gather(batch_norm_statistics(self.trainer).cpu())
+            average_batch_norm(self.trainer)
         for hook in self.trainer.hooks:
             if isinstance(hook, BadSampleLog):
                 hook.exchange()  # the samples are not seen again
@@ -190,21 +183,8 @@ class StopHook(HookBase):
         )
         raise TrainingStopped(iteration)
 
-    def _models(self) -> List[torch.nn.Module]:
-        """The model in training, and its average if there is one."""
-        ema = getattr(self.trainer, "ema", None)
-        return [self.trainer.model] if ema is None else [self.trainer.model, ema.model]
-
-    def _own_statistics(self) -> List[torch.Tensor]:
-        """Running statistics of this process."""
-        return [buffer for model in self._models() for buffer in batch_norm_buffers(model)]
-
     def after_train(self):
-        """Give the signals back."""
-        self.release()
-
-    def release(self) -> None:
-        """Give the signals back, also after an error."""
+        """Give the signals back; the trainer calls it after an error, too."""
         global _active
         if _active is self.signals:
             _active = None
@@ -215,5 +195,5 @@ class StopHook(HookBase):
         return {"statistics": self._statistics} if self._statistics else {}
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        """To be restored when the training begins."""
+        """To be restored when the run begins."""
         self._statistics = state["statistics"]

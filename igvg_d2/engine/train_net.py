@@ -11,10 +11,11 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from igvg_d2.checkpoint import GroundingCheckpointer
+from igvg_d2.io.atomic import check_writable
 from igvg_d2.visualization.result_images import write_report
 
 from .launch import launch
-from .setup import AddConfig, check_output_dir, set_num_threads, setup_config
+from .setup import AddConfig, set_num_threads, setup_config
 from .trainer import GroundingTrainer, verify_results
 
 
@@ -38,7 +39,10 @@ def main(
     parser.set_defaults(dist_url="auto")
     args = parser.parse_args(argv)
     cfg = setup_config(args.config_file, args.opts, add_config)
-    check_output_dir(cfg)
+    try:
+        check_writable(cfg.OUTPUT_DIR)
+    except OSError as error:
+        raise SystemExit(error.strerror) from error
     launch(
         run,
         args.num_gpus,

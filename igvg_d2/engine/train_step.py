@@ -1,6 +1,7 @@
-"""One optimizer step: mixed precision, and gradients accumulated over micro-batches."""
+"""One optimizer step: mixed precision, accumulated gradients, and the average of the weights."""
 
 import contextlib
+import copy
 import logging
 import time
 from typing import Any, Dict, Iterable, List, Optional
@@ -101,20 +102,13 @@ class GroundingStepTrainer(SimpleTrainer):
 
     def _forward_backward(self, micro_batch, parts: int) -> Dict[str, torch.Tensor]:
         """Gradients of one micro-batch; returns its share of the losses, detached."""
-        with self._autocast():
+        enabled = self.precision is not None
+        with torch.autocast(self.device.type, dtype=self.precision, enabled=enabled):
             losses = self.model(micro_batch)
-        if isinstance(losses, torch.Tensor):
-            losses = {"total_loss": losses}
         losses = {key: value / parts for key, value in losses.items()}
         total = sum(losses.values())
         (total if self.grad_scaler is None else self.grad_scaler.scale(total)).backward()
         return {key: value.detach() for key, value in losses.items()}
-
-    def _autocast(self):
-        """Context of the forward pass."""
-        if self.precision is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self.precision)
 
     def state_dict(self) -> Dict[str, Any]:
         """As ``SimpleTrainer.state_dict``, with the gradient scaler of fp16."""
@@ -138,21 +132,15 @@ def build_step_trainer(
     cfg: CfgNode, model: nn.Module, data_loader: Iterable, optimizer: torch.optim.Optimizer
 ) -> GroundingStepTrainer:
     """Build the step of ``SOLVER.AMP`` and ``SOLVER.ACCUMULATION_STEPS``, and log what it does."""
-    solver = cfg.SOLVER
-    parts = comm.get_world_size() * solver.ACCUMULATION_STEPS
+    solver, processes = cfg.SOLVER, comm.get_world_size()
+    steps = solver.ACCUMULATION_STEPS
+    precision = PRECISIONS[solver.AMP.PRECISION] if solver.AMP.ENABLED else None
     logger.info(
         "Step: batch %d = %d processes x %d micro-batches x %d samples, in %s",
-        *(solver.IMS_PER_BATCH, comm.get_world_size(), solver.ACCUMULATION_STEPS),
-        solver.IMS_PER_BATCH // parts,
+        *(solver.IMS_PER_BATCH, processes, steps, solver.IMS_PER_BATCH // (processes * steps)),
         solver.AMP.PRECISION if solver.AMP.ENABLED else "float32",
     )
-    return GroundingStepTrainer(
-        model,
-        data_loader,
-        optimizer,
-        accumulation_steps=solver.ACCUMULATION_STEPS,
-        precision=PRECISIONS[solver.AMP.PRECISION] if solver.AMP.ENABLED else None,
-    )
+    return GroundingStepTrainer(model, data_loader, optimizer, steps, precision)
 
 
 def split_batch(batch: List[Any], parts: int) -> List[List[Any]]:
@@ -168,3 +156,66 @@ def split_batch(batch: List[Any], parts: int) -> List[List[Any]]:
         )
     size = len(batch) // parts
     return [batch[i * size : (i + 1) * size] for i in range(parts)]
+
+
+class WeightAverage:
+    """A second model whose weights follow those in training (Polyak and Juditsky, 1992).
+
+    After each step of the optimizer, ``average = d * average + (1 - d) * weights`` with
+    ``d = min(decay, (1 + steps) / (10 + steps))``: an average that has just begun does not hang on
+    to its first weights. It covers parameters and floating-point buffers, so running statistics of
+    BatchNorm too; other buffers are copied. A step that fp16 leaves out is none.
+
+    Attributes:
+        model: the averaged model, in evaluation mode, without gradients.
+        num_updates: steps so far.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, decay: float):
+        """
+        Args:
+            model: in training, not wrapped for several processes.
+            optimizer: of its parameters; gets a hook.
+            decay: d, in (0, 1).
+        """
+        self.decay = decay
+        self.num_updates = 0
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        tensors = [[*m.parameters(), *m.buffers()] for m in (self.model, model)]
+        # Parameters and floating-point buffers of both models, each once, in one order.
+        self._floating = [[t.detach() for t in ts if t.is_floating_point()] for ts in tensors]
+        self._others = [[t for t in ts if not t.is_floating_point()] for ts in tensors]
+        optimizer.register_step_post_hook(lambda *_: self.update())
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Follow the weights by one step."""
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        self.num_updates += 1
+        torch._foreach_lerp_(*self._floating, 1.0 - decay)
+        _copy(*self._others)
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Begin with the weights as they are now."""
+        self.num_updates = 0
+        _copy(*self._floating)
+        _copy(*self._others)
+
+    def state_dict(self) -> Dict[str, Any]:
+        """For a checkpoint: the averaged weights under "model", and "num_updates"."""
+        return {"model": self.model.state_dict(), "num_updates": self.num_updates}
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        """Continue an average.
+
+        Raises:
+            RuntimeError: its weights are those of another model.
+        """
+        self.model.load_state_dict(state["model"])
+        self.num_updates = state["num_updates"]
+
+
+def _copy(averages: List[torch.Tensor], values: List[torch.Tensor]) -> None:
+    for average, value in zip(averages, values):
+        average.copy_(value)

@@ -23,18 +23,15 @@ from igvg_d2.data.datasets import fingerprint
 from igvg_d2.evaluation import build_grounding_evaluator
 from igvg_d2.solver import build_lr_scheduler, build_optimizer
 
-from .bad_sample_log import watch_batches
 from .checkpointing import BestModelHook, CheckpointHook
-from .config_checks import check_config, check_vocabulary
-from .ema import build_weight_average
+from .config_checks import check_config, check_vocabulary, record_reads, report_unread_keys
 from .evaluation_hook import EvaluationHook
+from .guards import BadSampleLog, LossGuard
 from .hooks import AverageBatchNormHook, RunSummaryHook, StepSeedHook
-from .monitoring import MonitorHook, build_writers
-from .schedule import resolve_schedule
+from .monitoring import MonitorHook, TrainingLogHook, WriterHook, build_writers
+from .setup import resolve_schedule
 from .stop_signals import StopHook, StoppableLoader, TrainingStopped
-from .train_step import build_step_trainer
-from .training_log import TrainingLogHook, WriterHook
-from .unread_keys import record_reads, report_unread_keys
+from .train_step import WeightAverage, build_step_trainer
 
 logger = logging.getLogger(__name__)
 
@@ -66,12 +63,17 @@ class GroundingTrainer(DefaultTrainer):
         model = self.build_model(cfg)
         check_vocabulary(cfg, model)
         optimizer = self.build_optimizer(cfg, model)
-        self.bad_sample_log = watch_batches(cfg, model)
-        self.ema = build_weight_average(cfg, model, optimizer)
+        self.bad_sample_log = None
+        if cfg.DATALOADER.SKIP_BAD_SAMPLES:
+            periods = (20, cfg.SOLVER.CHECKPOINT_PERIOD)
+            self.bad_sample_log = BadSampleLog(model, cfg.OUTPUT_DIR, periods=periods)
+        LossGuard(model, self.bad_sample_log)
+        ema = cfg.SOLVER.EMA
+        self.ema = WeightAverage(model, optimizer, ema.DECAY) if ema.ENABLED else None
         # A task that sees only its own GPU sees it as number 0, whatever its local rank.
         on_cpu = cfg.MODEL.DEVICE == "cpu"
-        ddp_options = {"device_ids": None if on_cpu else [torch.cuda.current_device()]}
-        model = create_ddp_model(model, broadcast_buffers=False, **ddp_options)
+        device_ids = None if on_cpu else [torch.cuda.current_device()]
+        model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
         self._trainer = build_step_trainer(cfg, model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         checkpointables = {"trainer": weakref.proxy(self)}
@@ -100,14 +102,13 @@ class GroundingTrainer(DefaultTrainer):
     def build_hooks(self) -> List[HookBase]:
         """All hooks in their order; Detectron2's checkpoints, evaluation and writing made safe."""
         cfg, data_loader = self.cfg, self._trainer.data_loader
-        period = cfg.SOLVER.CHECKPOINT_PERIOD
         log, *others = build_resumable_hooks(self)
         hooks = [
             log,
             MonitorHook(cfg.SOLVER.IMS_PER_BATCH, getattr(data_loader, "num_items", None)),
             self.bad_sample_log,
             RunSummaryHook(cfg.OUTPUT_DIR, cfg.SOLVER.IMS_PER_BATCH, cfg.SEED),
-            AverageBatchNormHook(period, cfg.TEST.EVAL_PERIOD),
+            AverageBatchNormHook(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD),
             IterationTimer(),
             LRScheduler(),
             *others,
@@ -138,7 +139,7 @@ class GroundingTrainer(DefaultTrainer):
 
     def build_writers(self):
         """See :func:`igvg_d2.engine.monitoring.build_writers`."""
-        return build_writers(self.cfg, self.max_iter)
+        return build_writers(self.cfg, self.max_iter, self.start_iter)
 
     def after_train(self):
         """Run the hooks, but after an error only those that must.
@@ -173,7 +174,7 @@ class GroundingTrainer(DefaultTrainer):
                 hook.close() if is_stop else hook.after_train()
             elif isinstance(hook, StopHook) and not is_stop:
                 # A stopped process keeps its handlers, to end well when it is told again.
-                hook.release()
+                hook.after_train()
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model) -> torch.optim.Optimizer:
@@ -242,17 +243,13 @@ def build_resumable_hooks(trainer: GroundingTrainer) -> List[HookBase]:
         trainer: has ``cfg``, ``checkpointer``, ``evaluate()`` and ``build_writers()``.
     """
     cfg = trainer.cfg
-    writers = trainer.build_writers() if comm.is_main_process() else []
+    log = TrainingLogHook()
     checkpoints = CheckpointHook(
         trainer.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_KEEP
     )
     metric = cfg.TEST.BEST_METRIC
     best = BestModelHook(trainer.checkpointer, metric) if metric else None
     stop = StopHook(checkpoints)
-    # The trainer owns its hooks, so that they must not own it.
-    owner = weakref.proxy(trainer)
-    evaluation = EvaluationHook(
-        cfg.TEST.EVAL_PERIOD, lambda: owner.evaluate(), cfg.OUTPUT_DIR, best, stop
-    )
-    hooks = [TrainingLogHook(writers), checkpoints, best, evaluation, stop, WriterHook(writers)]
+    evaluation = EvaluationHook(cfg.TEST.EVAL_PERIOD, cfg.OUTPUT_DIR, stop, best)
+    hooks = [log, checkpoints, best, evaluation, stop, WriterHook(log)]
     return [hook for hook in hooks if hook is not None]

@@ -8,8 +8,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from igvg_d2.engine.bad_sample_log import BadSampleLog
-from igvg_d2.engine.loss_guard import LossGuard
+from igvg_d2.engine.guards import BadSampleLog, LossGuard
 from igvg_d2.testing import random_batch, tiny_cfg
 
 
@@ -50,8 +49,8 @@ def test_a_bad_loss_raises_with_iteration_component_and_samples():
 
 def test_skipping_leaves_no_trace():
     model = Toy()
-    passed_over = []
-    LossGuard(model, skip=True, report=lambda batch, why: passed_over.append((batch, why)))
+    log = BadSampleLog(Toy(), "")
+    LossGuard(model, log)
     model(GOOD)
     before = {k: v.clone() for k, v in model.state_dict().items() if v.is_floating_point()}
     losses = model(BAD)
@@ -60,13 +59,13 @@ def test_skipping_leaves_no_trace():
     assert list(losses) == ["loss_a", "loss_b"] and all(x == 0 for x in losses.values())
     for key, value in before.items():
         assert torch.equal(model.state_dict()[key], value), key
-    assert [s["sample_id"] for s in passed_over[0][0]] == ["s0", "s1"]
+    assert [s["sample_id"] for s in log._pending] == ["s0", "s1"]
     assert model(GOOD)["loss_a"] > 0
 
 
 def test_a_diverged_training_stops_also_when_skipping():
     model = Toy()
-    LossGuard(model, skip=True, max_in_a_row=2)
+    LossGuard(model, BadSampleLog(Toy(), ""), max_in_a_row=2)
     for batch in (BAD, BAD, GOOD, BAD, BAD):
         model(batch)
     with pytest.raises(FloatingPointError, match="2 are skipped: the training has diverged"):

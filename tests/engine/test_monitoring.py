@@ -1,4 +1,4 @@
-"""Console, metrics.json, TensorBoard and Weights & Biases show what a training does."""
+"""Console, metrics.json, TensorBoard and Weights & Biases show what a training run does."""
 
 import json
 import logging
@@ -14,8 +14,7 @@ from detectron2.engine.hooks import IterationTimer
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from igvg_d2.engine.monitoring import MonitorHook, build_writers
-from igvg_d2.engine.training_log import TrainingLogHook, WriterHook
+from igvg_d2.engine.monitoring import MonitorHook, TrainingLogHook, WriterHook, build_writers
 from igvg_d2.solver import build_optimizer
 from igvg_d2.testing import tiny_cfg
 
@@ -57,9 +56,9 @@ def make_cfg(tmp_path, *opts):
 def train(cfg, iterations=20):
     model = Toy()
     trainer = SimpleTrainer(model, Loader(), build_optimizer(cfg, model))
-    writers = build_writers(cfg, iterations)
-    hooks = [MonitorHook(4, 16), IterationTimer(), WriterHook(writers, 10)]
-    trainer.register_hooks([TrainingLogHook(writers), *hooks])
+    trainer.build_writers = lambda: build_writers(cfg, iterations)
+    log = TrainingLogHook()
+    trainer.register_hooks([log, MonitorHook(4, 16), IterationTimer(), WriterHook(log, 10)])
     trainer.train(0, iterations)
     return trainer
 
@@ -96,7 +95,7 @@ def test_the_norm_is_logged_and_clipped_only_if_asked(tmp_path):
     assert norms[1e-4] == pytest.approx(1e-4, rel=1e-3)
 
 
-def test_pictures_do_not_pile_up_in_other_processes(tmp_path, monkeypatch):
+def test_images_do_not_pile_up_in_other_processes(tmp_path, monkeypatch):
     model = Toy()
     trainer = SimpleTrainer(model, Loader(), build_optimizer(make_cfg(tmp_path), model))
     hook = MonitorHook(4)

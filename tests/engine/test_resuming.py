@@ -1,4 +1,4 @@
-"""A training that is interrupted and resumed leaves what an uninterrupted one leaves."""
+"""A run that is interrupted and resumed leaves what an uninterrupted one leaves."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from igvg_d2.checkpoint import GroundingCheckpointer, read_checkpoint
 from igvg_d2.engine.checkpointing import BestModelHook, CheckpointHook
 from igvg_d2.engine.config_checks import check_config
 from igvg_d2.engine.evaluation_hook import preserved_training_state
-from igvg_d2.engine.training_log import MetricsWriter, read_metrics
+from igvg_d2.engine.monitoring import MetricsWriter, read_metrics
 from igvg_d2.testing import tiny_cfg
 from tests.engine.toy_training import Toy, ToyTrainer, toy_cfg, train
 
@@ -198,13 +198,11 @@ def test_metrics_file_is_mended(tmp_path):
     path = tmp_path / "metrics.json"
     lines = ['{"iteration": 19, "a": 1}', '{"iteration": 39, "a": 2}', '{"iteration": 19, "b": 3}']
     path.write_text("\n".join([*lines, '{"iteration": 59, "a"']))
-    writer = MetricsWriter(str(path))
-    writer.continue_at(39)
+    writer = MetricsWriter(str(path), 39)
     assert read_metrics(str(path)) == {19: {"iteration": 19, "a": 1, "b": 3}}
     assert path.read_text().endswith("}\n") and writer.last == 19
-    writer.continue_at(0)
+    assert MetricsWriter(str(path)).last == -1
     assert not path.exists() and read_metrics(f"{path}.previous")
-    writer.close()
 
 
 def test_tensorboard_hides_points_that_are_made_again(tmp_path):

@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from igvg_d2.data import build_grounding_train_loader
 from igvg_d2.engine import resolve_epochs
-from igvg_d2.engine.schedule import resolve_schedule, save_config
+from igvg_d2.engine.setup import resolve_schedule, save_config
 from igvg_d2.solver import build_lr_scheduler
 from igvg_d2.testing import tiny_cfg
 

@@ -15,7 +15,7 @@ from PIL import Image
 import igvg_d2.modeling  # noqa: F401
 from igvg_d2.checkpoint import GroundingCheckpointer, read_metadata
 from igvg_d2.engine import GroundingPredictor
-from igvg_d2.engine.ema import WeightAverage
+from igvg_d2.engine.train_step import WeightAverage
 from igvg_d2.testing import tiny_cfg
 from igvg_d2.visualization.result_images import load_records
 

@@ -83,7 +83,7 @@ def test_workers_ignore_signals_and_end_with_their_parent(end, capfd):
     assert process.exitcode == (-signal.SIGKILL if end == "die" else 0)
     deadline = time.monotonic() + 10
     while any(map(is_running, workers)):
-        assert time.monotonic() < deadline, "a worker outlived its training"
+        assert time.monotonic() < deadline, "a worker outlived its run"
         time.sleep(0.1)
     assert "Traceback" not in capfd.readouterr().err
 

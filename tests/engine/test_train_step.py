@@ -8,7 +8,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 import igvg_d2.modeling  # noqa: F401
-from igvg_d2.engine.loss_guard import LossGuard
+from igvg_d2.engine.guards import BadSampleLog, LossGuard
 from igvg_d2.engine.train_step import GroundingStepTrainer, split_batch
 from igvg_d2.modeling.targets import BatchTotals
 from igvg_d2.solver.build import clip_total_norm
@@ -157,11 +157,11 @@ def test_a_bad_micro_batch_is_passed_over_alone():
     (sum(model(part).values()) / 2).backward()
     expected = {name: p.grad for name, p in model.named_parameters()}
     skipping = make_model()
-    passed_over = []
-    LossGuard(skipping, skip=True, report=lambda samples, reason: passed_over.extend(samples))
+    log = BadSampleLog(make_model(), "")
+    LossGuard(skipping, log)
     with EventStorage():
         assert_same(gradients(skipping, batch, parts=2)[1], expected)
-    assert [sample["sample_id"] for sample in passed_over] == ["2", "3"]
+    assert [sample["sample_id"] for sample in log._pending] == ["2", "3"]
 
 
 def test_a_step_without_options_is_that_of_detectron2():

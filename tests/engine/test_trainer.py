@@ -97,7 +97,7 @@ def last(records, key):
 
 def test_command_line_trains_in_two_processes_and_evaluates_exactly(datasets, tmp_path):
     """test_learning.py has the rest: equal seeds, interruption, resuming."""
-    # One picture a batch: batches of another make-up differ in the last bits.
+    # One image a batch: batches of another make-up differ in the last bits.
     alone = ["TEST.BATCH_SIZE", "1"]
     new = ["MODEL.WEIGHTS", ""]  # the shipped encoder is deeper
     records = run_train_net(datasets, tmp_path / "a", "--num-gpus", "2", *alone, *new)

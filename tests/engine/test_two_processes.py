@@ -138,7 +138,7 @@ def test_weights_equal_those_of_one_process(folders):
 
 
 def test_records_and_metrics_of_the_same_weights_are_identical(folders):
-    """One picture a batch: batches of another make-up differ in the last bits."""
+    """One image a batch: batches of another make-up differ in the last bits."""
     one, two = (Path(folder, "inference", NAMES[1]) for folder in folders)
     for kind in ("records", "metrics"):
         expected, found = (

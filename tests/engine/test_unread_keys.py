@@ -13,7 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from igvg_d2.data.datasets import load_referring, register_grounding
 from igvg_d2.data.synthetic import write_shapes
 from igvg_d2.engine import GroundingTrainer, setup_config
-from igvg_d2.engine.unread_keys import find_unread_keys, record_reads
+from igvg_d2.engine.config_checks import find_unread_keys, record_reads
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = str(ROOT / "configs" / "Shapes" / "igvg_tiny.yaml")

@@ -1,4 +1,4 @@
-"""A training in milliseconds, with the trainer's own hooks."""
+"""A training run in milliseconds, with the trainer's own hooks."""
 
 import os
 import signal
@@ -12,10 +12,10 @@ from torch import nn
 
 from igvg_d2.checkpoint import GroundingCheckpointer
 from igvg_d2.engine import GroundingTrainer
+from igvg_d2.engine.config_checks import record_reads
 from igvg_d2.engine.hooks import RunSummaryHook, StepSeedHook
 from igvg_d2.engine.stop_signals import StoppableLoader, TrainingStopped
 from igvg_d2.engine.trainer import build_resumable_hooks
-from igvg_d2.engine.unread_keys import record_reads
 from igvg_d2.testing import tiny_cfg
 
 
@@ -126,7 +126,7 @@ def train(cfg, resume=False, **kwargs):
 
 
 def stop_one_rank(whole, parts):
-    """Body of a process of two: an uninterrupted training, and one that is stopped twice.
+    """Body of a process of two: an uninterrupted run, and one that is stopped twice.
 
     A single process gets the signal, in a step and later in an evaluation; then the last checkpoint
     is damaged. Ends as stopped.
