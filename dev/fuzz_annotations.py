@@ -7,7 +7,7 @@ Every case takes a small file of one format, changes it (bytes flipped, cut, ins
 its values: a field removed, renamed, or replaced by something of another kind), and loads it.
 It must end in a clear error (ValueError that names the file) or load; what loads is compared with
 the undamaged samples, and a sample that differs must be backed by the damaged file: its text,
-picture and targets stand in the file as read by Python's own json or pickle. Exit status 1 if not.
+image and targets stand in the file as read by Python's own json or pickle. Exit status 1 if not.
 """
 
 import argparse

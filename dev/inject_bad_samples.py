@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Damage 200 of 2,000 training samples and see that a training names each of them.
+"""Damage 200 of 2,000 training samples and see that a training run names each of them.
 
     python dev/inject_bad_samples.py --samples 2000 --bad 200 --seed 0
 
@@ -10,7 +10,7 @@ them are damaged in turn by these kinds:
 
 A small model then trains for one epoch with DATALOADER.SKIP_BAD_SAMPLES, in one process without
 workers and in two processes with one worker each: bad_samples.jsonl must name exactly the damaged
-samples with their files and with what is wrong. Without the option the training must stop at the
+samples with their files and with what is wrong. Without the option the run must stop at the
 first one it meets and name it. Exit status 1 if not. Records that a reader refuses are another
 matter, see DATASETS.SKIP_INVALID and fuzz_annotations.py.
 """

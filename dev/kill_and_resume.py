@@ -40,7 +40,7 @@ _PATIENCE = 15
 
 
 def start(args, output):
-    """The training as a process group of its own; continues what is in ``output``."""
+    """The training run as a process group of its own; continues what is in ``output``."""
     command = [
         sys.executable, str(ROOT / "train_net.py"), "--resume", "--config-file", args.config_file,
         "--num-gpus", str(args.processes), "OUTPUT_DIR", output, "SOLVER.MAX_ITER",
@@ -76,7 +76,7 @@ def list_group(group):
 
 
 def end_one_life(args, rng, output, how):
-    """Returns what was done, or None when the training ended before it could be."""
+    """Returns what was done, or None when the run ended before it could be."""
     last = Path(output, "last_checkpoint")
     before = last.stat().st_mtime_ns if last.exists() else 0
     left = {path.stat().st_mtime_ns for path in Path(output).glob("*.unfinished")}
@@ -123,19 +123,19 @@ def plan_lives(args, rng):
 
 
 def train_with_kills(args, output):
-    """Train to the end; ends the program when the training is over before all kills."""
+    """Train to the end; ends the program when the run is over before all kills."""
     rng = random.Random(args.seed)
     done = collections.Counter()
     for number, how in enumerate(plan_lives(args, rng), start=1):
         what = end_one_life(args, rng, output, how)
         if what is None:
-            sys.exit(f"the training ended after {number - 1} kills; give it more --iterations")
+            sys.exit(f"the run ended after {number - 1} kills; give it more --iterations")
         done[what] += 1
         last = Path(output, "last_checkpoint")
         name = last.read_text() if last.exists() else "nothing yet"
         print(f"{number} of {args.kills}: {what}; last checkpoint {name}", flush=True)
     if start(args, output).wait():
-        sys.exit(f"the resumed training failed: {output}.log")
+        sys.exit(f"the resumed run failed: {output}.log")
     print("; ".join(f"{count} x {what}" for what, count in sorted(done.items())))
 
 
@@ -167,7 +167,7 @@ def main():
     parser.add_argument("--saving", type=float, default=0.3, help="share of kills while saving")
     parser.add_argument("--early", type=float, default=0.1, help="share of kills while starting")
     parser.add_argument("--iterations", type=int, default=480)
-    parser.add_argument("--processes", type=int, default=1, help="--num-gpus of the training")
+    parser.add_argument("--processes", type=int, default=1, help="--num-gpus of the run")
     parser.add_argument("--seconds", type=float, default=4.0, help="longest wait for other kills")
     parser.add_argument("--early-seconds", type=float, default=6.0, help="and for early ones")
     parser.add_argument("--seed", type=int, default=0)

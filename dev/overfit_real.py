@@ -6,7 +6,7 @@
 
 Reads gRefCOCO's and RefCOCO's own files, trains the tiny model of the Shapes set on a few of their
 samples with the real tokenizer and no augmentation, and evaluates on the same samples by the GRES
-and GREC evaluators. Fails if gIoU stays below the floor. It says nothing about unseen pictures.
+and GREC evaluators. Fails if gIoU stays below the floor. It says nothing about unseen images.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def parse_args():
 
 
 def read_samples(data, images):
-    """One picture with every number of targets (gRefCOCO), and pictures with one (RefCOCO)."""
+    """One image with every number of targets (gRefCOCO), and images with one (RefCOCO)."""
     read = (
         load_referring(
             os.path.join(data, "grefcoco", "grefs(unc).json"),
@@ -64,9 +64,9 @@ def read_samples(data, images):
         ),
     )
     grefcoco, refcoco = ({r["ref_id"]: r for r in reversed(records)} for records in read)
-    # The first expression of every target set of gRefCOCO, and of one target per RefCOCO picture.
-    per_picture = {record["image_id"]: record for record in reversed(refcoco.values())}
-    chosen = [*grefcoco.values(), *per_picture.values()]
+    # The first expression of every target set of gRefCOCO, and of one target per RefCOCO image.
+    per_image = {record["image_id"]: record for record in reversed(refcoco.values())}
+    chosen = [*grefcoco.values(), *per_image.values()]
     # The two data sets number their samples independently.
     return [{**record, "sample_id": str(i)} for i, record in enumerate(chosen)]
 

@@ -7,7 +7,7 @@ names the released one; ``configs/Released-IGVG.yaml`` selects all released choi
 from detectron2.config import CfgNode as CN
 
 # Evaluation protocol -> side in pixels of the square frame in which it compares masks; None is the
-# original frame. Evaluators compare there, and the model makes its masks there, too.
+# original frame. The mapper asks the model for masks there, evaluators compare there.
 PROTOCOL_SIZES = {
     "native": None,
     "official": 480,
@@ -15,24 +15,6 @@ PROTOCOL_SIZES = {
     "official_native": None,
     "released_native": None,
 }
-
-
-def frame_sizes(protocols: tuple) -> tuple:
-    """Sides of the square frames that masks are needed in besides the original one.
-
-    Args:
-        protocols: names, str, as in ``TEST.PROTOCOLS``.
-
-    Returns:
-        ints, ascending.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    unknown = [name for name in protocols if name not in PROTOCOL_SIZES]
-    if unknown:
-        raise ValueError(f"TEST.PROTOCOLS: expected {list(PROTOCOL_SIZES)}, found {unknown}")
-    return tuple(sorted({PROTOCOL_SIZES[name] for name in protocols} - {None}))
 
 
 def add_igvg_config(cfg: CN) -> None:

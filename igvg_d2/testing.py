@@ -242,6 +242,7 @@ def assert_query_generator_contract(generator: nn.Module, dim: int, num_queries:
         num_queries: Q.
     """
     features = random_vl_features(dim)
+    features.text.requires_grad_()
     queries, mixed = generator(features, random_targets([2, 0, 1], (64, 96)))
     n = len(features.text)
     assert tuple(queries.features.shape) == (n, num_queries, dim)
@@ -253,6 +254,7 @@ def assert_query_generator_contract(generator: nn.Module, dim: int, num_queries:
             assert in_range, f"{name} must lie in [0, 1]: {value.min():.3g} to {value.max():.3g}"
     total = queries.features.sum() + queries.reference_points.sum() + sum(mixed.values())
     assert_all_parameters_used(generator, total)
+    assert features.text.grad is not None, "text has no gradient: see QUERY_GENERATOR_REGISTRY"
     empty = generator(features, random_targets([0, 0, 0], (64, 96)))[1]
     with _evaluation_mode(generator):
         together, without_targets = generator(features)
@@ -274,8 +276,7 @@ def assert_grounding_head_contract(
         mask_dim: channels of the mask features.
     """
     num_queries, size = 5, (2 * input_shape["p5"].stride, 3 * input_shape["p5"].stride)
-    mask_stride = input_shape["p2"].stride
-    mask_size = (size[0] // mask_stride, size[1] // mask_stride)
+    mask_size = tuple(side // input_shape["p2"].stride for side in size)
     features = _random_maps(input_shape, size, batch=3)
     mask_features = torch.randn(3, mask_dim, *mask_size)
     queries = GroundingQueries(torch.randn(3, num_queries, dim), torch.rand(3, num_queries, 2))

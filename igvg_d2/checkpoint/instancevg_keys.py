@@ -292,7 +292,7 @@ def released_aliases() -> Dict[str, str]:
 
 
 def dead_shapes(size: ModelSize) -> Dict[str, Shape]:
-    """Shapes of ``DEAD_KEYS``, in the same order."""
+    """Tensor shapes of ``DEAD_KEYS``, in the same order."""
     c, d = size.embed_dim, DIM
     projector = [(d // 2, d, 1, 1), (d // 2,), (d // 2 + 1, d), (d // 2 + 1,)]
     shapes = [(1, 1, c), (d, c), *projector, (size.num_queries, d), (4, d), (2,)]

@@ -55,7 +55,7 @@ _UNSAFE: Dict[str, Tuple[str, ...]] = {
         r"(?:has|have|had|having|is|are|was|were|be|been|being|who|that|which|he|she|they|it|what"
         r"|what'?s|nothing|nobody|anything|got)\s+left(?!\s+of|\s+(?:hand|side|most))",
         r"(?:left|right)[\s-]+field(?:er)?",
-        # Shapes that are letters, and R that is a word.
+        # Letters that name a shape, and R that is a word.
         r"[lr][\s-]+(?:shaped?|shape)|r\s+us|l\.|r\.",
     ),
     "vertical": (

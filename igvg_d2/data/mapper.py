@@ -9,6 +9,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 
+from igvg_d2.config import PROTOCOL_SIZES
 from igvg_d2.io.image import read_image, size_mismatch
 from igvg_d2.io.rle import to_rle
 
@@ -40,6 +41,7 @@ class GroundingDatasetMapper:
     * what :func:`model_input` returns;
     * ``instances`` (training only): Instances((H, W)) with ``gt_boxes`` Boxes (T, 4) XYXY pixels,
       ``gt_classes`` int64 zeros (T,), ``gt_masks`` BitMasks (T, H, W), all there also when T = 0;
+    * ``frame_sizes`` (inference only), see below;
     * what a subclass adds in :meth:`add_targets`.
 
     Crops are refused: a crop can turn a target into a no-target.
@@ -53,6 +55,8 @@ class GroundingDatasetMapper:
             (top/bottom) words exchanged; see :func:`swap_direction_words` for what it cannot know.
         color_jitter: c; in training, brightness and contrast are scaled by factors from
             [1 - c, 1 + c].
+        frame_sizes: in inference, sides in pixels of the square frames in which the model makes the
+            union mask too, for evaluation protocols that compare masks there.
     """
 
     @configurable
@@ -66,6 +70,7 @@ class GroundingDatasetMapper:
         horizontal_flip_prob: float = 0.0,
         vertical_flip_prob: float = 0.0,
         color_jitter: float = 0.0,
+        frame_sizes: Sequence[int] = (),
     ):
         if image_format not in _IMAGE_FORMATS:
             raise ValueError(
@@ -84,6 +89,7 @@ class GroundingDatasetMapper:
         self.resize = resize
         self.flip_probs = {"horizontal": horizontal_flip_prob, "vertical": vertical_flip_prob}
         self.color_jitter = color_jitter
+        self.frame_sizes = tuple(frame_sizes)
         augmentations = (
             f", flips {self.flip_probs}, color jitter {color_jitter}" if is_train else ""
         )
@@ -92,12 +98,13 @@ class GroundingDatasetMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> Dict[str, Any]:
-        """Arguments from ``cfg.INPUT``."""
+        """Arguments from ``cfg.INPUT``, and the frames of ``cfg.TEST.PROTOCOLS``."""
         if cfg.INPUT.CROP.ENABLED:
             raise ValueError(
                 "INPUT.CROP.ENABLED: expected False, found True; a crop can cut a target away and "
                 "turn its expression into a no-target one"
             )
+        protocols = () if is_train else cfg.TEST.PROTOCOLS
         return {
             "is_train": is_train,
             "tokenizer": build_tokenizer(cfg),
@@ -106,6 +113,8 @@ class GroundingDatasetMapper:
             "horizontal_flip_prob": cfg.INPUT.FLIP.HORIZONTAL_PROB,
             "vertical_flip_prob": cfg.INPUT.FLIP.VERTICAL_PROB,
             "color_jitter": cfg.INPUT.COLOR_JITTER,
+            # An unknown protocol is for the evaluator to refuse.
+            "frame_sizes": sorted({PROTOCOL_SIZES.get(name) or 0 for name in protocols} - {0}),
         }
 
     def __call__(self, dataset_dict: Dict[str, Any]) -> Dict[str, Any]:
@@ -126,6 +135,8 @@ class GroundingDatasetMapper:
                 image = jitter_color(image, *rng.uniform(low, high, size=2))
             sample["instances"] = _read_targets(annotations, sample, transform)
             self.add_targets(sample, transform)
+        else:
+            sample["frame_sizes"] = self.frame_sizes
         sample.update(self._model_input(image, sample["expression"], transform))
         return sample
 

@@ -136,7 +136,7 @@ class GRefCOCOEvaluator(GroundingEvaluator):
         return results
 
     def breakdown(self, records: Sequence[Record]) -> Dict[str, Dict[str, Dict[str, float]]]:
-        """Kinds of expressions (Shapes tells them), intervals, no-target thresholds."""
+        """Kinds of expressions (where the set tells them), intervals, no-target thresholds."""
         kinds = sorted({r["kind"] for r in records if "kind" in r})
         table = {}
         for kind in kinds:

@@ -3,11 +3,10 @@
 from typing import Dict, Optional, Tuple
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import configurable
 from torch import nn
 
-from .losses import dice_loss, mask_bce_loss, weighted_cross_entropy
+from .losses import dice_loss, mask_bce_loss, resize_logits, weighted_cross_entropy
 from .targets import GroundingTargets
 from .transformer import MLP
 
@@ -112,15 +111,8 @@ class GlobalHead(nn.Module):
         )
         losses = {"loss_no_target": self.no_target_weight * no_target}
         if outputs["sem_seg"] is not None:
-            logits = outputs["sem_seg"].float()
             union = targets.union_masks
-            if logits.shape[-2:] != union.shape[-2:]:
-                logits = F.interpolate(
-                    logits,
-                    size=union.shape[-2:],
-                    mode="bilinear",
-                    align_corners=self.align_corners,
-                )
+            logits = resize_logits(outputs["sem_seg"], union.shape[-2:], self.align_corners)
             losses["loss_sem_seg"] = self.mask_weight * mask_bce_loss(logits, union).mean()
             losses["loss_sem_seg_dice"] = self.dice_weight * dice_loss(logits, union).mean()
         return losses

@@ -1,4 +1,4 @@
-"""Outputs about a padded network input, cut to the picture in its top left corner."""
+"""Outputs about a padded network input, cut to the image in its top left corner."""
 
 from typing import Dict, Optional, Tuple
 
@@ -13,18 +13,18 @@ def crop_outputs(
     content_size: Tuple[int, int],
     align_corners: bool = False,
 ) -> Dict[str, Optional[torch.Tensor]]:
-    """Outputs of one sample as if the network had seen the picture without its padding.
+    """Outputs of one sample as if the network had seen the image without its padding.
 
     Args:
         outputs: of a batch, see :func:`grounding_postprocess`; normalised by the network input.
         index: of the sample.
         network_size: (H, W) of the network input.
-        content_size: (rows, columns) of the picture in the top left corner of it.
+        content_size: (rows, columns) of the image in the top left corner of it.
         align_corners: bilinear mode of the resize of masks to the network input.
 
     Returns:
         the same keys for a batch of this sample: masks float (1, M, rows, columns) in the pixels of
-        the network input, boxes and points normalised by the picture (outside of [0, 1] where they
+        the network input, boxes and points normalised by the image (outside of [0, 1] where they
         lie in the padding), the attention map without cells that see padding only.
     """
     (height, width), (rows, columns) = network_size, content_size

@@ -1,6 +1,6 @@
 """Loss terms as pure functions. All compute in float32, also under autocast.
 
-Shapes: N samples, M masks, H x W pixels (legend in ``igvg_d2/modeling/__init__.py``).
+Letters: N samples, M masks, H x W pixels (legend in ``igvg_d2/modeling/__init__.py``).
 """
 
 from typing import Optional
@@ -39,6 +39,23 @@ def mask_bce_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """
     loss = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
     return loss.flatten(-2).mean(-1)
+
+
+def resize_logits(logits: torch.Tensor, size, align_corners: bool) -> torch.Tensor:
+    """Masks at the resolution of their targets, bilinear.
+
+    Args:
+        logits: float (N, M, h, w).
+        size: (H, W).
+        align_corners: see ``torch.nn.functional.interpolate``.
+
+    Returns:
+        float32 (N, M, H, W).
+    """
+    logits = logits.float()
+    if logits.shape[-2:] == size:
+        return logits
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=align_corners)
 
 
 def masked_mean(

@@ -1,7 +1,7 @@
 """From network outputs to predictions in the original image (paper, Appendix D)."""
 
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +24,6 @@ class PostprocessOptions:
         no_target_test: "softmax" or "sigmoid0".
         align_corners: bilinear mode of the resize to the network frame ("binary" only).
         nms_thresh: of two boxes with a larger IoU only the better one keeps its score; 1 = off.
-        frame_sizes: sides of the square frames in which the union mask is made, too, for evaluation
-            protocols that compare masks there.
     """
 
     score_thresh: float
@@ -36,7 +34,6 @@ class PostprocessOptions:
     align_corners: bool
     weight_scores: bool = True
     nms_thresh: float = 1.0
-    frame_sizes: Tuple[int, ...] = ()
 
     def __post_init__(self):
         known = {
@@ -54,6 +51,7 @@ def grounding_postprocess(
     network_size: Tuple[int, int],
     original_sizes: List[Tuple[int, int]],
     options: PostprocessOptions,
+    frame_sizes: Optional[List[Sequence[int]]] = None,
 ) -> List[Dict]:
     """Scores, thresholds, and boxes and masks at the original resolution.
 
@@ -64,13 +62,14 @@ def grounding_postprocess(
         network_size: (H, W) of the network input.
         original_sizes: (height, width) of each original image.
         options: thresholds and modes.
+        frame_sizes: of each image, sides of the square frames in which the union mask is made too.
 
     Returns:
         N dicts in the original frame: "instances" (kept queries by descending score), "candidates"
         (all queries), both ``Instances`` with pred_boxes, scores, pred_classes, pred_masks (bool),
         pred_points (pixels); "mask" bool (height, width); "sem_seg" float (1, height, width) logits
         if there is a global mask; "no_target" bool; "no_target_score" float scalar;
-        "attention_map" float (Hi, Wi) if there is one; with `options.frame_sizes` "resized_masks"
+        "attention_map" float (Hi, Wi) if there is one; for `frame_sizes` "resized_masks"
         {size: bool (size, size)}, "mask" made in that frame from the logits in the same way as in
         the original one, not from the mask there.
     """
@@ -94,11 +93,11 @@ def grounding_postprocess(
             result["no_target"] = bool(present[i] < 0.5)
         masks = result["instances"].pred_masks
         result["mask"] = _merge(global_mask, masks, options.output_mask)
-        if options.frame_sizes:
+        if frame_sizes is not None and frame_sizes[i]:
             kept = order[kept]
             result["resized_masks"] = {
                 frame: _frame_mask(outputs, i, kept, network_size, frame, options)
-                for frame in options.frame_sizes
+                for frame in frame_sizes[i]
             }
         if outputs.get("attention_map") is not None:
             result["attention_map"] = outputs["attention_map"][i]

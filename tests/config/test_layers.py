@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from igvg_d2.engine import setup_config
-from igvg_d2.engine.unread_keys import flatten
+from igvg_d2.engine.config_checks import flatten
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"

@@ -312,6 +312,13 @@ def test_loaders_give_what_the_mapper_gives(cfg, dataset, num_workers):
     assert seen == set(range(6))  # no-target samples are not filtered away
 
 
+def test_masks_are_asked_for_in_the_frames_of_the_protocols(cfg, dataset):
+    cfg.TEST.PROTOCOLS = ("released", "official", "native", "official_native")
+    sample = DatasetCatalog.get(dataset)[0]
+    assert GroundingDatasetMapper(cfg, is_train=False)(sample)["frame_sizes"] == (320, 480)
+    assert "frame_sizes" not in GroundingDatasetMapper(cfg, is_train=True)(sample)
+
+
 def test_packed_batches_are_restored(make_sample):
     batch = [make_mapper()(make_sample(boxes)) for boxes in ([], [LEFT, RIGHT])]
     for ours, other in zip(pickle.loads(pack_batch(batch)), batch):

@@ -1,4 +1,4 @@
-"""Aspect-preserving resize: into the network input and back to the original picture."""
+"""Aspect-preserving resize: into the network input and back to the original image."""
 
 from dataclasses import replace
 
@@ -23,12 +23,11 @@ OPTIONS = PostprocessOptions(
     mask_resize="logits",
     no_target_test="softmax",
     align_corners=False,
-    frame_sizes=(48,),
 )
 
 
 def make_sample(size):
-    """Picture, box XYXY and mask (height, width, 1) of a box that touches the far corner."""
+    """Image, box XYXY and mask (height, width, 1) of a box that touches the far corner."""
     height, width = size
     box = np.array([[width // 3, height // 3, width, height]], np.float64)
     mask = np.zeros((height, width, 1), np.uint8, order="F")
@@ -37,7 +36,7 @@ def make_sample(size):
 
 
 @pytest.mark.parametrize("size, content", list(zip(SIZES, [(19, 64), (64, 19), NETWORK, (20, 64)])))
-def test_pictures_keep_their_shape(size, content):
+def test_images_keep_their_shape(size, content):
     resize = LetterboxResize(image_size=NETWORK, fill=(10.4, 20, 30))
     assert resize.content_size(size) == content
     image = resize.resize_image(make_sample(size)[0])
@@ -63,7 +62,7 @@ def test_padding_is_never_foreground(rule, size):
 
 @pytest.mark.parametrize("mask_resize", ["logits", "binary"])
 @pytest.mark.parametrize("size", SIZES[:4])
-def test_boxes_masks_and_points_return_to_the_picture(size, mask_resize):
+def test_boxes_masks_and_points_return_to_the_image(size, mask_resize):
     height, width = size
     resize = LetterboxResize(image_size=NETWORK)
     _, box, mask = make_sample(size)
@@ -85,7 +84,7 @@ def test_boxes_masks_and_points_return_to_the_picture(size, mask_resize):
     content = resize.content_size(size)
     options = replace(OPTIONS, mask_resize=mask_resize)
     cropped = crop_outputs(outputs, 0, NETWORK, content)
-    result = grounding_postprocess(cropped, content, [size], options)[0]
+    result = grounding_postprocess(cropped, content, [size], options, [(48,)])[0]
     found = result["instances"]
     assert np.allclose(found.pred_boxes.tensor.numpy(), box, atol=1e-3)
     middle = (box[0, :2] + box[0, 2:]) / 2
@@ -96,7 +95,7 @@ def test_boxes_masks_and_points_return_to_the_picture(size, mask_resize):
     ).sum()
     assert iou > 0.88 and result["mask"].shape == size
     assert result["sem_seg"].shape == (1, *size) and result["resized_masks"][48].shape == (48, 48)
-    # The far corner of the picture, not the padding, ends up in the far corner of the frame.
+    # The far corner of the image, not the padding, ends up in the far corner of the frame.
     assert result["resized_masks"][48][-1, -1] and not result["resized_masks"][48][0, 0]
     cells = result["attention_map"].shape
     assert cells == tuple(-(-4 * n // 64) for n in content)
@@ -109,13 +108,19 @@ def test_an_input_without_padding_is_not_changed():
         plain = model(batch)
         same = model([{**x, "content_size": (64, 64)} for x in batch])
         padded = model([{**batch[0], "content_size": (32, 64), "height": 32}, batch[1]])
+        asked = model([{**batch[0], "frame_sizes": (48, 20)}, batch[1]])
+    assert {k: v.shape for k, v in asked[0]["resized_masks"].items()} == {
+        48: (48, 48),
+        20: (20, 20),
+    }
+    assert "resized_masks" not in asked[1]
     for a, b in zip(plain, same):
         assert torch.equal(a["candidates"].pred_boxes.tensor, b["candidates"].pred_boxes.tensor)
     assert torch.equal(plain[1]["sem_seg"], padded[1]["sem_seg"])
     assert padded[0]["sem_seg"].shape == (1, 32, 64)
     boxes = padded[0]["candidates"].pred_boxes.tensor
     assert (boxes[:, 3] <= 32).all()
-    # Pixels of the picture are those of the network input.
+    # Pixels of the image are those of the network input.
     expected = plain[0]["candidates"].pred_boxes.tensor.clamp(max=torch.tensor([64, 32, 64, 32.0]))
     torch.testing.assert_close(boxes, expected)
 

@@ -57,13 +57,13 @@ def test_multiway_layer_by_a_plain_loop():
         torch.testing.assert_close(found[1][n], expected[1])
 
 
-def test_position_table_is_resized_as_a_picture():
+def test_position_table_is_resized_as_an_image():
     table = torch.arange(12.0).reshape(1, 6, 2)
     resized = interpolate_positions(table, (2, 3), (4, 6)).reshape(4, 6, 2)
-    picture = F.interpolate(
+    image = F.interpolate(
         table.reshape(2, 3, 2).permute(2, 0, 1)[None], (4, 6), mode="bicubic", align_corners=False
     )
-    torch.testing.assert_close(resized, picture[0].permute(1, 2, 0))
+    torch.testing.assert_close(resized, image[0].permute(1, 2, 0))
     half = interpolate_positions(table.to(torch.bfloat16), (2, 3), (3, 2))
     assert half.dtype == torch.bfloat16 and tuple(half.shape) == (1, 6, 2)
 

@@ -200,6 +200,7 @@ class BrokenGenerator(nn.Module):
 
     def forward(self, vl_features, targets=None):
         text = vl_features.text if self.fault == "depend" else vl_features.text * 0
+        text = text.detach() if self.fault == "text has no gradient" else text
         features = self.features + text.mean(dim=1, keepdim=True)
         points = torch.full((len(text), 4, 2), 1.5 if self.fault == "reference_points" else 0.5)
         losses = {}
@@ -216,7 +217,10 @@ class BrokenGenerator(nn.Module):
 
 @pytest.mark.parametrize(
     "fault",
-    ["gradient", "depend", "reference_points", "without targets", "must not depend", "must start"],
+    [
+        *("gradient", "text has no gradient", "depend", "reference_points"),
+        *("without targets", "must not depend", "must start"),
+    ],
 )
 def test_contract_check_finds_the_fault(fault):
     with pytest.raises(AssertionError, match=fault):

@@ -1,7 +1,7 @@
 """Every shipped config, scaled down: no parameter without a gradient, whatever the batch holds.
 
 DDP runs without ``find_unused_parameters``: one parameter that a batch leaves out of the graph ends
-a training in several processes, or lets it hang.
+a training run in several processes, or lets it hang.
 """
 
 from pathlib import Path

@@ -125,7 +125,7 @@ def test_randomness_acts_in_training_only(key):
     assert len(set(losses)) > 1
 
 
-def test_training_pictures_are_drawn_at_their_period():
+def test_training_images_are_drawn_at_their_period():
     model = make_model(["VIS_PERIOD", 2], eval_mode=False)
     drawn = []
     with EventStorage() as storage:

@@ -10,7 +10,7 @@ A reader turns an annotation file into dataset dicts, one per *expression*, in t
   ``iscrowd`` 0 or 1 as in the file, and, if the file has polygons and not an RLE, ``polygons``,
   float64 arrays [x0, y0, x1, y1, ...]: official protocols rasterise them in their own way. The
   empty list means no target;
-* ``kind`` only if the sentence has this key (Shapes stores the type of the expression there);
+* ``kind`` only if the sentence has this key (the synthetic set stores the expression's type there);
 * ``group_id`` str only where several records of a file share a ``ref_id``: the second and later
   ones are told apart by it (the metrics of R-RefCOCO are means over records).
 

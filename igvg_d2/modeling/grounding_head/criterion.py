@@ -3,7 +3,6 @@
 from typing import Dict, Optional
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import configurable
 from torch import nn
 
@@ -13,6 +12,7 @@ from ..losses import (
     generalized_iou,
     mask_bce_loss,
     masked_mean,
+    resize_logits,
     weighted_cross_entropy,
 )
 from ..targets import GroundingTargets
@@ -151,11 +151,7 @@ class GroundingCriterion(nn.Module):
     def mask_terms(self, masks, assigned, targets):
         """Unweighted terms of Eq. 6: means over matched and over unmatched queries."""
         size = targets.masks.shape[-2:]
-        masks = masks.float()
-        if masks.shape[-2:] != size:
-            masks = F.interpolate(
-                masks, size=size, mode="bilinear", align_corners=self.align_corners
-            )
+        masks = resize_logits(masks, size, self.align_corners)
         matched = assigned >= 0
         index = assigned.clamp(min=0)[..., None, None].expand(-1, -1, *size)
         target_masks = targets.masks.gather(1, index) * matched[..., None, None]

@@ -9,8 +9,6 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
-from igvg_d2.config import frame_sizes
-
 from ..backbone import VisionLanguageBackbone, VLFeatures, build_vl_backbone
 from ..global_head import GlobalHead
 from ..grounding_head import build_grounding_head
@@ -55,8 +53,8 @@ class IGVG(nn.Module):
             pixel_mean, pixel_std: per channel, in the scale of the input image.
             mask_loss_resolution: "image" or "feature".
             postprocess: thresholds and modes at inference.
-            input_format: order of the image's channels, for pictures only.
-            vis_period: iterations between training pictures; 0 = none.
+            input_format: order of the channels, for what ``vis_period`` draws only.
+            vis_period: iterations between training images; 0 = none.
             freeze: beginnings of names of parameters that are not trained.
 
         Raises:
@@ -126,7 +124,6 @@ class IGVG(nn.Module):
                 nms_thresh=test.NMS_THRESH,
                 no_target_test=cfg.MODEL.GLOBAL_HEAD.NO_TARGET_TEST,
                 align_corners=cfg.MODEL.IGVG.ALIGN_CORNERS,
-                frame_sizes=frame_sizes(cfg.TEST.PROTOCOLS),
             ),
             "input_format": cfg.INPUT.FORMAT,
             "vis_period": cfg.VIS_PERIOD,
@@ -155,8 +152,10 @@ class IGVG(nn.Module):
                 * "batch_totals" (training, optional): :class:`BatchTotals` of the effective batch
                   that the samples belong to; default: one such micro-batch per process;
                 * "height", "width" (inference): size of the output, default (H, W);
-                * "content_size" (inference): (rows, columns) of the picture in the top left corner
-                  of a padded input, default (H, W).
+                * "content_size" (inference): (rows, columns) of the image in the top left corner
+                  of a padded input, default (H, W);
+                * "frame_sizes" (inference): sides of square frames in which the union mask is
+                  wanted too, default none.
 
         Returns:
             In training, a dict of weighted scalar losses with constant keys. At inference, a list
@@ -176,7 +175,7 @@ class IGVG(nn.Module):
         outputs, losses = self.predict(vl_features, targets)
         if self.training:
             losses.update(self.backbone.losses(vl_features, batched_inputs, targets))
-            self._put_picture(batched_inputs, outputs, images.shape[-2:])
+            self._put_image(batched_inputs, outputs, images.shape[-2:])
             return losses
         return self.inference(batched_inputs, outputs, images.shape[-2:])
 
@@ -206,8 +205,8 @@ class IGVG(nn.Module):
             )
             outputs = {**outputs, **head_outputs, "attention_map": queries.attention_map}
             losses = {**losses, **query_losses, **head_losses}
-        if targets is not None:
-            # Not every query generator reads the text; DDP wants all parameters in the graph.
+        elif targets is not None:
+            # Nobody reads the text here, and DDP wants all parameters in the graph.
             losses["loss_no_target"] = losses["loss_no_target"] + 0.0 * projected.text.float().sum()
         return outputs, losses
 
@@ -218,14 +217,15 @@ class IGVG(nn.Module):
             for x in batched_inputs
         ]
         network_size, options = tuple(network_size), self.postprocess
+        frames = [x.get("frame_sizes", ()) for x in batched_inputs]
         contents = [tuple(x.get("content_size", network_size)) for x in batched_inputs]
         if all(content == network_size for content in contents):
-            return grounding_postprocess(outputs, network_size, sizes, options)
+            return grounding_postprocess(outputs, network_size, sizes, options, frames)
         align_corners = options.align_corners and options.mask_resize == "binary"
         results = []
         for i, (content, size) in enumerate(zip(contents, sizes)):
             cropped = crop_outputs(outputs, i, network_size, content, align_corners)
-            results += grounding_postprocess(cropped, content, [size], options)
+            results += grounding_postprocess(cropped, content, [size], options, frames[i : i + 1])
         return results
 
     def preprocess_image(self, batched_inputs: List[Dict]) -> torch.Tensor:
@@ -289,7 +289,7 @@ class IGVG(nn.Module):
         )
 
     @torch.no_grad()
-    def _put_picture(self, batched_inputs, outputs, network_size) -> None:
+    def _put_image(self, batched_inputs, outputs, network_size) -> None:
         """Every ``vis_period`` iterations, one training sample to the event storage."""
         if self.vis_period <= 0:
             return

@@ -14,7 +14,8 @@ Registry of query generators, which propose N_q queries with a reference point e
 A registered object is called as ``obj(cfg)``. Its ``forward(vl_features, targets=None)`` takes
 :class:`VLFeatures` after the projections (D channels in "last_feat" and ``text``) and returns
 ``(GroundingQueries, losses)``; losses is a dict of weighted scalars, empty without targets, whose
-keys never depend on the data.
+keys never depend on the data. A generator that does not read the text adds ``0.0 * text.sum()`` to
+its features: in several processes every parameter needs a gradient, those of the text too.
 """
 
 

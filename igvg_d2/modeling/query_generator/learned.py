@@ -39,8 +39,10 @@ class LearnedQueryGenerator(nn.Module):
     ) -> Tuple[GroundingQueries, Dict[str, torch.Tensor]]:
         """See ``QUERY_GENERATOR_REGISTRY``; there is no loss."""
         n = len(vl_features.text)
+        # The text is not read, and DDP wants the parameters it comes from in the graph.
+        features = self.features + 0.0 * vl_features.text.float().sum()
         queries = GroundingQueries(
-            features=self.features.expand(n, -1, -1),
+            features=features.expand(n, -1, -1),
             reference_points=self.points.sigmoid().expand(n, -1, -1),
         )
         return queries, {}
