@@ -14,8 +14,9 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from torch import nn
 
+from igvg_d2.io.json_stream import read_metrics
+
 from .checkpointing import BestModelHook
-from .monitoring import read_metrics
 from .stop_signals import EvaluationStopped, StopHook
 
 logger = logging.getLogger(__name__)

@@ -21,6 +21,7 @@ from detectron2.utils.events import (
 )
 
 from igvg_d2.io.atomic import write_atomically
+from igvg_d2.io.json_stream import read_metrics
 
 from .config_checks import flatten
 
@@ -134,25 +135,6 @@ def build_writers(cfg: CfgNode, max_iter: int, start_iter: int = 0) -> List[Even
     events = TensorboardXWriter(cfg.OUTPUT_DIR, flush_secs=20, purge_step=start_iter or None)
     events._last_write = metrics.last
     return [CommonMetricPrinter(max_iter, WINDOW), metrics, events]
-
-
-def read_metrics(path: str) -> Dict[int, Dict[str, Any]]:
-    """Scalars of a ``metrics.json`` by iteration, ascending; {} if there is no such file.
-
-    Lines about one iteration are put together. A line that is no JSON, as a killed process can
-    leave at the end, is passed over; so are lines without an iteration.
-    """
-    records: Dict[int, Dict[str, Any]] = {}
-    if not os.path.isfile(path):
-        return records
-    with open(path, errors="replace") as file:
-        for line in file:
-            try:
-                record = json.loads(line)
-                records.setdefault(int(record["iteration"]), {}).update(record)
-            except (ValueError, KeyError, TypeError):
-                continue
-    return dict(sorted(records.items()))
 
 
 class MetricsWriter(EventWriter):

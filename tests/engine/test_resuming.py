@@ -12,7 +12,8 @@ from igvg_d2.checkpoint import GroundingCheckpointer, read_checkpoint
 from igvg_d2.engine.checkpointing import BestModelHook, CheckpointHook
 from igvg_d2.engine.config_checks import check_config
 from igvg_d2.engine.evaluation_hook import preserved_training_state
-from igvg_d2.engine.monitoring import MetricsWriter, read_metrics
+from igvg_d2.engine.monitoring import MetricsWriter
+from igvg_d2.io.json_stream import read_metrics
 from igvg_d2.testing import tiny_cfg
 from tests.engine.toy_training import Toy, ToyTrainer, toy_cfg, train
 
