@@ -201,7 +201,7 @@ def apply_rules(rules: List[Rule], state: Tensors) -> Tensors:
 
 
 def source_shapes(rules: List[Rule]) -> Dict[str, Shape]:
-    """Shapes of all released tensors that the rules take."""
+    """Sizes of all released tensors that the rules take."""
     return {key: shape for rule in rules for key, shape in rule.sources.items()}
 
 
