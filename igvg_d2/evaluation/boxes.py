@@ -12,6 +12,8 @@ from .protocols import Protocol
 # The release calls a sample a no-target one if no box scores above this, strictly.
 RELEASED_SCORE_THRESHOLD = 0.7
 _MDETR_RANKS = (1, 5, 10)
+# Pixels; no image is as large, and areas of such boxes are exact in float64.
+FARTHEST = 1e6
 
 
 def check_candidates(candidates: Instances, score_threshold: float, sample: Dict[str, Any]) -> None:
@@ -21,16 +23,18 @@ def check_candidates(candidates: Instances, score_threshold: float, sample: Dict
     no meaning, but below the threshold nobody looks at it (as upstream).
 
     Raises:
-        ValueError: a score or coordinate is not finite, or a box at the threshold is inverted.
+        ValueError: a score is not finite, a coordinate is not or is beyond any image, or a box at
+            the threshold is inverted.
     """
     boxes, scores = to_numpy(candidates.pred_boxes.tensor), to_numpy(candidates.scores)
     inverted = (boxes[:, 2:] < boxes[:, :2]).any(1) & (scores >= score_threshold)
-    bad = inverted | ~np.isfinite(boxes).all(1) | ~np.isfinite(scores)
+    # Not "greater than", which NaN never is.
+    bad = inverted | ~(np.abs(boxes) <= FARTHEST).all(1) | ~np.isfinite(scores)
     if bad.any():
         index = int(np.flatnonzero(bad)[0])
         raise ValueError(
             f"sample '{sample['sample_id']}': candidate {index} has box {boxes[index].tolist()} "
-            f"and score {float(scores[index])}; expected finite numbers and XYXY order"
+            f"and score {float(scores[index])}; expected XYXY order, numbers up to {FARTHEST:.0e}"
         )
 
 

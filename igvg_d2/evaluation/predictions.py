@@ -38,6 +38,8 @@ from igvg_d2.io.rle import (
     to_json,
 )
 
+from .boxes import FARTHEST
+
 Prediction = Dict[str, Any]
 
 FRAME_SIZES = tuple(sorted({size for size in PROTOCOL_SIZES.values() if size is not None}))
@@ -261,7 +263,7 @@ def _runs(rle: Any, sizes, field: str) -> Tuple[Tuple[int, int], np.ndarray]:
 
 
 def _numbers(values: Any, shape: Tuple[int, ...], field: str) -> torch.Tensor:
-    """Finite float64 tensor of the shape."""
+    """Finite float64 tensor of the shape, of numbers that pixels and scores can be."""
     try:
         # numpy first: torch would turn True and False into numbers without a word.
         array = np.array(values)
@@ -270,6 +272,7 @@ def _numbers(values: Any, shape: Tuple[int, ...], field: str) -> torch.Tensor:
         numbers = torch.from_numpy(array.astype(np.float64)).reshape(shape)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"'{field}' must be numbers: {error}") from error
-    if len(numbers) != len(values) or not np.isfinite(array).all():
-        raise ValueError(f"'{field}' must be finite: {str(values)[:80]}")
+    # Not "greater than", which NaN never is.
+    if len(numbers) != len(values) or not (np.abs(array) <= FARTHEST).all():
+        raise ValueError(f"'{field}' must be finite, up to {FARTHEST:.0e}: {str(values)[:80]}")
     return numbers

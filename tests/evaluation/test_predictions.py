@@ -117,6 +117,8 @@ def test_without_boxes_only_masks_are_scored(two_samples, outputs, tmp_path):
         (lambda p: p[0]["mask"].update(size=[30, 20]), r"RLE of size \[20, 30\].*\[30, 20\]"),
         (lambda p: p[0]["mask"].update(counts="5"), "no valid RLE"),
         (lambda p: p[0].update(boxes=[[0, 0, float("nan"), 1]] * 2), "'boxes' must be finite"),
+        (lambda p: p[0].update(boxes=[[-1e20, -1e20, 1e20, 1e20]] * 2), "'boxes' must be finite"),
+        (lambda p: p[0].update(points=[[1, 1], [1e19, 1]]), "'points' must be finite"),
         (lambda p: p[0].update(scores=[0.5]), "2 boxes but 1 scores"),
         (lambda p: p[0].update(scores=0.5), "'scores' must be numbers: found 0.5"),
         (lambda p: p[0].update(scores=[0.5, 1.5]), r"probabilities in \[0, 1\]"),
