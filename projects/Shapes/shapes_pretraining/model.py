@@ -27,8 +27,6 @@ WEIGHTS = {
     "loss_boxes": 2.0,
     "loss_cells": 1.0,
 }
-# Weight of a patch that is referred to, relative to others: few are.
-REFERRED_PATCH_WEIGHT = 3.0
 
 
 @META_ARCH_REGISTRY.register()
@@ -162,21 +160,25 @@ class BEiT3Pretraining(nn.Module):
         return total
 
     def _referred_loss(self, grid, objects, referred, whole) -> torch.Tensor:
-        """Binary cross-entropy of patches in samples whose expression is whole.
+        """Binary cross-entropy per object, in samples whose expression is whole.
+
+        Every object counts the same whatever its size, as in gIoU, and the background counts as one
+        that is never meant.
 
         Args:
             grid: float (N, C, h, w), token grid.
-            objects: int64 (N, H, W).
+            objects: int64 (N, H, W), ``MAX_OBJECTS`` is the background.
             referred: bool (N, MAX_OBJECTS).
             whole: bool (N,).
         """
-        n, _, h, w = grid.shape
-        lit = F.pad(referred, (0, 1)).gather(1, objects.flatten(1)).view_as(objects)
-        wanted = F.avg_pool2d(lit[:, None].float(), objects.shape[-1] // w).flatten(1)
+        shown = F.one_hot(objects, MAX_OBJECTS + 1).permute(0, 3, 1, 2).float()
+        shares = F.avg_pool2d(shown, objects.shape[-1] // grid.shape[-1]).flatten(2)
+        wanted = (shares * F.pad(referred, (0, 1))[..., None]).sum(dim=1)
+        area = shares.sum(dim=2, keepdim=True)
+        weight = (shares / area.clamp(min=1e-6)).sum(dim=1) * whole[:, None]
         logits = self.referred_head(grid.flatten(2).transpose(1, 2))[..., 0]
         error = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
-        weight = (1.0 + (REFERRED_PATCH_WEIGHT - 1.0) * wanted) * whole[:, None]
-        return (error * weight).sum() / (whole.sum().clamp(min=1) * h * w)
+        return (error * weight).sum() / weight.sum().clamp(min=1)
 
     def _patch_losses(self, grid, objects, attributes, hidden) -> Dict[str, torch.Tensor]:
         """
