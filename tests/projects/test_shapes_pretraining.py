@@ -140,16 +140,19 @@ def test_referred_loss_is_of_whole_samples_and_their_patches(pretraining, cfg, s
     whole = next(s for s in samples if s["whole"] and s["referred"].any())
     other = next(s for s in samples if not s["whole"] and s["referred"].any())
     loss = model([whole])["loss_referred"]
-    grid = torch.zeros(1, 32, 12, 12)
-    lit = F.pad(whole["referred"], (0, 1))[whole["objects"].long()].float()
-    wanted = F.avg_pool2d(lit[None], 8).flatten()
-    head = model.referred_head
-    error = F.binary_cross_entropy_with_logits(
-        head.bias.expand(144), wanted, weight=1 + 2 * wanted, reduction="mean"
-    )
-    objects, referred = whole["objects"][None].long(), whole["referred"][None]
+    # Two objects of one and of three patches on a grid of 2 x 4; the smaller one is meant.
+    objects = torch.full((1, 16, 32), pretraining.scenes.BACKGROUND)
+    objects[0, :8, :8], objects[0, 8:, 8:] = 0, 1
+    referred = torch.zeros(1, pretraining.scenes.MAX_OBJECTS, dtype=torch.bool)
+    referred[0, 0] = True
+    with torch.no_grad():
+        model.referred_head.bias.fill_(0.7)
+    grid = torch.zeros(1, 32, 2, 4)
     found = model._referred_loss(grid, objects, referred, torch.tensor([True]))
+    # -log p once for the object that is meant, -log (1 - p) for the other and the background.
+    error = (F.softplus(torch.tensor(-0.7)) + 2 * F.softplus(torch.tensor(0.7))) / 3
     torch.testing.assert_close(found, error)
+    assert model._referred_loss(grid, objects, referred, torch.tensor([False])) == 0
     assert model([other])["loss_referred"] == 0 and loss > 0
     plain = cfg.clone()
     plain.MODEL.PRETRAINING.REFERRED_WEIGHT = 0.0
@@ -207,6 +210,19 @@ def test_encoder_survives_the_way_through_a_beit3_file(pretraining, cfg):
     assert set(converted) == set(expected)
     assert all(torch.equal(converted[key], value) for key, value in expected.items())
     assert (report.size.embed_dim, report.size.depth, report.size.patch_size) == (32, 2, 8)
+
+
+def test_flatter_attention_changes_queries_of_images_only(pretraining, cfg):
+    torch.manual_seed(0)
+    backbone = build_model(cfg).backbone
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    pretraining.initialization.flatten_attention(backbone, 0.5)
+    after = backbone.state_dict()
+    changed = {key for key, value in after.items() if not torch.equal(value, before[key])}
+    assert changed == {"encoder.layers.1.vision.qkv.weight"}  # biases begin as zeros
+    key = changed.pop()
+    assert torch.equal(after[key][:32], before[key][:32] * 0.5)
+    assert torch.equal(after[key][32:], before[key][32:])
 
 
 def test_muon_moves_equally_in_all_directions(pretraining):

@@ -18,5 +18,8 @@ def add_pretraining_config(cfg: CN) -> None:
     cfg.MODEL.PRETRAINING.TARGETS_WEIGHT = 0.5
     cfg.MODEL.PRETRAINING.COUNT_WEIGHT = 0.5
     cfg.MODEL.PRETRAINING.REFERRED_WEIGHT = 0.0
+    # Factor on the queries of image tokens beyond the first layer, when weights are loaded. Below
+    # 1 the attention of patches becomes flatter, so that they find the text again.
+    cfg.MODEL.PRETRAINING.QUERY_SCALE = 1.0
     # Learning rate of weight matrices under SOLVER.OPTIMIZER "Muon"; BASE_LR is that of the rest.
     cfg.SOLVER.MUON_LR = 0.01

@@ -45,3 +45,16 @@ def initialize_locally(backbone: BEiT3) -> None:
         weight = layer.vision.qkv.weight
         weight[:dim] *= SHARPNESS
         weight[dim : 2 * dim] = weight[:dim]
+
+
+@torch.no_grad()
+def flatten_attention(backbone: BEiT3, factor: float) -> None:
+    """Scale the queries of image tokens in all layers but the first, in place.
+
+    After training on images mostly, patches look at patches with logits so far above those of text
+    that no gradient leads back to the words.
+    """
+    dim = backbone.embed_dim
+    for layer in backbone.encoder.layers[1:]:
+        layer.vision.qkv.weight[:dim] *= factor
+        layer.vision.qkv.bias[:dim] *= factor
