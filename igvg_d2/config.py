@@ -252,6 +252,8 @@ def _add_solver(cfg: CN) -> None:
     # Micro-batches that a batch of IMS_PER_BATCH is computed in, one after the other: less memory,
     # the same gradient. Only BatchNorm sees their smaller batches.
     cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # CPU threads of a process; 0: OMP_NUM_THREADS or all cores, shared among CPU processes.
+    cfg.SOLVER.NUM_THREADS = 0
     # With SOLVER.AMP.ENABLED (Detectron2's): type of most products in training, "fp16" with
     # scaled losses, or "bf16". Losses are computed in float32, and so are evaluations.
     cfg.SOLVER.AMP.PRECISION = "fp16"

@@ -5,9 +5,11 @@ import os
 from typing import Any, Callable, Sequence
 
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 
 from igvg_d2.config import add_igvg_config
 from igvg_d2.data import GroundingTrainLoader
@@ -35,12 +37,16 @@ def setup_config(
         CfgNode, not frozen. On a machine without a GPU, ``MODEL.DEVICE`` becomes "cpu". The data
         sets of ``DATASETS.EXPRESSION_FILES`` are registered, and ``DATASETS.SKIP_INVALID`` is in
         force for those of the config.
+
+    Raises:
+        FileNotFoundError: there is no such config file.
+        ValueError: it is not plain YAML, or includes itself; see also ``EXPRESSION_FILES``.
     """
     cfg = get_cfg()
     for add in (add_igvg_config, *add_config):
         add(cfg)
     if config_file:
-        cfg.merge_from_file(config_file)
+        _merge_file(cfg, config_file)
     cfg.merge_from_list(list(opts))
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
@@ -49,10 +55,28 @@ def setup_config(
     return cfg
 
 
+def _merge_file(cfg: CfgNode, config_file: str) -> None:
+    """``cfg.merge_from_file`` of plain YAML: tags, also those of a ``_BASE_``, could run code."""
+    if not PathManager.isfile(config_file):
+        raise FileNotFoundError(f"no config file '{config_file}'")
+    try:
+        cfg.merge_from_file(config_file, allow_unsafe=False)
+    except RecursionError:
+        raise ValueError(f"config file '{config_file}': it is its own _BASE_") from None
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"config file '{config_file}' or its _BASE_ is not plain YAML: {reason}"
+        ) from None
+
+
 def set_num_threads(cfg: CfgNode) -> None:
-    """Share PyTorch's threads (``OMP_NUM_THREADS``, or all cores) among CPU processes."""
-    if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1:
-        torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
+    """Apply ``SOLVER.NUM_THREADS``; 0 shares PyTorch's threads among CPU processes."""
+    threads = cfg.SOLVER.NUM_THREADS
+    if threads == 0 and cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1:
+        threads = max(1, torch.get_num_threads() // comm.get_local_size())
+    if threads > 0:
+        torch.set_num_threads(threads)
     logger.info("CPU threads: %d", torch.get_num_threads())
 
 
