@@ -30,17 +30,15 @@ class JSONReader:
 
     Args:
         file: text.
-        unique_keys: a key that occurs twice in one object is an error; otherwise the last one wins
-            as in ``json``, and reading is faster.
 
     Raises:
-        JSONError: (all methods) with line, column and character of the error.
+        JSONError: (all methods) with line, column and character of the error; also of an object
+            with a key twice, of which ``json`` would let the last one win silently.
     """
 
-    def __init__(self, file: IO[str], unique_keys: bool = False):
+    def __init__(self, file: IO[str]):
         self._file = file
-        hook = _without_repetition if unique_keys else None
-        self._decoder = json.JSONDecoder(object_pairs_hook=hook)
+        self._decoder = json.JSONDecoder(object_pairs_hook=without_repetition)
         # The text from the cursor's surroundings on, the cursor in it, and what came before it.
         self._text, self._at = "", 0
         self._characters, self._lines, self._column = 0, 0, 0
@@ -140,15 +138,13 @@ class JSONReader:
 def iterate_records(file: IO[str]) -> Iterator[Tuple[str, Any]]:
     """Values of a text with one JSON list, or with one JSON value per line.
 
-    A key that occurs twice in one object is an error: JSON would let the last one win silently.
-
     Yields:
         ("record 1" or "line 1", value).
 
     Raises:
         JSONError: the text is not JSON, or a value has more than 2**28 characters.
     """
-    reader = JSONReader(file, unique_keys=True)
+    reader = JSONReader(file)
     number = 0
     if reader.peek() == "[":
         try:
@@ -162,7 +158,7 @@ def iterate_records(file: IO[str]) -> Iterator[Tuple[str, Any]]:
     for number, line in enumerate(file, 1):
         if line.strip():
             try:
-                yield f"line {number}", json.loads(line, object_pairs_hook=_without_repetition)
+                yield f"line {number}", json.loads(line, object_pairs_hook=without_repetition)
             except (ValueError, RecursionError) as error:
                 raise JSONError(f"line {number}: {error}") from error
 
@@ -180,23 +176,28 @@ def iterate_lists(file: IO[str], keys: Sequence[str]) -> Iterator[Tuple[str, Any
     reader = JSONReader(file)
     if reader.peek() != "{":
         raise WrongContentError(describe(reader.value()))
-    seen: List[str] = []
+    seen: Dict[str, None] = {}
     for key in reader.keys():
         if key in seen:
             raise WrongContentError(f"the key {reprlib.repr(key)} twice")
-        seen.append(key)
+        seen[key] = None
         if reader.peek() == "[":
             # Other lists, too, are read item by item: they may be the largest of the file.
-            for item in reader.items():
-                if key in keys:
-                    yield key, item
+            number = 0
+            try:
+                for number, item in enumerate(reader.items(), 1):
+                    if key in keys:
+                        yield key, item
+            except JSONError as error:
+                where = f"item {number + 1} of {reprlib.repr(key)}"
+                raise JSONError(f"{where}: {error}") from error
             continue
         value = reader.value()
         if key in keys:
             raise WrongContentError(f"{describe(value)} under '{key}', not a list")
     reader.end()
     if not set(keys) <= set(seen):
-        raise WrongContentError(describe(dict.fromkeys(seen)))
+        raise WrongContentError(describe(seen))
 
 
 def read_metrics(path: str) -> Dict[int, Dict[str, Any]]:
@@ -224,11 +225,11 @@ def describe(value: Any) -> str:
     return f"{type(value).__name__}{keys}"
 
 
-def _without_repetition(pairs: List[Tuple[str, Any]]) -> dict:
-    """Dict of the pairs of an object."""
+def without_repetition(pairs: List[Tuple[str, Any]]) -> dict:
+    """Dict of the pairs of an object; JSONError if a key occurs twice."""
     content = dict(pairs)
     if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = next(key for key in keys if keys.count(key) > 1)
-        raise JSONError(f"the key {repeated!r} occurs twice in one object")
+        seen: Dict[str, None] = {}
+        repeated = next(key for key, _ in pairs if key in seen or seen.update({key: None}))
+        raise JSONError(f"the key {reprlib.repr(repeated)} occurs twice in one object")
     return content

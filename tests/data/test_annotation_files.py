@@ -156,6 +156,8 @@ def test_json_is_read_item_by_item(tmp_path):
         ('{"a": 1}', "expected a JSON object with 'a', found int under 'a'"),
         ('{"b": []}', "found dict with keys \\['b'\\]"),
         ('{"a": [], "a": []}', "key 'a' twice"),
+        ('{"a": [1, {"x": 1, "x": 2}]}', "x.json.*item 2 of 'a': the key 'x' occurs twice"),
+        ('{"a": [], "b": {"x": 1, "x": 2}}', "x.json.*the key 'x' occurs twice"),
         ('{"a": [] "b": 1}', "not valid JSON"),
         ('{"a": [], 5: 1}', "not valid JSON"),
         ('{"a" []}', "not valid JSON"),
@@ -206,3 +208,17 @@ def test_compressed_runs_are_checked():
 def test_wrong_segmentations_are_refused(segmentation):
     with pytest.raises(ValueError, match="expected"):
         to_rle(segmentation, 10, 12)
+
+
+def test_reading_takes_time_in_proportion_to_the_file(tmp_path):
+    """Look-ups in lists would take hours for these: 5e9 comparisons."""
+    many = 100_000
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({**{f"k{i}": 0 for i in range(many)}, "a": [1]}))
+    assert list(iterate_json(str(path), ("a",))) == [("a", 1)]
+    path.write_text(json.dumps({f"k{i}": 0 for i in range(many)})[:-1] + ', "k99999": 1}')
+    with pytest.raises(ValueError, match="'k99999' twice"):
+        list(iterate_json(str(path), ("a",)))
+    path.write_text(json.dumps([{f"k{i}": 0 for i in range(many)}])[:-2] + ', "k99999": 1}]')
+    with pytest.raises(ValueError, match="'k99999' occurs twice"):
+        list(iterate_refs(str(path)))

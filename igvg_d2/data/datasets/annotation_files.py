@@ -14,6 +14,7 @@ from igvg_d2.io.json_stream import (
     WrongContentError,
     describe,
     iterate_lists,
+    without_repetition,
 )
 
 from .fingerprint import file_sha256
@@ -72,7 +73,7 @@ def iterate_json(
 def read_json(path: str) -> Any:
     """Reads a JSON file; a syntax error names the file."""
     with _open_json(path, "JSON") as file:
-        return json.load(file)
+        return json.load(file, object_pairs_hook=without_repetition)
 
 
 @contextlib.contextmanager

@@ -71,10 +71,11 @@ def collect_samples(
         item = items.pop(position)
         try:
             new = expand(position, item)
-            ids = [sample["sample_id"] for sample in new]
-            twice = next((i for k, i in enumerate(ids) if i in seen or i in ids[:k]), None)
-            if twice is not None:
-                raise RecordError("sent_id", f"sample {twice} occurs twice")
+            ids = set()
+            for sample_id in (sample["sample_id"] for sample in new):
+                if sample_id in seen or sample_id in ids:
+                    raise RecordError("sent_id", f"sample {sample_id} occurs twice")
+                ids.add(sample_id)
         except RecordError as error:
             where = f"{source}: {describe_item(position, item)}, field '{error.field}'"
             note_or_raise(f"{where}: {error}", skipped, error)
