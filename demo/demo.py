@@ -27,7 +27,7 @@ logger = logging.getLogger("igvg_d2.demo")
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DEFAULT_CONFIG = os.path.join(_ROOT, "configs", "Shapes", "igvg_tiny.yaml")
-DEFAULT_WEIGHTS = os.path.join(_ROOT, "output", "shapes_tiny", "model_final.pth")  # make demo
+DEFAULT_WEIGHTS = os.path.join(_ROOT, "demo", "igvg_tiny_shapes.safetensors")
 _IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 

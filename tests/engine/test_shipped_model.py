@@ -1,0 +1,61 @@
+"""The models that ship with the project: what they say about themselves, and that they ground."""
+
+from pathlib import Path
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+
+import igvg_d2.modeling  # noqa: F401
+from igvg_d2.checkpoint import GroundingCheckpointer, read_metadata
+from igvg_d2.data.datasets import load_referring, register_grounding
+from igvg_d2.data.synthetic import write_shapes
+from igvg_d2.engine import GroundingTrainer, setup_config
+
+ROOT = Path(__file__).resolve().parents[2]
+ENCODER = ROOT / "demo" / "beit3_tiny_shapes.safetensors"
+WEIGHTS = ROOT / "demo" / "igvg_tiny_shapes.safetensors"
+CONFIG = ROOT / "configs" / "Shapes" / "igvg_tiny.yaml"
+NAME = "test_shipped_model_val"
+
+
+def test_they_are_small_and_say_how_they_were_made():
+    assert ENCODER.stat().st_size < 10_000_000 and WEIGHTS.stat().st_size < 11_000_000
+    facts = read_metadata(str(WEIGHTS))
+    assert "train_net.py" in facts["command"] and CONFIG.name in facts["command"]
+    assert facts["seed"] == "0" and int(facts["samples_seen"]) == 23_680
+    for metric in ("gres/gIoU", "gres/N_acc", "grec/F1score", "instance/mask_AP50"):
+        for split in ("val", "testA", "testB"):
+            assert 0 < float(facts[f"shapes_{split}/{metric}"]) <= 100
+    readme = (ROOT / "projects" / "Shapes" / "README.md").read_text()
+    assert f"{int(read_metadata(str(ENCODER))['samples']):,} samples" in readme
+
+
+@pytest.fixture(scope="module")
+def unseen(tmp_path_factory):
+    """A validation set of another seed, which no training has seen."""
+    root = tmp_path_factory.mktemp("shipped") / "shapes"
+    write_shapes(str(root), seed=77, scale=0.06, num_workers=1)
+    folder = root / "grefcoco"
+    files = {
+        "annotation_file": str(folder / "grefs(unc).json"),
+        "instances_file": str(folder / "instances.json"),
+        "image_root": str(root / "images" / "train2014"),
+        "split": "val",
+    }
+    loader = lambda: load_referring(**files)  # noqa: E731
+    register_grounding(NAME, {**files, "evaluator_type": "grefcoco"}, loader)
+    yield NAME
+    DatasetCatalog.remove(NAME)
+    MetadataCatalog.remove(NAME)
+
+
+def test_it_grounds_expressions_about_new_images(unseen, tmp_path):
+    opts = ["MODEL.DEVICE", "cpu", "DATASETS.TEST", (unseen,), "OUTPUT_DIR", str(tmp_path)]
+    cfg = setup_config(str(CONFIG), [*opts, "DATALOADER.NUM_WORKERS", 0])
+    model = build_model(cfg)
+    GroundingCheckpointer(model).load(str(WEIGHTS))
+    results = GroundingTrainer.test(cfg, model)
+    # An always-empty model has 28, 100, 28 and no AP.
+    assert results["gres"]["gIoU"] > 50 and results["gres"]["T_acc"] > 65
+    assert results["grec"]["F1score"] > 38 and results["instance"]["box_AP50"] > 50
