@@ -22,7 +22,8 @@ MAX_TRAIN_NET_LINES = 90
 ROOMS = ("data", "modeling", "evaluation", "solver", "checkpoint")
 COMPONENTS = set("backbone neck pixel_decoder query_generator grounding_head global_head".split())
 # tabulate comes with Detectron2, which prints its own tables with it.
-EXTERNAL = {"detectron2", "tabulate", *(requirement.module for requirement in REQUIREMENTS)}
+# tabulate and yaml come with Detectron2.
+EXTERNAL = {"detectron2", "tabulate", "yaml", *(requirement.module for requirement in REQUIREMENTS)}
 # pkg_resources and downloads at import.
 FORBIDDEN_MODULES = ("detectron2.model_zoo", "detectron2.utils.testing")
 # Outside the library: they import it, never the reverse.
