@@ -21,7 +21,6 @@ MAX_TRAIN_NET_LINES = 90
 # Folders that only engine/ may join.
 ROOMS = ("data", "modeling", "evaluation", "solver", "checkpoint")
 COMPONENTS = set("backbone neck pixel_decoder query_generator grounding_head global_head".split())
-# tabulate comes with Detectron2, which prints its own tables with it.
 # tabulate and yaml come with Detectron2.
 EXTERNAL = {"detectron2", "tabulate", "yaml", *(requirement.module for requirement in REQUIREMENTS)}
 # pkg_resources and downloads at import.

@@ -44,7 +44,7 @@ def convert_beit3(
     """Rename and pack the encoder; resize positions and patches to the configured sizes.
 
     The position table is resized as the release does when it starts from these files: bicubic in
-    float32, half-pixel centres, no antialiasing.
+    float32, half-pixel centers, no antialiasing.
 
     Args:
         checkpoint: the loaded file, see :func:`plain_tensors`. Keys may lack the prefix "beit3.",

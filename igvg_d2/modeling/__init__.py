@@ -5,7 +5,7 @@ C backbone channels; D hidden dimension; M attention heads; P sampling points; S
 of a level; Hm, Wm of the mask features; H, W network input; height, width original image.
 
 Points and boxes are x before y; sizes (height, width). Normalised means divided by the network
-input's (W, H). Coordinates are continuous, pixel centres at +0.5. Padding masks: True = padding.
+input's (W, H). Coordinates are continuous, pixel centers at +0.5. Padding masks: True = padding.
 """
 
 from .backbone import BEiT3, VisionLanguageBackbone, VLFeatures, build_vl_backbone

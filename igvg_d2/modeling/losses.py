@@ -103,8 +103,8 @@ def weighted_cross_entropy(
 
 def cxcywh_to_xyxy(boxes: torch.Tensor) -> torch.Tensor:
     """Boxes float (..., 4) from (cx, cy, w, h) to (x1, y1, x2, y2), same units."""
-    centre, half = boxes[..., :2], boxes[..., 2:] / 2
-    return torch.cat([centre - half, centre + half], dim=-1)
+    center, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat([center - half, center + half], dim=-1)
 
 
 def generalized_iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:

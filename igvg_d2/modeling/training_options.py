@@ -34,10 +34,10 @@ class SyncBatchNorm(_BatchNorm):
         totals = differentiable_all_reduce(torch.cat([values.sum(axes), local_count]))
         count = totals[-1].detach()
         mean = totals[:-1] / count
-        centred = values - mean.view(shape)
-        variance = differentiable_all_reduce(centred.square().sum(axes)) / count
+        centered = values - mean.view(shape)
+        variance = differentiable_all_reduce(centered.square().sum(axes)) / count
         self._update(mean.detach(), variance.detach() * count / (count - 1))
-        normalised = centred * (variance + self.eps).rsqrt().view(shape)
+        normalised = centered * (variance + self.eps).rsqrt().view(shape)
         return (normalised * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
 
     @torch.no_grad()

@@ -67,7 +67,7 @@ def test_boxes_masks_and_points_return_to_the_image(size, mask_resize):
     resize = LetterboxResize(image_size=NETWORK)
     _, box, mask = make_sample(size)
     network_box = torch.from_numpy(resize.resize_boxes(box, size)) / 64
-    centre, extent = (network_box[:, :2] + network_box[:, 2:]) / 2, network_box[:, 2:] - (
+    center, extent = (network_box[:, :2] + network_box[:, 2:]) / 2, network_box[:, 2:] - (
         network_box[:, :2]
     )
     # A model that predicts the ground truth of the padded input, and is sure of it outside too.
@@ -76,9 +76,9 @@ def test_boxes_masks_and_points_return_to_the_image(size, mask_resize):
         "no_target_logits": torch.tensor([[5.0, 0.0]]),
         "sem_seg": torch.full((1, 1, 16, 16), 10.0),
         "pred_logits": torch.tensor([[[5.0, 0.0]]]),
-        "pred_boxes": torch.cat([centre, extent], dim=1)[None],
+        "pred_boxes": torch.cat([center, extent], dim=1)[None],
         "pred_masks": masks,
-        "pred_points": centre[None],
+        "pred_points": center[None],
         "attention_map": torch.rand(1, 4, 4),
     }
     content = resize.content_size(size)

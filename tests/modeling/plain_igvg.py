@@ -16,7 +16,7 @@ from tests.modeling.plain_parts import (
     match_queries,
     segmentation_losses,
     sine_positions,
-    to_centres,
+    to_centers,
 )
 
 
@@ -70,8 +70,8 @@ class PlainIGVG:
 
     def norm(self, name, x, eps=1e-5):
         """LayerNorm over the last dimension."""
-        centred = x - x.mean(-1, keepdim=True)
-        scaled = centred / (centred.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+        centered = x - x.mean(-1, keepdim=True)
+        scaled = centered / (centered.pow(2).mean(-1, keepdim=True) + eps).sqrt()
         return scaled * self.w[f"{name}.weight"] + self.w[f"{name}.bias"]
 
     def mlp(self, name, x):
@@ -220,8 +220,8 @@ class PlainIGVG:
             self.points.append(picked)
             y = torch.cat([y, torch.stack([cells[cell] for cell in picked])], dim=-1)
             queries.append(self.mlp("query_generator.mlp", y))
-            centres = [((c % grid + 0.5) / grid, (c // grid + 0.5) / grid) for c in picked]
-            points.append(torch.tensor(centres).to(tokens))
+            centers = [((c % grid + 0.5) / grid, (c // grid + 0.5) / grid) for c in picked]
+            points.append(torch.tensor(centers).to(tokens))
             maps.append(heat.reshape(grid, grid))
         return torch.stack(queries), torch.stack(points), torch.stack(maps)
 
@@ -281,7 +281,7 @@ class PlainIGVG:
             raw = self.mlp(f"{name}.predictor.box_embed", state)
             raw = torch.cat([raw[..., :2] + anchor, raw[..., 2:]], dim=-1)
             predicted = 1 / (1 + (-raw).exp())
-            targets = [to_centres(b) / side for b in boxes]
+            targets = [to_centers(b) / side for b in boxes]
             matches = [match_queries(*sample) for sample in zip(logits, predicted, points, targets)]
             self.matches.append(matches)
             weights = (1, 5, 2) if layer == self.decoder_layers - 1 else (1, 1, 1)

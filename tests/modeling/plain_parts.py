@@ -45,7 +45,7 @@ def detection_losses(logits, predicted, targets, matches, num_boxes):
     return entropy / weight, l1 / num_boxes, overlap / num_boxes
 
 
-def to_centres(boxes):
+def to_centers(boxes):
     """XYXY to (cx, cy, w, h)."""
     return torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], dim=1)
 

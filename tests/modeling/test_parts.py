@@ -16,7 +16,7 @@ from igvg_d2.modeling.losses import (
     masked_mean,
     weighted_cross_entropy,
 )
-from igvg_d2.modeling.query_generator import cell_centres, select_points, select_top_points
+from igvg_d2.modeling.query_generator import cell_centers, select_points, select_top_points
 from igvg_d2.modeling.transformer import MSDeformAttn, ms_deform_attn_core
 
 
@@ -54,12 +54,12 @@ def test_select_points_refuses_more_points_than_cells():
         select_points(torch.zeros(1, 2, 3), 7, 0.1)
 
 
-def test_top_points_and_cell_centres():
+def test_top_points_and_cell_centers():
     heatmap = torch.tensor([[[0.1, 0.9], [0.5, 0.2]]])
     indices = select_top_points(heatmap, 3)
     assert indices.tolist() == [[1, 2, 3]]
-    centres = cell_centres(indices, 2, 2)
-    assert centres.tolist() == [[[0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]]
+    centers = cell_centers(indices, 2, 2)
+    assert centers.tolist() == [[[0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]]
 
 
 def bilinear(feature, x, y):

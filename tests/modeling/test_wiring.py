@@ -102,13 +102,13 @@ def test_boxes_are_relative_to_the_reference_point():
     logits, boxes = predictor(torch.randn(3, 1, 2, 8), points)
     assert tuple(logits.shape) == (3, 1, 2, 2) and tuple(boxes.shape) == (3, 1, 2, 4)
     small = 1 / (1 + math.exp(2))
-    # Untrained: centred at the point, which stays 0.001 inside the image.
+    # Untrained: centered at the point, which stays 0.001 inside the image.
     expected = torch.tensor([[0.25, 0.75, small, small], [0.001, 0.999, small, small]])
     torch.testing.assert_close(boxes[0, 0], expected, atol=1e-5, rtol=0)
     with torch.no_grad():
         predictor.box_embed.layers[-1].bias.copy_(torch.tensor([math.log(3), 0.0, 0.0, 1.0]))
     moved = predictor(torch.randn(1, 2, 8), points)[1][0, 0]
-    # Odds of the x centre tripled: 1/3 * 3 = 1.
+    # Odds of the x center tripled: 1/3 * 3 = 1.
     expected = torch.tensor([0.5, 0.75, 0.5, 1 / (1 + math.exp(-1))])
     torch.testing.assert_close(moved, expected, atol=1e-5, rtol=0)
     # At and beyond the border each side of the odds is clamped: 1 / 0.001 and 0.001 / 1.
@@ -152,8 +152,8 @@ def test_layer_norm_of_maps_is_over_channels():
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
     x = torch.randn(2, 4, 3, 5)
-    centred = x - x.mean(dim=1, keepdim=True)
-    expected = centred / (x.var(dim=1, keepdim=True, unbiased=False) + 1e-6).sqrt()
+    centered = x - x.mean(dim=1, keepdim=True)
+    expected = centered / (x.var(dim=1, keepdim=True, unbiased=False) + 1e-6).sqrt()
     expected = expected * norm.weight[:, None, None] + norm.bias[:, None, None]
     torch.testing.assert_close(norm(x), expected)
 
@@ -243,6 +243,6 @@ def test_matcher_sees_the_selected_points_not_the_shifted_ones():
     with EventStorage():
         model(random_batch([1, 2]))
     points, reference_points = criterion.args[2], decoder.args[2]
-    # Centres of the 4 x 4 cells; the references are shifted to the right and down.
+    # Centers of the 4 x 4 cells; the references are shifted to the right and down.
     assert torch.equal(points * 4 - 0.5, (points * 4 - 0.5).round())
     assert (reference_points > points).all()

@@ -83,7 +83,7 @@ def test_loss_by_hand(center_queries):
     targets.boxes[0, 0] = torch.tensor([0.75, 0.25, 0.5, 0.5])  # upper right cell of 2 x 2
     logits = torch.zeros(1, 2, 2, requires_grad=True)
     loss = center_queries.query_generator.center_loss(logits, targets)
-    # (1/2)^2 log 2, weighted 0.25 for the cell with the centre and 0.75 for the three others.
+    # (1/2)^2 log 2, weighted 0.25 for the cell with the center and 0.75 for the three others.
     assert loss.item() == pytest.approx(0.25 * 0.6931472 * (0.25 + 3 * 0.75))
     loss.backward()
     assert torch.sign(logits.grad[0]).tolist() == [[1.0, -1.0], [1.0, 1.0]]

@@ -22,7 +22,7 @@ def _annotation(box, size):
 
 
 def _instances(boxes, scores, size):
-    """Predicted instances whose masks are the filled boxes and whose points are their centres."""
+    """Predicted instances whose masks are the filled boxes and whose points are their centers."""
     instances = Instances(size)
     tensor = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     masks = torch.zeros(len(boxes), *size, dtype=torch.bool)

@@ -88,7 +88,7 @@ def _window(item: "SceneObject", height: int, width: int) -> Tuple[int, int, int
 def _local_coordinates(
     item: "SceneObject", window: Tuple[int, int, int, int]
 ) -> Tuple[np.ndarray, np.ndarray]:
-    """Pixel centres of ``window`` in the object's own frame, in nominal radii."""
+    """Pixel centers of ``window`` in the object's own frame, in nominal radii."""
     x0, y0, x1, y1 = window
     dx = (np.arange(x0, x1) + 0.5 - item.center[0])[None, :] / item.radius
     dy = (np.arange(y0, y1) + 0.5 - item.center[1])[:, None] / item.radius
@@ -97,7 +97,7 @@ def _local_coordinates(
 
 
 def _signed_distance(item: "SceneObject", window: Tuple[int, int, int, int]) -> np.ndarray:
-    """Distance in pixels from each pixel centre of ``window`` to the outline, negative inside."""
+    """Distance in pixels from each pixel center of ``window`` to the outline, negative inside."""
     x, y = _local_coordinates(item, window)
     if item.shape in _POLYGONS:
         return _polygon_distance(x, y, _POLYGONS[item.shape]) * item.radius
@@ -109,7 +109,7 @@ def _signed_distance(item: "SceneObject", window: Tuple[int, int, int, int]) -> 
 
 
 def shape_mask(item: "SceneObject", height: int, width: int) -> np.ndarray:
-    """Pixels whose centre lies inside the object, hidden or not: bool (height, width)."""
+    """Pixels whose center lies inside the object, hidden or not: bool (height, width)."""
     mask = np.zeros((height, width), dtype=bool)
     x0, y0, x1, y1 = window = _window(item, height, width)
     if item.shape in _POLYGONS:

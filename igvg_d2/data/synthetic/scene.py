@@ -31,8 +31,8 @@ class SceneObject:
         shape, color, size: words from ``SHAPES``, ``COLORS`` and ``SIZES``.
         radius: nominal radius in pixels.
         angle: rotation in radians.
-        center: (x, y) of the shape's own centre in pixels, also when part of it is hidden.
-        box: tight box (x, y, w, h) of the visible pixels. Its centre is the object's position in
+        center: (x, y) of the shape's own center in pixels, also when part of it is hidden.
+        box: tight box (x, y, w, h) of the visible pixels. Its center is the object's position in
             every expression, because the box is what a detector can see.
     """
 
@@ -46,7 +46,7 @@ class SceneObject:
 
     @property
     def position(self) -> Tuple[float, float]:
-        """Centre (x, y) of the visible box in pixels."""
+        """Center (x, y) of the visible box in pixels."""
         x, y, w, h = self.box
         return x + w / 2, y + h / 2
 
@@ -106,7 +106,7 @@ def _propose_center(
     reach: float,
     neighbour: Optional[SceneObject],
 ) -> Tuple[float, float]:
-    """Random centre inside the image; beside ``neighbour`` (touching or overlapping) when given."""
+    """Random center inside the image; beside ``neighbour`` (touching or overlapping) when given."""
     low, high_x, high_y = reach + 1, width - reach - 1, height - reach - 1
     if neighbour is None:
         return rng.uniform(low, high_x), rng.uniform(low, high_y)

@@ -1,7 +1,7 @@
 """Files of gRefCOCO from generated images: polygons, annotation records, statistics.
 
 Needs numpy and PIL only. Polygons follow the pixel edges, so that pycocotools rasterises them back
-to exactly the visible mask; contour tracers that run through pixel centres (cv2) would not.
+to exactly the visible mask; contour tracers that run through pixel centers (cv2) would not.
 """
 
 import hashlib

@@ -42,8 +42,8 @@ class ClassBoxPredictor(nn.Module):
         offset = self.box_embed(states).float()
         inside = reference_points.float().clamp(0, 1)
         # Both sides are clamped on their own, as in the release: torch.logit(eps) gives log(999).
-        centre = (inside.clamp(min=LOGIT_EPS) / (1 - inside).clamp(min=LOGIT_EPS)).log()
-        boxes = torch.cat([offset[..., :2] + centre, offset[..., 2:]], dim=-1).sigmoid()
+        center = (inside.clamp(min=LOGIT_EPS) / (1 - inside).clamp(min=LOGIT_EPS)).log()
+        boxes = torch.cat([offset[..., :2] + center, offset[..., 2:]], dim=-1).sigmoid()
         return self.class_embed(states), boxes
 
 

@@ -3,7 +3,7 @@
 from .build import QUERY_GENERATOR_REGISTRY, GroundingQueries, build_query_generator
 from .learned import LearnedQueryGenerator
 from .point_guided import PointGuidedQueryGenerator
-from .point_selection import cell_centres, select_points, select_top_points
+from .point_selection import cell_centers, select_points, select_top_points
 from .text_guided import TextGuidedQueryGenerator
 
 __all__ = [
@@ -13,7 +13,7 @@ __all__ = [
     "QUERY_GENERATOR_REGISTRY",
     "TextGuidedQueryGenerator",
     "build_query_generator",
-    "cell_centres",
+    "cell_centers",
     "select_points",
     "select_top_points",
 ]

@@ -24,7 +24,7 @@ class LearnedQueryGenerator(nn.Module):
         """
         super().__init__()
         self.features = nn.Parameter(torch.randn(num_queries, dim) * 0.02)
-        # Points start spread over the image, not in its centre.
+        # Points start spread over the image, not in its center.
         self.points = nn.Parameter(torch.logit(torch.rand(num_queries, 2), eps=0.05))
 
     @classmethod

@@ -12,7 +12,7 @@ from ..losses import dice_loss, mask_bce_loss
 from ..targets import GroundingTargets
 from ..transformer import MLP, PositionEmbeddingSine
 from .build import QUERY_GENERATOR_REGISTRY, GroundingQueries
-from .point_selection import cell_centres, select_points, select_top_points
+from .point_selection import cell_centers, select_points, select_top_points
 from .text_selection import select_channels, select_text
 from .text_to_image import TextToImageAttention
 
@@ -127,7 +127,7 @@ class PointGuidedQueryGenerator(nn.Module):
             features = torch.cat([self._per_query(text_queries, valid), features], dim=-1)
         queries = GroundingQueries(
             features=self.mlp(features),
-            reference_points=cell_centres(indices, height, width),
+            reference_points=cell_centers(indices, height, width),
             attention_map=heatmap if self.score_map == "weights" else heatmap.sigmoid(),
         )
         losses = {}

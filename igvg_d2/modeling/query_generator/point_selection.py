@@ -58,8 +58,8 @@ def select_top_points(heatmap: torch.Tensor, num_points: int) -> torch.Tensor:
     return heatmap.detach().flatten(1).topk(num_points, dim=1).indices
 
 
-def cell_centres(indices: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Centres of grid cells.
+def cell_centers(indices: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Centers of grid cells.
 
     Args:
         indices: int64 (N, Q), row-major.

@@ -1,4 +1,4 @@
-"""Queries at predicted object centres; importing the package registers the generator."""
+"""Queries at predicted object centers; importing the package registers the generator."""
 
 from .config import add_center_queries_config
 from .query_generator import CenterQueryGenerator

@@ -1,4 +1,4 @@
-"""Queries at the cells that most likely hold the centre of a target."""
+"""Queries at the cells that most likely hold the center of a target."""
 
 from typing import Dict, Optional, Tuple
 
@@ -14,7 +14,7 @@ from igvg_d2.modeling import (
     GroundingTargets,
     VLFeatures,
 )
-from igvg_d2.modeling.query_generator import cell_centres, select_top_points
+from igvg_d2.modeling.query_generator import cell_centers, select_top_points
 
 
 @QUERY_GENERATOR_REGISTRY.register()
@@ -58,7 +58,7 @@ class CenterQueryGenerator(nn.Module):
         cells = hidden.flatten(2).transpose(1, 2)
         queries = GroundingQueries(
             features=cells.gather(1, indices[..., None].expand(-1, -1, cells.shape[-1])),
-            reference_points=cell_centres(indices, height, width),
+            reference_points=cell_centers(indices, height, width),
             attention_map=logits.sigmoid(),
         )
         if targets is None:
@@ -67,7 +67,7 @@ class CenterQueryGenerator(nn.Module):
 
 
 def center_loss(logits: torch.Tensor, targets: GroundingTargets) -> torch.Tensor:
-    """Focal loss of the cells that hold a target's centre against the others, per target.
+    """Focal loss of the cells that hold a target's center against the others, per target.
 
     Args:
         logits: float (N, Hi, Wi).
