@@ -223,12 +223,26 @@ def build_train_items(cfg: CfgNode) -> List[Any]:
     items: List[Any] = []
     for name in cfg.DATASETS.TRAIN:
         samples = _load(name)
+        _warn_of_too_many_targets(cfg, name, samples)
         # Ids are unique within a data set only, so that groups are formed before data sets are
         # joined.
         own = group_by_object(samples, name) if unit == "object" else list(samples)
         items.extend(own)
         logger.info("%s: %d expressions, visited as %d %ss", name, len(samples), len(own), unit)
     return items
+
+
+def _warn_of_too_many_targets(cfg: CfgNode, name: str, samples: List[_Sample]) -> None:
+    """Say how many expressions the model cannot answer in full, whatever it learns."""
+    generator = cfg.MODEL.QUERY_GENERATOR
+    counts = [len(sample["annotations"]) for sample in samples]
+    more = sum(count > generator.NUM_OBJECT_QUERIES for count in counts)
+    if generator.NAME and more:
+        logger.warning(
+            "%s: %d of %d expressions have more targets (up to %d) than the model has object "
+            "queries (MODEL.QUERY_GENERATOR.NUM_OBJECT_QUERIES %d) and cannot be answered in full",
+            *(name, more, len(samples), max(counts), generator.NUM_OBJECT_QUERIES),
+        )
 
 
 def _load(name: str) -> List[_Sample]:

@@ -1,13 +1,16 @@
 """Tokenizers: from an expression to the token ids of the text branch."""
 
 import functools
+import logging
 import os
+import reprlib
 import string
 import tempfile
 from typing import Any, List, Sequence
 
 from detectron2.config import CfgNode, configurable
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import log_first_n
 from detectron2.utils.registry import Registry
 
 TOKENIZER_REGISTRY = Registry("TOKENIZER")
@@ -40,10 +43,18 @@ def build_tokenizer(cfg: CfgNode) -> Any:
 
 
 def _add_special_ids(ids: Sequence[int], expression: str, max_tokens: int) -> List[int]:
-    """Enclose ids in BOS and EOS and cut the tail off, never the EOS."""
+    """Enclose ids in BOS and EOS and cut the tail off, never the EOS; say so once per text."""
     if not ids:
         raise ValueError(
             f"the expression {expression!r} has no token; remove the sample or give it words"
+        )
+    if len(ids) > max_tokens - 2:
+        log_first_n(
+            logging.WARNING,
+            f"an expression has {len(ids)} tokens and is cut after {max_tokens - 2} "
+            f"(INPUT.TOKENIZER.MAX_TOKENS {max_tokens}): {reprlib.repr(expression)}",
+            name=__name__,
+            key="message",
         )
     return [BOS_ID, *ids[: max_tokens - 2], EOS_ID]
 

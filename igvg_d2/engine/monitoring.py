@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import resource
 import time
@@ -165,7 +166,8 @@ class MetricsWriter(EventWriter):
         news: Dict[int, Dict[str, Any]] = defaultdict(dict)
         latest = get_event_storage().latest_with_smoothing_hint(WINDOW)
         for name, (value, iteration) in latest.items():
-            if iteration > self.last:
+            # JSON has no NaN and no infinity: what is undefined is left out.
+            if iteration > self.last and math.isfinite(value):
                 news[iteration][name] = value
         if not news:
             return

@@ -180,3 +180,19 @@ def test_a_single_sentence_takes_no_random_number():
     rng = np.random.default_rng(0)
     assert draw_sentence({"sample_id": 1}, rng) == {"sample_id": 1}
     assert rng.uniform() == np.random.default_rng(0).uniform()
+
+
+def test_more_targets_than_queries_are_counted(objects, caplog):
+    cfg = make_cfg(objects, **{"MODEL.QUERY_GENERATOR.NUM_OBJECT_QUERIES": 1})
+    build_grounding_train_loader(cfg, draw)
+    assert "object queries" not in caplog.text
+    samples = DatasetCatalog.get(objects)
+    samples[1]["annotations"] = [{"bbox": [0, 0, 1, 1]}] * 3
+    samples[2]["annotations"] = [{"bbox": [0, 0, 1, 1]}] * 2
+    build_grounding_train_loader(cfg, draw)
+    assert f"2 of {len(samples)} expressions have more targets (up to 3)" in caplog.text
+    assert "NUM_OBJECT_QUERIES 1" in caplog.text
+    caplog.clear()
+    cfg.MODEL.QUERY_GENERATOR.NAME = ""
+    build_grounding_train_loader(cfg, draw)
+    assert "object queries" not in caplog.text, "without queries there is no limit"

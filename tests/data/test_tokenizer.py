@@ -192,3 +192,13 @@ def test_beit3_wrong_file(beit3_file, tmp_path, damage):
     path.write_bytes(content[damage])
     with pytest.raises(ValueError, match="INPUT.TOKENIZER.FILE: .*64002 tokens"):
         BEiT3Tokenizer(file=str(path))
+
+
+def test_a_cut_is_said_once_per_expression(caplog):
+    tokenizer = ShapesTokenizer(max_tokens=5)
+    for _ in range(2):
+        tokenizer("the red star and the blue ring of this test")
+    tokenizer("the red star")
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
+    text = caplog.text
+    assert "10 tokens and is cut after 3" in text and "MAX_TOKENS 5" in text and "red star" in text
