@@ -29,6 +29,7 @@ from .evaluation_hook import EvaluationHook
 from .guards import BadSampleLog, LossGuard
 from .hooks import AverageBatchNormHook, RunSummaryHook, StepSeedHook
 from .monitoring import MonitorHook, TrainingLogHook, WriterHook, build_writers
+from .run_record import RunRecord
 from .setup import resolve_schedule
 from .stop_signals import StopHook, StoppableLoader, TrainingStopped
 from .train_step import WeightAverage, build_step_trainer
@@ -76,7 +77,7 @@ class GroundingTrainer(DefaultTrainer):
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
         self._trainer = build_step_trainer(cfg, model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        checkpointables = {"trainer": weakref.proxy(self)}
+        checkpointables = {"trainer": weakref.proxy(self), "run": RunRecord(cfg)}
         if self.ema is not None:
             checkpointables["ema"] = self.ema
         self.checkpointer = GroundingCheckpointer(model, cfg.OUTPUT_DIR, **checkpointables)
