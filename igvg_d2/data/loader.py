@@ -221,9 +221,11 @@ def build_train_items(cfg: CfgNode) -> List[Any]:
     if unit not in SAMPLE_UNITS:
         raise ValueError(f"DATALOADER.SAMPLE_UNIT: expected one of {SAMPLE_UNITS}, found {unit!r}")
     items: List[Any] = []
+    generator = cfg.MODEL.QUERY_GENERATOR
     for name in cfg.DATASETS.TRAIN:
         samples = _load(name)
-        _warn_of_too_many_targets(cfg, name, samples)
+        if generator.NAME:
+            _warn_of_too_many_targets(name, samples, generator.NUM_OBJECT_QUERIES)
         # Ids are unique within a data set only, so that groups are formed before data sets are
         # joined.
         own = group_by_object(samples, name) if unit == "object" else list(samples)
@@ -232,16 +234,15 @@ def build_train_items(cfg: CfgNode) -> List[Any]:
     return items
 
 
-def _warn_of_too_many_targets(cfg: CfgNode, name: str, samples: List[_Sample]) -> None:
+def _warn_of_too_many_targets(name: str, samples: List[_Sample], num_queries: int) -> None:
     """Say how many expressions the model cannot answer in full, whatever it learns."""
-    generator = cfg.MODEL.QUERY_GENERATOR
     counts = [len(sample["annotations"]) for sample in samples]
-    more = sum(count > generator.NUM_OBJECT_QUERIES for count in counts)
-    if generator.NAME and more:
+    more = sum(count > num_queries for count in counts)
+    if more:
         logger.warning(
             "%s: %d of %d expressions have more targets (up to %d) than the model has object "
             "queries (MODEL.QUERY_GENERATOR.NUM_OBJECT_QUERIES %d) and cannot be answered in full",
-            *(name, more, len(samples), max(counts), generator.NUM_OBJECT_QUERIES),
+            *(name, more, len(samples), max(counts), num_queries),
         )
 
 
