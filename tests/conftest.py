@@ -3,8 +3,10 @@
 import multiprocessing
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -55,3 +57,24 @@ def in_two_processes(tmp_path):
         return [results[rank] for rank in (0, 1)]
 
     return run
+
+
+@pytest.fixture
+def image_samples(tmp_path):
+    """Callable (count, form of the ids): dataset dicts without targets, all of one black image."""
+
+    def make(count, sample_id="{}_0"):
+        path = tmp_path / "image.png"
+        Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(path)
+        shared = {"file_name": str(path), "height": 20, "width": 30, "annotations": []}
+        return [
+            {
+                **shared,
+                "image_id": i,
+                "sample_id": sample_id.format(i),
+                "expression": "the red circle",
+            }
+            for i in range(count)
+        ]
+
+    return make

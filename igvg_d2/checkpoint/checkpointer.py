@@ -161,7 +161,11 @@ class GroundingCheckpointer(DetectionCheckpointer):
             for key, value in tensors.items()
             if value.is_floating_point() and not bool(value.isfinite().all())
         ]
-        problems.append(_describe("with NaN or infinite values (its training diverged)", broken))
+        if broken:
+            raise ValueError(
+                f"'{path}' has NaN or infinite values, so its training has diverged; use an "
+                f"earlier checkpoint.\n{_describe('with such values', broken)}"
+            )
         if any(problems):
             raise ValueError(
                 f"'{path}' does not fit the configured model.\n"

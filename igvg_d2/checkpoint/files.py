@@ -88,7 +88,10 @@ def read_checkpoint(path: str, mmap: bool = True) -> Dict[str, Any]:
     try:
         _check_content(content)
     except ValueError as error:
-        raise ValueError(f"'{path}' cannot be read as a checkpoint: {error}") from None
+        raise ValueError(
+            f"'{path}' cannot be read as a checkpoint: {error}; choose another file, or save the "
+            "model's state dict again"
+        ) from None
     return content
 
 
@@ -112,7 +115,7 @@ def _check_content(content: Any) -> None:
 
 def _check_dict(found: Any, wanted: str) -> None:
     if not isinstance(found, dict):
-        raise ValueError(f"expected {wanted}, found a {type(found).__name__}.")
+        raise ValueError(f"expected {wanted}, found a {type(found).__name__}")
 
 
 def _check_tensors(state: Dict[Any, Any], where: str = "") -> None:

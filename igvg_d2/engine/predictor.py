@@ -82,10 +82,7 @@ class GroundingPredictor:
                     f"{image.shape}."
                 )
             return image
-        path = os.fspath(image)
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"image file '{path}' does not exist.")
-        return read_image(path, self.image_format)
+        return read_image(os.fspath(image), self.image_format)
 
     def _prepare(self, image: np.ndarray, expression: str) -> Dict[str, Any]:
         """Model input dict of one sample."""

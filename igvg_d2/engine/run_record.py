@@ -2,7 +2,7 @@
 
 import logging
 import os
-from typing import Dict, Iterator, Tuple
+from typing import Dict
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -10,10 +10,12 @@ from detectron2.utils import comm
 
 from igvg_d2.data.datasets.fingerprint import file_sha256
 
+from .config_checks import flatten
+
 logger = logging.getLogger(__name__)
 
-# Options that decide what is learned.
-_PREFIXES = ("MODEL.", "INPUT.", "SOLVER.", "DATASETS.TRAIN", "DATALOADER.SAMPLE_UNIT", "SEED")
+# Options that decide what is learned; StepSeedHook speaks of the seed.
+_PREFIXES = ("MODEL.", "INPUT.", "SOLVER.", "DATASETS.TRAIN", "DATALOADER.SAMPLE_UNIT")
 # Where and how fast it is learned, and where weights came from that the checkpoint replaces.
 _UNRELATED = ("MODEL.DEVICE", "MODEL.WEIGHTS", "SOLVER.NUM_THREADS", "MODEL.BEIT3.CHECKPOINTING")
 # Stored with the optimizer's parameter groups, which a resumed run takes from the checkpoint.
@@ -31,7 +33,12 @@ class RunRecord:
         Args:
             cfg: of the run, resolved.
         """
-        self.options = dict(_flatten(cfg))
+        self.options = {
+            # Lists and tuples say the same.
+            key: str(list(value) if isinstance(value, (list, tuple)) else value)
+            for key, value in flatten(cfg)
+            if key.startswith(_PREFIXES) and key not in _UNRELATED
+        }
         self.data: Dict[str, str] = {}
         # The first process writes checkpoints, and says what differs.
         for name in cfg.DATASETS.TRAIN if comm.is_main_process() else ():
@@ -70,13 +77,3 @@ class RunRecord:
                     "and had %s.",
                     *(key, new, old),
                 )
-
-
-def _flatten(cfg: CfgNode, prefix: str = "") -> Iterator[Tuple[str, str]]:
-    """(key, text of its value) of the options that decide what is learned."""
-    for key, value in cfg.items():
-        key = f"{prefix}{key}"
-        if isinstance(value, CfgNode):
-            yield from _flatten(value, f"{key}.")
-        elif key.startswith(_PREFIXES) and key not in _UNRELATED:
-            yield key, str(list(value) if isinstance(value, (list, tuple)) else value)

@@ -58,15 +58,19 @@ def setup_config(
 def _merge_file(cfg: CfgNode, config_file: str) -> None:
     """``cfg.merge_from_file`` of plain YAML: tags, also those of a ``_BASE_``, could run code."""
     if not PathManager.isfile(config_file):
-        raise FileNotFoundError(f"no config file '{config_file}'")
+        raise FileNotFoundError(
+            f"no config file '{config_file}'; those of the project are in configs/"
+        )
     try:
         cfg.merge_from_file(config_file, allow_unsafe=False)
     except RecursionError:
-        raise ValueError(f"config file '{config_file}': it is its own _BASE_") from None
+        raise ValueError(
+            f"config file '{config_file}': it is its own _BASE_; name another file there"
+        ) from None
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"config file '{config_file}' or its _BASE_ is not plain YAML: {reason}"
+            f"config file '{config_file}' or its _BASE_ is not plain YAML; mend this: {reason}"
         ) from None
 
 

@@ -38,7 +38,10 @@ def main(
     # A free port, so that two training runs fit on one machine; several machines need --dist-url.
     parser.set_defaults(dist_url="auto")
     args = parser.parse_args(argv)
-    cfg = setup_config(args.config_file, args.opts, add_config)
+    try:
+        cfg = setup_config(args.config_file, args.opts, add_config)
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(str(error)) from error
     try:
         check_writable(cfg.OUTPUT_DIR)
     except OSError as error:

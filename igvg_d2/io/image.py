@@ -10,7 +10,7 @@ from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps
 
-# Of images; others that PIL knows start programs (EPS) or are no images of things (PDF, font).
+# What is opened, whatever the ending of a file; of the others that PIL knows, EPS starts a program.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 _LONGEST_NAME = 255
 _ORIENTATION = 0x0112  # EXIF tag; from 5 on, height and width are exchanged
@@ -29,7 +29,7 @@ def read_image(path: str, image_format: str) -> np.ndarray:
         uint8 (height, width, 3).
 
     Raises:
-        FileNotFoundError: there is no such file; names one that is called almost so.
+        FileNotFoundError: see :func:`missing_image`.
         ValueError: it is no regular file, cannot be decoded, or has values without a known range.
     """
     local = PathManager.get_local_path(path)
@@ -41,7 +41,7 @@ def read_image(path: str, image_format: str) -> np.ndarray:
             turned = ImageOps.exif_transpose(image)
             return convert_PIL_to_numpy(_to_8_bits(turned, image.format), image_format)
     except FileNotFoundError:
-        raise FileNotFoundError(f"no image '{path}'{almost(local)}") from None
+        raise FileNotFoundError(missing_image(path)) from None
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more
         raise ValueError(
             f"cannot decode the image '{path}': {error!r}; download or write it again"
@@ -60,8 +60,17 @@ def _to_8_bits(image: Image.Image, file_format: str) -> Image.Image:
     return image
 
 
-def almost(path: str) -> str:
-    """What to add to the message that a file is missing: "; there is ..." or ""."""
+def missing_image(path: str) -> str:
+    """Message about an image that is not there, with the name of one that is called almost so.
+
+    Args:
+        path: of the image, local or as ``PathManager`` takes it.
+    """
+    return f"image file '{path}' does not exist{_similar_name(PathManager.get_local_path(path))}"
+
+
+def _similar_name(path: str) -> str:
+    """ "; there is ..." about a name with another separator, Unicode form or case; or ""."""
     folder, name = os.path.split(path)
     if "\\" in path and os.path.exists(path.replace("\\", "/")):
         return "; there is one with '/' in place of '\\'"
@@ -70,9 +79,9 @@ def almost(path: str) -> str:
     wanted = unicodedata.normalize("NFC", name)
     for found in os.listdir(folder or "."):
         if unicodedata.normalize("NFC", found) == wanted:
-            forms = [f for f in ("NFC", "NFD") if unicodedata.is_normalized(f, found)]
+            form = "NFC" if unicodedata.is_normalized("NFC", found) else "NFD"
             return (
-                f"; there is one of the same letters in another Unicode normal form ({forms[0]}); "
+                f"; there is one of the same letters in another Unicode normal form ({form}); "
                 "rename it"
             )
         if found.casefold() == name.casefold():
@@ -84,8 +93,8 @@ def size_mismatch(path: str, found: Tuple[int, int], stated: Tuple[int, int]) ->
     """Message about an image whose size differs from that of its annotations.
 
     Args:
-        path: of the image.
-        found, stated: (height, width) after EXIF rotation, and in the annotations.
+        path: of the image, which exists.
+        found, stated: (height, width) in pixels, after EXIF rotation and in the annotations.
     """
     reason = ""
     if found == stated[::-1]:

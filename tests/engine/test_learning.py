@@ -244,3 +244,11 @@ def test_micro_batches_change_neither_the_data_nor_the_steps(shapes, tmp_path):
         cfg = make_cfg(shapes, tmp_path / str(steps), *opts, "SOLVER.ACCUMULATION_STEPS", steps)
         losses.append(train(cfg)[0].losses)
     assert losses[0] == pytest.approx(losses[1], rel=1e-4) and losses[0][0] != losses[0][1]
+
+
+def test_a_resumed_run_says_which_options_are_others(shapes, tmp_path, caplog):
+    opts = ["SOLVER.MAX_ITER", 3, "SOLVER.CHECKPOINT_PERIOD", 1, "DATASETS.TEST", ()]
+    train(make_cfg(shapes, tmp_path, *opts), stop_after=2)
+    train(make_cfg(shapes, tmp_path, *opts, "SOLVER.BASE_LR", 0.125), resume=True)
+    said = [r.getMessage() for r in caplog.records if r.getMessage().startswith("--resume:")]
+    assert len(said) == 1 and "SOLVER.BASE_LR was" in said[0] and "is 0.125 now" in said[0]

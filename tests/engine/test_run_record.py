@@ -5,6 +5,7 @@ import json
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from igvg_d2.engine.hooks import StepSeedHook
 from igvg_d2.engine.run_record import RunRecord
 from igvg_d2.testing import tiny_cfg
 
@@ -39,7 +40,6 @@ def test_the_same_run_is_resumed_in_silence(dataset, caplog):
         ("SOLVER.WEIGHT_DECAY", 0.0, 0.1, "goes on with the old value"),
         ("SOLVER.IMS_PER_BATCH", 4, 8, "the new value is used"),
         ("INPUT.IMAGE_SIZE", (32, 32), (64, 64), "the new value is used"),
-        ("SEED", 1, 2, "the new value is used"),
     ],
 )
 def test_another_option_is_said_with_both_values(dataset, caplog, key, old, new, counts):
@@ -59,3 +59,11 @@ def test_other_data_under_the_same_name_are_said(dataset, caplog):
     assert (
         "the training data are others" in message and "run_record_data, annotation_file" in message
     )
+
+
+def test_another_seed_is_said_once(dataset, caplog):
+    state = record(dataset, "SEED", 1).state_dict()
+    record(dataset, "SEED", 2).load_state_dict(state)
+    assert not caplog.records
+    StepSeedHook(2).load_state_dict(StepSeedHook(1).state_dict())
+    assert "begun with seed 1 and is continued with 2" in caplog.text

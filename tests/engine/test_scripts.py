@@ -4,13 +4,11 @@ import importlib.util
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
-from PIL import Image
 
 import igvg_d2.modeling  # noqa: F401
 from igvg_d2.checkpoint import GroundingCheckpointer, read_metadata
@@ -74,21 +72,8 @@ def test_make_report(tmp_path):
     assert "a run" in Path(path).read_text(encoding="utf-8")
 
 
-def test_visualize_data_spreads_over_the_data(tmp_path):
-    image = tmp_path / "image.png"
-    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(image)
-    samples = [
-        {
-            "file_name": str(image),
-            "height": 20,
-            "width": 30,
-            "image_id": i,
-            "sample_id": f"{i}_0",
-            "expression": "the circle",
-            "annotations": [],
-        }
-        for i in range(10)
-    ]
+def test_visualize_data_spreads_over_the_data(tmp_path, image_samples):
+    samples = image_samples(10)
     config = tmp_path / "config.yaml"
     config.write_text("VERSION: 2\n")
     output = tmp_path / "images"

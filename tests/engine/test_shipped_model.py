@@ -1,5 +1,6 @@
 """The models that ship with the project: what they say about themselves, and that they ground."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,18 @@ def test_they_are_small_and_say_how_they_were_made():
     for metric in ("gres/gIoU", "gres/N_acc", "grec/F1score", "instance/mask_AP50"):
         for split in ("val", "testA", "testB"):
             assert 0 < float(facts[f"shapes_{split}/{metric}"]) <= 100
+    metrics = "gres/gIoU gres/N_acc gres/T_acc grec/F1score instance/mask_AP50 instance/box_AP50"
+    metrics = [*metrics.split(), "instance/CoverAcc"]
+    zoo = (ROOT / "MODEL_ZOO.md").read_text().partition("igvg_tiny.yaml)")[2]
+    for split in ("val", "testA", "testB"):
+        found = [float(facts[f"shapes_{split}/{name}"]) for name in metrics]
+        row = re.search(rf"\| {split} \|([ 0-9.|]+)\|\n", zoo).group(1).split("|")
+        del row[1]  # cIoU, which the header of the file does not have
+        assert [float(x) for x in row] == pytest.approx(found, abs=0.051), split
+        if split == "val":
+            readme = (ROOT / "README.md").read_text()
+            wanted = " | ".join(f"{found[i]:.1f}" for i in (0, 1, 3, 4))
+            assert f"| 23,680 | 7.4 | {wanted} |" in readme
     readme = (ROOT / "projects" / "Shapes" / "README.md").read_text()
     assert f"{int(read_metadata(str(ENCODER))['samples']):,} samples" in readme
 

@@ -98,7 +98,7 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path):
         ("caf\u00e9.png", "cafe\u0301.png", "another Unicode normal form .NFC."),
         ("a.JPG", "a.jpg", "there is 'a.JPG'"),
         ("sub/a.png", "sub\\a.png", "'/' in place of"),
-        ("other.png", "a.png", "a.png'$"),
+        ("other.png", "a.png", "a.png' does not exist$"),
         ("other.png", "a" * 300, "File name too long"),
     ],
 )

@@ -3,12 +3,10 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
-from PIL import Image
 
 from igvg_d2.engine import setup_config
 from igvg_d2.visualization.result_images import render_result_pictures, select_cases
@@ -74,21 +72,8 @@ class _NothingModel(torch.nn.Module):
 
 
 @pytest.fixture
-def dataset(tmp_path):
-    path = tmp_path / "image.png"
-    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(path)
-    samples = [
-        {
-            "file_name": str(path),
-            "height": 20,
-            "width": 30,
-            "image_id": i,
-            "sample_id": f"{i}/x",
-            "expression": "the red circle",
-            "annotations": [],
-        }
-        for i in range(12)
-    ]
+def dataset(image_samples):
+    samples = image_samples(12, "{}/x")
     name = "test_visualization_dataset"
     DatasetCatalog.register(name, lambda: samples)
     yield name

@@ -10,7 +10,7 @@ import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 
-from igvg_d2.io.image import almost, read_image, size_mismatch
+from igvg_d2.io.image import missing_image, read_image, size_mismatch
 
 from .fingerprint import file_sha256
 from .registration import load_dataset
@@ -156,7 +156,7 @@ def _check_annotations(samples: List[Dict[str, Any]], report: DatasetReport) -> 
 def _find_image(item):
     """(kind, description) if the file is not there."""
     path, _ = item
-    return None if os.path.isfile(path) else ("missing images", f"no image '{path}'{almost(path)}")
+    return None if os.path.isfile(path) else ("missing images", missing_image(path))
 
 
 def _read_image(item):

@@ -50,7 +50,10 @@ def loads_plain(content: bytes, path: str) -> Any:
             return _load(content, "latin1")
     except Exception as error:  # a damaged pickle may raise almost anything
         reason = str(error) or type(error).__name__
-        raise ValueError(f"{path}: refused as pickle of referring records: {reason}") from error
+        raise ValueError(
+            f"{path}: refused as pickle of referring records: {reason}; download it again, or "
+            "write the records as .json"
+        ) from error
 
 
 def _load(content: bytes, encoding: str) -> Any:

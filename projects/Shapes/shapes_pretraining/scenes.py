@@ -23,6 +23,14 @@ HIDDEN_COLOR = (255, 105, 180)
 BACKGROUND = MAX_OBJECTS
 # Tasks, in the order of their shares; what is left of the samples stays as it is.
 HIDDEN_OBJECTS, MASKED_WORDS, MASKED_CAPTION = range(3)
+# What an object is to the next one of a caption: by the axis (x, y) of their larger distance, and
+# whether the next one lies further along it.
+_RELATIONS = {
+    (0, True): ["left", "of"],
+    (0, False): ["right", "of"],
+    (1, True): ["above"],
+    (1, False): ["below"],
+}
 _MIRRORED = (
     {"left": "right", "right": "left", "leftmost": "rightmost", "rightmost": "leftmost"},
     {
@@ -104,9 +112,7 @@ def caption(
         if last is not None:
             offset = position - last
             axis = int(np.abs(offset).argmax())
-            words += [[["left", "of"], ["above"]], [["right", "of"], ["below"]]][
-                int(offset[axis] < 0)
-            ][axis]
+            words += _RELATIONS[axis, bool(offset[axis] >= 0)]
         shape, color, size = attributes[k]
         words += [SIZES[size], COLORS[color], SHAPES[shape]]
         last = position
