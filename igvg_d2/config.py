@@ -16,6 +16,29 @@ PROTOCOL_SIZES = {
     "released_native": None,
 }
 
+# Keys of earlier versions. They are ignored with a warning, so that the config.yaml of an old run
+# can still be read.
+REMOVED_KEYS = (
+    "DATALOADER.MAX_BAD_BATCHES",
+    "DATALOADER.MAX_BAD_RATIO",
+    "INPUT.SCENE_CATEGORIES",
+    *(f"MODEL.BEIT3.{kind}_STD" for kind in ("EMBED", "INIT")),
+    *(f"MODEL.BEIT3.STEM_{part}" for part in ("BLOCKS", "CHANNELS", "OBJECTS", "ROLES")),
+    *(f"MODEL.BEIT3.{key}" for key in ("STEM_TEXT_STAGE", "TEXT_EMBEDDING", "TEXT_LAYERS")),
+    *(f"MODEL.GLOBAL_HEAD.{loss}_WEIGHT" for loss in ("DICE", "MASK")),
+    "MODEL.GROUNDING_HEAD.DEEP_SUPERVISION",
+    "MODEL.GROUNDING_HEAD.MATCHER",
+    "MODEL.GROUNDING_HEAD.NUM_POINTS",
+    *(f"MODEL.GROUNDING_HEAD.{loss}_WEIGHT" for loss in ("DICE", "GIOU", "INSTANCE", "L1", "MASK")),
+    "MODEL.IGVG.TEST.WEIGHT_SCORES",
+    "MODEL.NECK.STEM_FEATURES",
+    "MODEL.QUERY_GENERATOR.DIM_FEEDFORWARD",
+    "MODEL.SCENE_HEAD",
+    "MODEL.SYNC_BN",
+    "SOLVER.MUON_LR",
+    *(f"WANDB.{key}" for key in ("NAME", "PROJECT")),
+)
+
 
 def add_igvg_config(cfg: CN) -> None:
     """Add the keys of IGVG to a Detectron2 config, in place.
@@ -31,6 +54,8 @@ def add_igvg_config(cfg: CN) -> None:
     _add_solver(cfg)
     _add_test(cfg)
     _add_engine(cfg)
+    for key in REMOVED_KEYS:
+        cfg.register_deprecated_key(key)
 
 
 def _add_input(cfg: CN) -> None:

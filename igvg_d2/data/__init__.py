@@ -9,13 +9,12 @@ from .loader import (
     build_grounding_train_loader,
 )
 from .mapper import GroundingDatasetMapper, model_input
-from .tokenizer import TOKENIZER_REGISTRY, BEiT3Tokenizer, ShapesTokenizer, build_tokenizer
-from .transforms import (
+from .resize import (
     AntialiasedResize,
-    GeometricTransform,
     LetterboxResize,
     ReleasedResize,
     SquashResize,
     build_resize,
-    jitter_color,
 )
+from .tokenizer import TOKENIZER_REGISTRY, BEiT3Tokenizer, ShapesTokenizer, build_tokenizer
+from .transforms import GeometricTransform, jitter_color

@@ -21,8 +21,9 @@ from .bad_samples import (
     describe_sample,
 )
 from .directions import is_flippable, swap_direction_words
+from .resize import SquashResize, build_resize
 from .tokenizer import build_tokenizer
-from .transforms import GeometricTransform, SquashResize, build_resize, jitter_color
+from .transforms import GeometricTransform, jitter_color
 
 logger = logging.getLogger(__name__)
 

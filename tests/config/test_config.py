@@ -163,3 +163,15 @@ def test_a_config_that_cannot_be_read_is_named(tmp_path):
     path.write_text("SEED: [1\n")
     with pytest.raises(ValueError, match="own_base.yaml' or its _BASE_ is not plain YAML"):
         setup_config(str(path))
+
+
+def test_config_of_an_earlier_version_is_read_and_its_removed_keys_are_named(tmp_path, caplog):
+    path = tmp_path / "config.yaml"
+    path.write_text("MODEL: {SCENE_HEAD: {WORD_WEIGHT: 1.0}, BEIT3: {STEM_ROLES: 2, DEPTH: 3}}\n")
+    cfg = get_cfg()
+    add_igvg_config(cfg)
+    cfg.merge_from_file(str(path))
+    cfg.merge_from_list(["SOLVER.MUON_LR", "0.1"])
+    assert cfg.MODEL.BEIT3.DEPTH == 3
+    for key in ("MODEL.SCENE_HEAD", "MODEL.BEIT3.STEM_ROLES", "SOLVER.MUON_LR"):
+        assert any(key in message for message in caplog.messages), key

@@ -8,8 +8,8 @@ import pytest
 
 from igvg_d2.data import BadSampleError, GroundingDatasetMapper
 from igvg_d2.data.datasets import load_referring
+from igvg_d2.data.resize import AntialiasedResize
 from igvg_d2.data.synthetic import write_shapes
-from igvg_d2.data.transforms import AntialiasedResize
 
 SCRIPT = Path(__file__).resolve().parents[2] / "dev" / "inject_bad_samples.py"
 SPEC = importlib.util.spec_from_file_location("inject_bad_samples", SCRIPT)

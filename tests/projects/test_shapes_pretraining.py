@@ -239,4 +239,4 @@ def test_the_config_trains_matrices_with_muon(pretraining, cfg):
     found = {names[id(p)] for group in groups if group["orthogonal"] for p in group["params"]}
     assert "backbone.encoder.layers.0.vision.fc1.weight" in found
     assert "backbone.text_embed.tokens.weight" not in found
-    assert all(group["lr"] == cfg.SOLVER.MUON_LR for group in groups if group["orthogonal"])
+    assert all(group["lr"] == cfg.SOLVER.MATRIX_LR for group in groups if group["orthogonal"])

@@ -22,4 +22,4 @@ def add_pretraining_config(cfg: CN) -> None:
     # 1 the attention of patches becomes flatter, so that they find the text again.
     cfg.MODEL.PRETRAINING.QUERY_SCALE = 1.0
     # Learning rate of weight matrices under SOLVER.OPTIMIZER "Muon"; BASE_LR is that of the rest.
-    cfg.SOLVER.MUON_LR = 0.01
+    cfg.SOLVER.MATRIX_LR = 0.01

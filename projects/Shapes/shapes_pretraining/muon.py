@@ -202,7 +202,7 @@ def split_matrices(groups: List[Dict[str, Any]], model, lr: float, base_lr: floa
 
 @OPTIMIZER_REGISTRY.register()
 def Muon(cfg, model, params: List[Dict[str, Any]]) -> MuonWithAdam:
-    """``SOLVER.MUON_LR`` for weight matrices, ``BASE_LR`` and ``BETAS`` for the rest."""
+    """``SOLVER.MATRIX_LR`` for weight matrices, ``BASE_LR`` and ``BETAS`` for the rest."""
     solver = cfg.SOLVER
-    groups = split_matrices(params, model, solver.MUON_LR, solver.BASE_LR)
+    groups = split_matrices(params, model, solver.MATRIX_LR, solver.BASE_LR)
     return MuonWithAdam(groups, lr=solver.BASE_LR, betas=tuple(solver.BETAS))
