@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 import igvg_d2.data  # noqa: F401  registers the data sets
 from igvg_d2.data.datasets.checks import KNOWN_COUNTS, KNOWN_FILES, check_dataset, published
+from igvg_d2.io.terminal import printable
 
 # Problems of one kind that are printed.
 _LISTED = 5
@@ -117,7 +118,7 @@ def main(args=None) -> int:
         bar = partial(tqdm, desc=name, unit=" images", leave=False)
         report = check_dataset(name, not args.quick, max(1, args.workers), bar, args.skip_invalid)
         whole = whole and not report.problems
-        print(describe(report), flush=True)
+        print(printable(describe(report)), flush=True)
         if "missing images" in report.problems:
             folder = MetadataCatalog.get(name).get("image_root", "?")
             print(f"  images belong into '{folder}', see datasets/README.md")

@@ -21,6 +21,7 @@ from detectron2.utils.logger import setup_logger
 from PIL import Image
 
 from igvg_d2.engine import GroundingPredictor, setup_config
+from igvg_d2.io.terminal import printable
 from igvg_d2.visualization import GroundingVisualizer
 
 logger = logging.getLogger("igvg_d2.demo")
@@ -115,7 +116,7 @@ def main(argv=None, add_config=()) -> None:
             logger.info("Wrote %s", target)
     except (FileNotFoundError, ValueError) as error:
         # What the user mistyped is told in one line, without a traceback.
-        sys.exit(f"demo.py: {error}")
+        sys.exit(printable(f"demo.py: {error}"))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,9 @@ check_requirements()
 
 from . import data, modeling  # noqa: E402  (register data sets and models)
 from .config import add_igvg_config  # noqa: E402
+from .io.terminal import escape_messages  # noqa: E402
+
+escape_messages()
 
 __version__ = "0.1.0"
 

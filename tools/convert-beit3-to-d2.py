@@ -16,6 +16,7 @@ import igvg_d2  # noqa: F401  (first: it names a missing requirement in one line
 from detectron2.utils.logger import setup_logger
 
 from igvg_d2.checkpoint import check_output, convert_beit3, read_checkpoint, write_checkpoint
+from igvg_d2.io.terminal import printable
 
 logger = logging.getLogger("igvg_d2.tools.convert_beit3")
 
@@ -48,7 +49,7 @@ def main(argv=None) -> None:
         state, report = convert_beit3(checkpoint, image_size, args.patch_size)
         write_checkpoint(args.output, state, "BEiT-3")
     except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(f"{args.input}: {error}") from error
+        raise SystemExit(printable(f"{args.input}: {error}")) from error
     for key, reason in report.dropped.items():
         logger.info(f"Not carried over: {key} ({reason})")
     size = report.size

@@ -24,6 +24,7 @@ from igvg_d2.checkpoint import (
     restore_instancevg,
     write_checkpoint,
 )
+from igvg_d2.io.terminal import printable
 
 logger = logging.getLogger("igvg_d2.tools.convert_instancevg")
 
@@ -87,7 +88,7 @@ def main(argv=None) -> None:
         check_output(args.output)
         restore(args) if args.to_released else convert(args)
     except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(f"{args.input}: {error}") from error
+        raise SystemExit(printable(f"{args.input}: {error}")) from error
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ same data set: ids, texts, boxes, polygons, masks and crowds, hence the same fin
 
 import argparse
 import itertools
-import json
 import os
 import sys
 
@@ -24,6 +23,8 @@ from detectron2.structures import BoxMode
 
 import igvg_d2.data  # noqa: F401  registers the data sets
 from igvg_d2.io.atomic import write_atomically
+from igvg_d2.io.json_stream import to_json_text
+from igvg_d2.io.terminal import printable
 
 
 def parse_args(argv=None):
@@ -50,7 +51,7 @@ def convert(samples, image_root=""):
             "width": sample["width"],
         }
         if images.setdefault(sample["image_id"], entry) != entry:
-            sys.exit(f"image_id {sample['image_id']} stands for two images: {entry}")
+            sys.exit(printable(f"image_id {sample['image_id']} stands for two images: {entry}"))
         ids = []
         for item in sample["annotations"]:
             # Expressions about one object share its annotation.
@@ -137,7 +138,7 @@ def main(argv=None):
     try:
         samples = DatasetCatalog.get(args.name)
     except (FileNotFoundError, ValueError) as error:
-        sys.exit(str(error))
+        sys.exit(printable(error))
     image_root = MetadataCatalog.get(args.name).get("image_root", "")
     images, annotations, target_ids = convert(samples, image_root)
     coco = {"images": images, "annotations": annotations}
@@ -152,7 +153,7 @@ def main(argv=None):
         }
     for path, content in files.items():
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        write_atomically(path, json.dumps(content))
+        write_atomically(path, to_json_text(content))
         print(f"wrote {path}")
     print(f"{len(samples)} expressions on {len(images)} images, {len(annotations)} objects")
 

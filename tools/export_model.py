@@ -23,10 +23,12 @@ from detectron2.modeling import build_model
 import igvg_d2.modeling  # noqa: F401  registers the models
 from igvg_d2.checkpoint import GroundingCheckpointer, export_safetensors, read_metadata
 from igvg_d2.engine import setup_config
+from igvg_d2.io.json_stream import to_json_text
 
 _RUN_FILES = ("config.yaml", "model_final.pth", "run_summary.json")
 # What of the metrics tells how good the model is.
-_METRICS = ("gIoU", "N_acc", "T_acc", "F1score", "mask_AP", "mask_AP50", "box_AP50", "CoverAcc")
+_METRICS = ("gIoU", "N_acc", "T_acc", "F1score", "mask_AP", "mask_AP50", "box_AP50")
+_METRICS += ("CoverAcc", "CoverAcc_all")
 
 
 def parse_args(argv=None):
@@ -63,7 +65,7 @@ def main(argv=None, add_config=()):
     """Export a run, or show the header of an exported file."""
     args = parse_args(argv)
     if args.show:
-        print(json.dumps(read_metadata(args.run), indent=2))
+        print(to_json_text(read_metadata(args.run), indent=2))
         return
     missing = [name for name in _RUN_FILES if not os.path.isfile(os.path.join(args.run, name))]
     if missing:

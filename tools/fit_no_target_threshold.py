@@ -38,6 +38,7 @@ from igvg_d2.evaluation.calibration import (
 )
 from igvg_d2.evaluation.predictions import PredictionError, read_predictions
 from igvg_d2.evaluation.reporting import write_json
+from igvg_d2.io.terminal import printable
 
 
 def fit(dataset, path, any_split=False):
@@ -95,7 +96,7 @@ def main(argv=None):
     try:
         result = fit(args.dataset, args.predictions, args.any_split)
     except (ValueError, OSError) as error:
-        sys.exit(f"cannot fit: {error}")
+        sys.exit(printable(f"cannot fit: {error}"))
     rows = [[t, rates["N_acc"], rates["T_acc"]] for t, rates in result["curve"].items()]
     print(tabulate(rows, headers=["threshold", "N_acc", "T_acc"], floatfmt=".2f"))
     print(

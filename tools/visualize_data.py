@@ -20,6 +20,7 @@ from PIL import Image
 
 from igvg_d2.data import build_grounding_train_loader
 from igvg_d2.engine import setup_config
+from igvg_d2.io.terminal import printable
 from igvg_d2.visualization import GroundingVisualizer
 
 logger = logging.getLogger("igvg_d2.visualize_data")
@@ -64,7 +65,7 @@ def draw_annotations(cfg, visualizer, num):
         try:
             drawn = visualizer.draw_annotation(sample)
         except (FileNotFoundError, ValueError) as error:
-            raise SystemExit(str(error)) from error
+            raise SystemExit(printable(error)) from error
         yield sample["sample_id"], drawn
 
 

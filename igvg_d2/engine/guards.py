@@ -14,6 +14,7 @@ from torch import nn
 
 from igvg_d2.data import REPORT_KEY
 from igvg_d2.io.atomic import write_atomically
+from igvg_d2.io.json_stream import to_json_text
 
 logger = logging.getLogger(__name__)
 
@@ -243,4 +244,4 @@ def _key(report: _Report) -> str:
 
 
 def _to_lines(reports: Dict[str, _Report]) -> str:
-    return "".join(json.dumps(report) + "\n" for report in reports.values())
+    return "".join(to_json_text(report) + "\n" for report in reports.values())

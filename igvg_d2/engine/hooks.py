@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from igvg_d2.io.atomic import write_atomically
+from igvg_d2.io.json_stream import to_json_text
 
 
 class RunSummaryHook(HookBase):
@@ -68,7 +69,7 @@ class RunSummaryHook(HookBase):
             "train_cpu_seconds": round(cpu, 1),
             "peak_memory_mib": sum(mib for _, mib in shares),
         }
-        write_atomically(self.path, json.dumps(summary, indent=2))
+        write_atomically(self.path, to_json_text(summary, indent=2))
 
 
 class StepSeedHook(HookBase):

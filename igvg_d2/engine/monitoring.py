@@ -1,7 +1,6 @@
 """What a run writes about itself; a resumed run leaves the files of an uninterrupted one."""
 
 import importlib
-import json
 import math
 import os
 import resource
@@ -22,7 +21,7 @@ from detectron2.utils.events import (
 )
 
 from igvg_d2.io.atomic import write_atomically
-from igvg_d2.io.json_stream import read_metrics
+from igvg_d2.io.json_stream import read_metrics, to_json_text
 
 from .config_checks import flatten
 
@@ -155,7 +154,7 @@ class MetricsWriter(EventWriter):
         self.last = -1
         if start_iter > 0 and os.path.isfile(self.path):
             kept = [r for i, r in read_metrics(self.path).items() if i < start_iter]
-            lines = "".join(json.dumps(record, sort_keys=True) + "\n" for record in kept)
+            lines = "".join(to_json_text(record, sort_keys=True) + "\n" for record in kept)
             write_atomically(self.path, lines)
             self.last = kept[-1]["iteration"] if kept else -1
         elif os.path.isfile(self.path) and os.path.getsize(self.path):
@@ -173,7 +172,7 @@ class MetricsWriter(EventWriter):
             return
         with open(self.path, "a") as file:
             for iteration, scalars in sorted(news.items()):
-                file.write(json.dumps({**scalars, "iteration": iteration}, sort_keys=True) + "\n")
+                file.write(to_json_text({**scalars, "iteration": iteration}, sort_keys=True) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self.last = max(news)

@@ -12,6 +12,7 @@ from detectron2.utils.logger import setup_logger
 
 from igvg_d2.checkpoint import GroundingCheckpointer
 from igvg_d2.io.atomic import check_writable
+from igvg_d2.io.terminal import printable
 from igvg_d2.visualization.result_images import write_report
 
 from .launch import launch
@@ -41,7 +42,7 @@ def main(
     try:
         cfg = setup_config(args.config_file, args.opts, add_config)
     except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(str(error)) from error
+        raise SystemExit(printable(error)) from error
     try:
         check_writable(cfg.OUTPUT_DIR)
     except OSError as error:

@@ -9,13 +9,13 @@ A prediction is a JSON object per expression, all coordinates in pixels of the o
 * optional ``boxes`` [[x1, y1, x2, y2], ...] and ``scores`` [probability, ...], and of the same
   length ``masks`` (RLE of the original size) and ``points`` [[x, y], ...];
 * optional ``mask_480`` and ``mask_320``: the union mask resized from logits by the model itself,
-  beside a ``mask`` of the original size. Without them that one is resized by PIL nearest.
+  beside a ``mask`` of the original size. Without them that one is resized by PIL nearest, and the
+  report says what a perfect one reaches.
 
 Other fields are ignored, unless their name looks like a slip of one of these.
 """
 
 import difflib
-import json
 import os
 from functools import lru_cache
 from typing import IO, Any, Dict, Iterator, Optional, Tuple
@@ -28,7 +28,7 @@ from detectron2.utils.file_io import PathManager
 
 from igvg_d2.config import PROTOCOL_SIZES
 from igvg_d2.io.atomic import atomic_path
-from igvg_d2.io.json_stream import JSONError, iterate_records
+from igvg_d2.io.json_stream import JSONError, iterate_records, to_json_text
 from igvg_d2.io.rle import (
     RLEMasks,
     check_rle,
@@ -37,8 +37,9 @@ from igvg_d2.io.rle import (
     runs_to_mask,
     to_json,
 )
+from igvg_d2.io.terminal import is_printable
 
-from .boxes import FARTHEST
+from .metrics import FARTHEST
 
 Prediction = Dict[str, Any]
 
@@ -83,8 +84,9 @@ def _identified(item: Any, where: str) -> Prediction:
                 f"{sorted(item)[:8]}"
             )
         item = {**item, "sample_id": f"{item['ref_id']}_{item['sent_id']}"}
-    if not isinstance(item["sample_id"], str):
-        raise PredictionError(f"{where}: 'sample_id' must be text: {item['sample_id']!r}")
+    if not isinstance(item["sample_id"], str) or not is_printable(item["sample_id"]):
+        found = ascii(item["sample_id"])[:400]
+        raise PredictionError(f"{where}: 'sample_id' must be text without control codes: {found}")
     return item
 
 
@@ -221,7 +223,7 @@ class PredictionWriter:
 
     def write(self, output: Dict[str, Any], sample: Dict[str, Any]) -> None:
         """Append one prediction."""
-        self._file.write(json.dumps(output_to_prediction(output, sample)) + "\n")
+        self._file.write(to_json_text(output_to_prediction(output, sample)) + "\n")
 
     def close(self) -> None:
         """Join the parts, each sample once: a padded sampler repeats some. For all processes."""
@@ -237,7 +239,7 @@ class PredictionWriter:
                 for prediction in read_predictions(part):
                     if prediction["sample_id"] not in seen:
                         seen.add(prediction["sample_id"])
-                        joined.write(json.dumps(prediction) + "\n")
+                        joined.write(to_json_text(prediction) + "\n")
         for part in parts:
             os.remove(part)
 

@@ -1,7 +1,6 @@
 """Merging, writing and printing the records and results of an evaluation."""
 
 import json
-import math
 import os
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -9,6 +8,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from tabulate import tabulate
 
 from igvg_d2.io.atomic import write_atomically
+from igvg_d2.io.json_stream import to_json_text
 
 Record = Dict[str, Any]
 
@@ -30,9 +30,9 @@ def merge_records(shards: Sequence[Sequence[Record]]) -> List[Record]:
 
 
 def write_json(content: Any, path: str, indent: Optional[int] = None) -> None:
-    """Write nested dicts and lists, whole or not at all; NaN becomes null: JSON has no NaN."""
+    """Write nested dicts and lists, whole or not at all, see `to_json_text`."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    write_atomically(path, json.dumps(_nan_to_none(content), indent=indent))
+    write_atomically(path, to_json_text(content, indent=indent))
 
 
 def append_line(content: Dict[str, Any], path: str) -> None:
@@ -41,7 +41,7 @@ def append_line(content: Dict[str, Any], path: str) -> None:
     if has_event_storage():
         content = {"iteration": get_event_storage().iter, **content}
     with open(path, "a", encoding="utf-8") as f:
-        f.write(json.dumps(_nan_to_none(content), sort_keys=True) + "\n")
+        f.write(to_json_text(content, sort_keys=True) + "\n")
 
 
 def format_report(report: Dict[str, Any]) -> str:
@@ -56,6 +56,12 @@ def format_report(report: Dict[str, Any]) -> str:
     for name, block in report["protocols"].items():
         settings = ", ".join(f"{key} {value}" for key, value in block["thresholds"].items())
         lines.append(f"protocol {block['protocol']}; masks at {block['resolution']}; {settings}")
+        if block["ceiling"]:
+            reached = ", ".join(f"{key} {value:.2f}" for key, value in block["ceiling"].items())
+            lines.append(
+                "ceiling: masks of the original size were resized, of which perfect ones reach "
+                f"{reached} (a mask_{block['resolution'].partition('x')[0]} beside them has none)"
+            )
         for task, metrics in block["results"].items():
             rows = [[k, f"{v:.2f}" if isinstance(v, float) else v] for k, v in metrics.items()]
             header = [f"{task} ({name})", ""]
@@ -65,12 +71,3 @@ def format_report(report: Dict[str, Any]) -> str:
         rows = [[name, *(table[name][c] for c in columns)] for name in table]
         lines.append(tabulate(rows, headers=[title, *columns], tablefmt="pipe", floatfmt=".2f"))
     return "\n".join(lines)
-
-
-def _nan_to_none(value: Any) -> Any:
-    """Copy of nested dicts and lists with NaN replaced by None."""
-    if isinstance(value, dict):
-        return {key: _nan_to_none(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_nan_to_none(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -4,6 +4,7 @@ As Python objects, instances.json of gRefCOCO takes 700 MB; prediction files are
 """
 
 import json
+import math
 import os
 import re
 import reprlib
@@ -217,6 +218,23 @@ def read_metrics(path: str) -> Dict[int, Dict[str, Any]]:
             except (ValueError, KeyError, TypeError):
                 continue
     return dict(sorted(records.items()))
+
+
+def to_json_text(content: Any, **options: Any) -> str:
+    """Nested dicts and lists as JSON: NaN and the infinities, which it does not have, become null.
+
+    Whatever this package writes as .json or .jsonl is made by it; `options` are those of ``json``.
+    """
+    return json.dumps(_finite(content), allow_nan=False, **options)
+
+
+def _finite(value: Any) -> Any:
+    """Copy of nested dicts and lists with None for numbers that are not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def describe(value: Any) -> str:

@@ -73,7 +73,8 @@ def build_report(output_dir: str, *, embed: bool = True, title: Optional[str] = 
             _gallery(index, root, embed) for index in sorted(root.glob("pictures/**/index.json"))
         ],
     )
-    write_atomically(path, html)
+    # Half of a surrogate pair, which JSON can hold, has no UTF-8.
+    write_atomically(path, html.encode("utf-8", "backslashreplace"))
     logger.info("Wrote %s (%.1f MB)", path, len(html) / 1e6)
     return path
 
@@ -92,7 +93,7 @@ def _read_json(path: Path) -> Any:
     """Content of a JSON file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); delete it or rerun.") from error
 
 
@@ -166,7 +167,7 @@ def _gallery(index_path: Path, root: Path, embed: bool) -> Dict[str, Any]:
     for entry in sorted(index["pictures"], key=lambda e: (e["cardinality"], e["case"] != "worst")):
         file = index_path.with_name(entry["file"])
         link = file.relative_to(root).as_posix()
-        image = {"source": _embedded(file) if embed else link, "link": link, **entry}
+        image = {**entry, "source": _embedded(file) if embed else link, "link": link}
         groups.setdefault((entry["cardinality"], entry["case"]), []).append(image)
     return {"dataset": index["dataset"], "groups": groups}
 

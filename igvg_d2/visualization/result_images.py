@@ -19,6 +19,7 @@ from igvg_d2.data import GroundingDatasetMapper
 from igvg_d2.evaluation.metrics import cardinality_groups
 from igvg_d2.io.atomic import write_atomically
 from igvg_d2.io.image import read_image
+from igvg_d2.io.json_stream import to_json_text
 
 from .report import build_report
 from .visualizer import GroundingVisualizer
@@ -26,6 +27,8 @@ from .visualizer import GroundingVisualizer
 logger = logging.getLogger(__name__)
 
 _BATCH_SIZE = 8
+# Characters of a sample id in the name of its image; the number before it tells samples apart.
+_LONGEST_ID = 40
 
 
 class Case(NamedTuple):
@@ -147,14 +150,15 @@ def render_result_pictures(
             drawn = visualizer.draw_prediction(
                 image, expression, output, annotations, sample_id=case.sample_id
             )
-            name = re.sub(r"[^\w.-]", "_", case.sample_id)
+            # An id may be longer than the name of a file.
+            name = re.sub(r"[^\w.-]", "_", case.sample_id)[:_LONGEST_ID]
             file = f"{len(entries):03d}_{case.cardinality}_{case.case}_{name}.jpg"
             # JPEG, because the noise of photographs makes a PNG of this size a megabyte; full
             # chroma resolution (subsampling 0) keeps thin coloured lines and small text sharp.
             Image.fromarray(drawn).save(folder / file, quality=90, subsampling=0)
             entries.append({"file": file, "expression": expression, **case._asdict()})
     index = {"dataset": dataset_name, "pictures": entries}
-    write_atomically(str(index_path), json.dumps(index, indent=1))
+    write_atomically(str(index_path), to_json_text(index, indent=1))
     logger.info("Wrote %d images of %s to %s", len(entries), dataset_name, output_dir)
     return str(index_path)
 

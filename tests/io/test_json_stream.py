@@ -2,10 +2,14 @@
 
 import io
 import json
+import math
 import random
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+import igvg_d2
 from igvg_d2.io import json_stream
 from igvg_d2.io.json_stream import (
     JSONError,
@@ -13,6 +17,7 @@ from igvg_d2.io.json_stream import (
     WrongContentError,
     iterate_lists,
     iterate_records,
+    to_json_text,
 )
 
 VALUES = [
@@ -102,3 +107,18 @@ def test_what_is_no_list_of_records_is_named(piece, text, message):
 def test_objects_without_the_lists_are_named(piece, text, error, message):
     with pytest.raises(error, match=message):
         list(iterate_lists(io.StringIO(text), ("x",)))
+
+
+def test_what_json_does_not_have_becomes_null():
+    content = {"a": [math.nan, (math.inf, 1.5)], "b": {"c": -math.inf, "d": np.float64("nan")}}
+    text = to_json_text(content, sort_keys=True)
+    assert text == '{"a": [null, [null, 1.5]], "b": {"c": null, "d": null}}'
+
+
+def test_the_package_writes_json_in_one_place():
+    """Others only make keys of it, or text that no file holds."""
+    root = Path(igvg_d2.__file__).parent
+    keys = {"io/json_stream.py", "evaluation/reporting.py"}
+    keys |= {"data/datasets/fingerprint.py", "data/datasets/seqtr.py", "data/synthetic/writers.py"}
+    found = {str(p.relative_to(root)) for p in root.rglob("*.py") if "json.dump" in p.read_text()}
+    assert found <= keys
