@@ -21,7 +21,8 @@ protocols:
   official_native  the authors' rules, original resolution
   released_native  the rules of the paper's authors, original resolution
 For a protocol at 480 or 320 pixels "mask" may have that size. A mask of the original size is
-resized by PIL nearest, unless the record has "mask_480" or "mask_320" beside it.
+resized by PIL nearest, unless the record has "mask_480" or "mask_320" beside it. The targets are
+resized otherwise, so the report says the ceiling: what a perfect mask of the original size reaches.
 
 Unknown, repeated and missing samples and records that cannot be used (wrong size, NaN boxes, ...)
 are listed, and are an error. With --allow-missing they are listed and counted as the official code
@@ -53,6 +54,7 @@ from igvg_d2.evaluation import (
 from igvg_d2.evaluation.predictions import PredictionError
 from igvg_d2.evaluation.reporting import format_report, write_json
 from igvg_d2.evaluation.scoring import score_file
+from igvg_d2.io.terminal import printable
 
 # Problems of one kind that are listed by name.
 _LISTED = 10
@@ -121,7 +123,7 @@ def score(
     if not records:
         raise PredictionError(f"{path}: no prediction at all{'; ' + summary if found else ''}")
     if found:
-        tqdm.write(f"warning: {summary}", file=sys.stderr)
+        tqdm.write(printable(f"warning: {summary}"), file=sys.stderr)
     if not with_boxes and not needs_no_boxes(evaluator):
         raise PredictionError(
             f"{path}: released rules decide 'no target' by box scores; no prediction has 'boxes'"
@@ -163,13 +165,17 @@ def drop_box_tasks(report, protocols):
 def read_threshold(text):
     """The number of --no-target-threshold, from the command line or from a file."""
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         with open(text, encoding="utf-8") as file:
             content = json.load(file)
-    value = content.get("threshold") if isinstance(content, dict) else None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{text}: expected a JSON object with a number 'threshold'")
+        value = content.get("threshold") if isinstance(content, dict) else None
+    # Not "at most 0", which NaN never is. That of a fit may lie just above 1.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 2:
+        raise ValueError(
+            f"--no-target-threshold {text}: expected a number above 0 (all scores reach 0) and "
+            f"about 1 at most, or a JSON object with such a 'threshold', found {value!r}"
+        )
     return float(value)
 
 
@@ -190,8 +196,8 @@ def main(argv=None, add_config=()):
             add_config,
         )
     except (ValueError, OSError) as error:
-        sys.exit(f"cannot score: {error}")
-    print(format_report(report))
+        sys.exit(printable(f"cannot score: {error}"))
+    print(printable(format_report(report)))
     if args.output:
         write_json(report, os.path.abspath(args.output), indent=2)
 

@@ -6,14 +6,12 @@ import numpy as np
 from detectron2.structures import Instances
 
 from .frames import GroundTruth, output_field, to_numpy
-from .metrics import generalized_iou_scores, grec_f1, pairwise_box_iou
+from .metrics import FARTHEST, generalized_iou_scores, grec_f1, pairwise_box_iou
 from .protocols import Protocol
 
 # The release calls a sample a no-target one if no box scores above this, strictly.
 RELEASED_SCORE_THRESHOLD = 0.7
 _MDETR_RANKS = (1, 5, 10)
-# Pixels; no image is as large, and areas of such boxes are exact in float64.
-FARTHEST = 1e6
 
 
 def check_candidates(candidates: Instances, score_threshold: float, sample: Dict[str, Any]) -> None:

@@ -8,7 +8,9 @@ the code it stands for (the fixtures of the tests agree pixel by pixel):
 * released: rasterised at the original size, then OpenCV nearest, which takes other pixels than PIL.
 
 A model puts its mask of that frame, resized from logits, into `output["resized_masks"][size]`. Who
-has a mask of the original size only gets it resized by PIL nearest.
+has a mask of the original size only gets it resized by PIL nearest, as in the fixtures. That is not
+how most targets come to the frame, so the evaluators also compute what a perfect mask of the
+original size reaches there, the ceiling of such a score.
 """
 
 from dataclasses import dataclass
@@ -22,6 +24,9 @@ import torch
 from detectron2.structures import BoxMode
 from PIL import Image
 
+from igvg_d2.io.rle import to_rle
+
+from .metrics import FARTHEST, check_finite
 from .protocols import Protocol
 
 _Annotation = Dict[str, Any]
@@ -67,7 +72,11 @@ class GroundTruth:
 
     @classmethod
     def from_sample(cls, sample: Dict[str, Any]) -> "GroundTruth":
-        """Check the annotations of a data set dict; raises ValueError on a wrong mask size."""
+        """Check the annotations of a data set dict, whose reader may be a user's own.
+
+        Raises:
+            ValueError: names the sample, and what is wrong with a box or a segmentation.
+        """
         annotations = sample["annotations"]
         boxes = np.zeros((len(annotations), 4))
         for mode in {a["bbox_mode"] for a in annotations}:
@@ -75,14 +84,13 @@ class GroundTruth:
             # As an array: BoxMode.convert takes a list through float32, which moves x + w.
             found = np.array([annotations[i]["bbox"] for i in rows], dtype=np.float64)
             boxes[rows] = BoxMode.convert(found, mode, BoxMode.XYXY_ABS)
-        for annotation in annotations:
-            size = tuple(annotation["segmentation"]["size"])
-            if size != (sample["height"], sample["width"]):
-                raise ValueError(
-                    f"sample '{sample['sample_id']}': segmentation RLE has size {size}, expected "
-                    f"the (height, width) of the sample {(sample['height'], sample['width'])}"
-                )
-        return cls(sample, boxes)
+        size = (sample["height"], sample["width"])
+        try:
+            check_finite(boxes, limit=FARTHEST)
+            checked = [{**a, "segmentation": to_rle(a["segmentation"], *size)} for a in annotations]
+        except ValueError as error:
+            raise ValueError(f"ground truth of sample '{sample['sample_id']}': {error}") from error
+        return cls({**sample, "annotations": checked}, boxes)
 
 
 def decode_rle(rle: Dict[str, Any]) -> np.ndarray:
@@ -135,6 +143,22 @@ def predicted_mask(
     if found.shape != frame:
         raise ValueError(f"the mask for {protocol.resolution} has size {found.shape}")
     return found
+
+
+def needs_ceiling(
+    mask: np.ndarray, resized: Dict[int, np.ndarray], target: GroundTruth, protocol: Protocol
+) -> bool:
+    """Whether `predicted_mask` resizes the mask by itself, and there is a target to miss."""
+    is_resized = protocol.size not in (None, *resized) and mask.shape != (protocol.size,) * 2
+    return is_resized and target.num_targets > 0
+
+
+def perfect_record(record: Dict[str, Any], protocol: Protocol) -> Dict[str, Any]:
+    """The record of a perfect answer: masks as good as `needs_ceiling` allows, right flags."""
+    pixels = record["pixels"]
+    reached = pixels.get(protocol.name + "_ceiling") or pixels[protocol.name][3:] * 4
+    flags = {"pred_no_target": not record["num_targets"], "num_confident": record["num_targets"]}
+    return {**record, **flags, "pixels": {protocol.name: reached}}
 
 
 def undefined_official(sample: Dict[str, Any]) -> Optional[str]:

@@ -11,8 +11,16 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from .bootstrap import bootstrap_intervals
-from .frames import GroundTruth, output_field, predicted_mask, target_mask, to_numpy
-from .metrics import count_by_cardinality, count_pixels
+from .frames import (
+    GroundTruth,
+    needs_ceiling,
+    output_field,
+    perfect_record,
+    predicted_mask,
+    target_mask,
+    to_numpy,
+)
+from .metrics import count_by_cardinality, count_pixels, percent
 from .predictions import PredictionWriter
 from .protocols import Protocol, parse_protocols
 from .reporting import Record, append_line, format_report, merge_records, write_json
@@ -152,7 +160,7 @@ class GroundingEvaluator(DatasetEvaluator):
         Returns:
             dict with sample_id, image_id, group_id (R-RefCOCO's unit; the ref by default),
             num_targets; intersection, union, pred_area and gt_area in pixels under the primary
-            protocol; pixels {protocol: these four}; and `kind` of the expression where known.
+            protocol; pixels {protocol: these four} (see `ceiling`); and `kind` where known.
         """
         sample = target.sample
         mask = to_numpy(output_field(output, "mask", sample)).astype(bool, copy=False)
@@ -167,6 +175,9 @@ class GroundingEvaluator(DatasetEvaluator):
             single = self.official_single_cover and protocol.rules == "official"
             gt = target_mask(target, protocol, self.official_target, single)
             pixels[protocol.name] = count_pixels(pred, gt)
+            if needs_ceiling(mask, resized, target, protocol):
+                perfect = predicted_mask(target.union, {}, target, protocol)
+                pixels[protocol.name + "_ceiling"] = count_pixels(perfect, gt)
             if single:
                 union_gt = target_mask(target, protocol, self.official_target)
                 pixels[protocol.name + "_union_gt"] = count_pixels(pred, union_gt)
@@ -209,6 +220,16 @@ class GroundingEvaluator(DatasetEvaluator):
         """Main numbers as {name: (numerators (N,), denominators (N,))}, for the intervals."""
         return {}
 
+    def ceiling(self, records: Sequence[Record], protocol: Protocol) -> Dict[str, float]:
+        """IoU in percent that perfect masks reach if those of the original size are resized.
+
+        {} where none was resized: models that resize their own logits have no ceiling.
+        """
+        if not any(protocol.name + "_ceiling" in r["pixels"] for r in records):
+            return {}
+        ratios = self.ratios([perfect_record(r, protocol) for r in records], protocol)
+        return {name: percent(sum(n), sum(d)) for name, (n, d) in ratios.items() if "IoU" in name}
+
     def breakdown(self, records: Sequence[Record]) -> Dict[str, Dict[str, Dict[str, float]]]:
         """Extra tables {title: {row: {column: value}}} for log and file, not in the results."""
         tables = {}
@@ -248,8 +269,8 @@ class GroundingEvaluator(DatasetEvaluator):
         Returns:
             dict with dataset, dataset_hash, evaluator, num_samples, num_missing, counts (samples by
             number of targets); protocol and settings of the primary protocol, results, breakdown;
-            protocols {name: all of the first line, protocol, resolution, thresholds, and results of
-            that protocol with plain task names}: each can be read alone.
+            protocols {name: all of the first line, protocol, resolution, thresholds, ceiling (see
+            `ceiling`), and results of that protocol with plain task names}: each can be read alone.
         """
         facts = {
             "dataset": self.dataset_name,
@@ -273,6 +294,7 @@ class GroundingEvaluator(DatasetEvaluator):
                 "protocol": p.description,
                 "resolution": p.resolution,
                 "thresholds": self.settings(p),
+                "ceiling": self.ceiling(records, p),
                 **facts,
                 "results": own,
             }

@@ -1,5 +1,10 @@
 """Instance-level metrics: class-agnostic mask and box AP (COCO rules) and CoverAcc (paper Eq. 3).
 
+Eq. 3 asks how many target boxes hold one of the points that queries start from, all of them, with
+no score involved. So a grid of points that predict nothing reaches 100, and the number compares
+selectors of equally many points only: it is "CoverAcc_all". "CoverAcc" counts the points of
+predicted instances alone, those whose boxes GREC keeps.
+
 Every sample is one "image" of one category: the candidates of an expression compete with its own
 targets only, and every candidate of a no-target expression is a false positive. Overlaps with the
 ground truth are computed while the masks are at hand; what is kept are a few numbers per sample,
@@ -49,21 +54,23 @@ def make_instance_record(
             (Q, height, width) or `RLEMasks`, and `pred_points` float (Q, 2) pixels, in the original
             frame.
         min_score: candidates below are left out of AP to save time; they could only lengthen the
-            tail of the precision-recall curve. Points of all candidates count for CoverAcc.
-        score_threshold: boxes from this score on are asked whether they fit their masks.
+            tail of the precision-recall curve.
+        score_threshold: from this score on a candidate is a predicted instance: its point counts
+            for CoverAcc, and its box is asked whether it fits its mask.
 
     Returns:
         dict with scores list (n,), descending; box_ious and mask_ious lists (n, T); num_covered,
-        the number of target boxes with a point; box_mask_ious, IoU of each kept box with the
-        tightest box around its own mask (0 if that is empty). mask_ious and box_mask_ious /
-        num_covered are None without `pred_masks` / `pred_points`.
+        the number of target boxes with the point of a predicted instance, and num_covered_all, with
+        any point; box_mask_ious, IoU of each kept box with the tightest box around its own mask (0
+        if that is empty). mask_ious and box_mask_ious / num_covered and num_covered_all are None
+        without `pred_masks` / `pred_points`.
     """
     scores = to_numpy(candidates.scores).astype(np.float64)
     # Stable sort, the order COCOeval itself establishes.
     order = np.argsort(-scores, kind="mergesort")
     order = order[scores[order] >= min_score][:MAX_CANDIDATES]
     boxes = to_numpy(candidates.pred_boxes.tensor).astype(np.float64)
-    mask_ious = num_covered = box_mask_ious = None
+    mask_ious = num_covered = num_covered_all = box_mask_ious = None
     if candidates.has("pred_masks"):
         masks = candidates.pred_masks
         if not isinstance(masks, RLEMasks):
@@ -74,12 +81,15 @@ def make_instance_record(
         kept = [(boxes[i], masks[i]) for i in order if scores[i] >= score_threshold]
         box_mask_ious = [_fit_to_mask(box, mask) for box, mask in kept]
     if candidates.has("pred_points"):
-        num_covered = num_covered_boxes(to_numpy(candidates.pred_points), target.boxes)
+        points = to_numpy(candidates.pred_points)
+        num_covered = num_covered_boxes(points[scores >= score_threshold], target.boxes)
+        num_covered_all = num_covered_boxes(points, target.boxes)
     return {
         "scores": scores[order].tolist(),
         "box_ious": pairwise_box_iou(boxes[order], target.boxes).tolist(),
         "mask_ious": mask_ious,
         "num_covered": num_covered,
+        "num_covered_all": num_covered_all,
         "box_mask_ious": box_mask_ious,
     }
 
@@ -121,18 +131,21 @@ def summarize_instances(records: Sequence[Record]) -> Dict[str, float]:
 
     Returns:
         {"mask_AP", "mask_AP50", "mask_AP75", "box_AP", "box_AP50", "box_AP75", "CoverAcc",
-        "box_mask_IoU" (mean IoU of kept boxes with the tightest boxes around their masks)} in
-        percent; NaN without any target, or where the candidates had no masks or points.
+        "CoverAcc_all", "box_mask_IoU" (mean IoU of kept boxes with the tightest boxes around their
+        masks)} in percent; NaN without any target, or where the candidates had no masks or points.
     """
     results = {}
     for kind in ("mask", "box"):
         precision = _average_precision(records, f"{kind}_ious")
         results.update({f"{kind}_AP{suffix}": value for suffix, value in precision.items()})
-    results["CoverAcc"] = results["box_mask_IoU"] = float("nan")
-    if all(r["num_covered"] is not None for r in records):
-        results["CoverAcc"] = cover_accuracy(
-            [r["num_covered"] for r in records], [r["num_targets"] for r in records]
+    num_targets = [r["num_targets"] for r in records]
+    for suffix in ("", "_all"):
+        covered = [r[f"num_covered{suffix}"] for r in records]
+        has_points = None not in covered
+        results[f"CoverAcc{suffix}"] = (
+            cover_accuracy(covered, num_targets) if has_points else float("nan")
         )
+    results["box_mask_IoU"] = float("nan")
     if all(r["box_mask_ious"] is not None for r in records):
         results["box_mask_IoU"] = mean_percent([x for r in records for x in r["box_mask_ious"]])
     return results

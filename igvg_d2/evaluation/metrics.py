@@ -15,6 +15,10 @@ import numpy as np
 import pycocotools.mask as mask_util
 
 CARDINALITIES = ("0", "1", "2", "3plus")
+# Pixels; no image is as large.
+FARTHEST = 1e6
+# Whatever the unit: areas of such boxes are finite in float32.
+_LARGEST = 1e15
 
 
 def percent(numerator: float, denominator: float) -> float:
@@ -130,13 +134,34 @@ def count_by_cardinality(num_targets: Sequence[int]) -> Dict[str, int]:
     return {name: int(chosen.sum()) for name, chosen in cardinality_groups(num_targets).items()}
 
 
+def check_finite(*boxes: np.ndarray, limit: float = _LARGEST) -> None:
+    """Refuse boxes whose areas overflow: an overlap of NaN passes for a match in COCOeval and GREC.
+
+    Args:
+        boxes: (N, 4) each.
+        limit: largest coordinate.
+    """
+    for numbers in boxes:
+        # Not "greater than", which NaN never is.
+        bad = ~(np.abs(numbers) <= limit)
+        if bad.any():
+            raise ValueError(
+                f"expected XYXY boxes with x1 <= x2 and y1 <= y2, numbers up to {limit:.0e}, got "
+                f"{numbers[bad.any(1)][0]}"
+            )
+
+
 def pairwise_box_iou(boxes1: np.ndarray, boxes2: np.ndarray) -> np.ndarray:
     """Plain IoU of every pair as COCO computes it, float64 (N, M).
 
     Args:
         boxes1: float64 (N, 4) XYXY pixels.
         boxes2: float64 (M, 4) XYXY pixels.
+
+    Raises:
+        ValueError: a coordinate is not finite, or so large that areas are not.
     """
+    check_finite(boxes1, boxes2)
     if len(boxes1) == 0 or len(boxes2) == 0:
         return np.zeros((len(boxes1), len(boxes2)))
     xywh1, xywh2 = (np.hstack([b[:, :2], b[:, 2:] - b[:, :2]]) for b in (boxes1, boxes2))
@@ -158,17 +183,15 @@ def generalized_iou_scores(boxes1: np.ndarray, boxes2: np.ndarray) -> np.ndarray
         float32 (N, M) in [-1, 1].
 
     Raises:
-        ValueError: a box is inverted or not finite.
+        ValueError: a box is inverted, not finite, or so large that areas are not.
     """
     boxes1 = np.asarray(boxes1, dtype=np.float32).reshape(-1, 4)
     boxes2 = np.asarray(boxes2, dtype=np.float32).reshape(-1, 4)
+    check_finite(boxes1, boxes2)
     for boxes in (boxes1, boxes2):
-        # Negated so that NaN fails as well.
-        bad = ~((boxes[:, 2:] >= boxes[:, :2]).all(1) & np.isfinite(boxes).all(1))
+        bad = (boxes[:, 2:] < boxes[:, :2]).any(1)
         if bad.any():
-            raise ValueError(
-                f"expected finite XYXY boxes with x1 <= x2 and y1 <= y2, got {boxes[bad][0]}"
-            )
+            raise ValueError(f"expected XYXY boxes with x1 <= x2 and y1 <= y2, got {boxes[bad][0]}")
     area1, area2 = ((b[:, 2:] - b[:, :2]).prod(1) for b in (boxes1, boxes2))
     upper_left = np.maximum(boxes1[:, None, :2], boxes2[None, :, :2])
     lower_right = np.minimum(boxes1[:, None, 2:], boxes2[None, :, 2:])
@@ -195,7 +218,8 @@ def greedy_match_count(overlaps: np.ndarray, threshold: float) -> int:
     matches = 0
     for _ in range(min(overlaps.shape)):
         row, column = np.unravel_index(np.argmax(overlaps), overlaps.shape)
-        if overlaps[row, column] < threshold:
+        # Not "less than", which NaN never is.
+        if not overlaps[row, column] >= threshold:
             break
         matches += 1
         # Used pairs get 0, not -inf, as upstream; a threshold <= 0 would therefore never stop.
@@ -257,7 +281,7 @@ def num_covered_boxes(points: np.ndarray, boxes: np.ndarray) -> int:
 
 
 def cover_accuracy(num_covered: Sequence[int], num_targets: Sequence[int]) -> float:
-    """CoverAcc (paper Eq. 3): mean over samples with targets of covered / all ground-truth boxes.
+    """Mean over samples with targets of covered / all ground-truth boxes (paper Eq. 3).
 
     TP + FN is the number of boxes of *one* sample, so every sample weighs the same.
     """

@@ -4,6 +4,8 @@ import collections
 import gc
 import itertools
 import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
 
 import torch
@@ -12,8 +14,8 @@ from .frames import GroundTruth
 from .grounding_evaluation import GroundingEvaluator
 from .predictions import prediction_to_output, read_predictions
 
-# Predictions per worker process that are in memory at a time.
-_BLOCK = 128
+# Predictions that a worker process gets at a time.
+_BLOCK = 64
 # The evaluator at work, for worker processes to inherit: they are forked, because no file can name
 # the data sets that a script registers.
 _evaluator: Optional[GroundingEvaluator] = None
@@ -29,6 +31,9 @@ def score_file(
         path: see `read_predictions`.
         num_workers: processes; below 2 the calling one does it all.
         progress: wraps the iteration over the predictions.
+
+    Raises:
+        ChildProcessError: a worker process was killed.
 
     Returns:
         problems {"unknown": [sample id], "repeated": [sample id], "unusable": [(sample id, why)]},
@@ -62,16 +67,28 @@ def _judge_all(predictions, num_workers):
         yield from map(_judge, predictions)
         return
     torch.set_num_threads(1)
-    with multiprocessing.get_context("fork").Pool(num_workers) as pool:
-        # In blocks: a pool would read the whole file ahead and keep it in memory. One block ahead,
-        # so that the workers judge while the file is being read.
+    # Not multiprocessing's own pool, which waits for a killed process for ever.
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
+        # In blocks: a pool would read the whole file ahead and keep it in memory. Some blocks
+        # ahead, so that the workers judge while the file is being read.
         waiting: Deque[Any] = collections.deque()
-        while block := list(itertools.islice(predictions, _BLOCK * num_workers)):
-            waiting.append(pool.map_async(_judge, block, chunksize=_BLOCK // 4))
-            if len(waiting) > 1:
-                yield from waiting.popleft().get()
-        for judged in waiting:
-            yield from judged.get()
+        try:
+            while block := list(itertools.islice(predictions, _BLOCK)):
+                waiting.append(pool.submit(_judge_block, block))
+                if len(waiting) > 2 * num_workers:
+                    yield from waiting.popleft().result()
+            for judged in waiting:
+                yield from judged.result()
+        except BrokenProcessPool as error:
+            raise ChildProcessError(
+                "a worker process was killed, perhaps because memory ran out; use --num-workers 0"
+            ) from error
+
+
+def _judge_block(predictions):
+    """In a worker."""
+    return list(map(_judge, predictions))
 
 
 def _judge(prediction):

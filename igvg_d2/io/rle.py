@@ -110,8 +110,7 @@ def to_rle(segmentation: Any, height: int, width: int) -> RLE:
 
     Args:
         segmentation: list of polygons [x0, y0, x1, y1, ...] in pixels, an RLE dict (counts
-            compressed or a list of run lengths), or a list of RLE dicts (RefClef). Compressed
-            counts given as bytes are pycocotools' own and taken as they are.
+            compressed or a list of run lengths), or a list of RLE dicts (RefClef).
         height, width: of the original image.
 
     Returns:
@@ -170,9 +169,6 @@ def _check_polygon(part: Any, height: int, width: int) -> np.ndarray:
 
 def _compress(rle: Any, height: int, width: int) -> RLE:
     """One RLE dict, compressed, after a check of its size and its run lengths."""
-    if isinstance(rle, dict) and rle.get("size") == [height, width]:
-        if isinstance(rle.get("counts"), bytes):
-            return rle
     size, runs = check_rle(rle, (height, width))
     return normalize_rle(rle, size, runs)
 

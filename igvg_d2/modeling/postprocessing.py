@@ -139,15 +139,15 @@ def _candidates(outputs, index, present, network_size, size, options):
     if options.weight_scores:
         scores = scores * present
     scale = scores.new_tensor([width, height])
-    corners = cxcywh_to_xyxy(outputs["pred_boxes"][index].float())
+    boxes = Boxes(cxcywh_to_xyxy(outputs["pred_boxes"][index].float()) * scale.repeat(2))
+    # First, as the release does: what lies outside of the image decides no suppression.
+    boxes.clip(size)
     if options.nms_thresh < 1.0:
-        # Suppressed queries stay, because their points count for CoverAcc, but with score 0.
-        best = nms(corners * scale.repeat(2), scores, options.nms_thresh)
+        # Suppressed queries stay, because their points count for CoverAcc_all, but with score 0.
+        best = nms(boxes.tensor, scores, options.nms_thresh)
         scores = torch.zeros_like(scores).scatter(0, best, scores[best])
     scores, order = scores.sort(descending=True, stable=True)
-    corners = corners[order]
-    candidates.pred_boxes = Boxes(corners * scale.repeat(2))
-    candidates.pred_boxes.clip(size)
+    candidates.pred_boxes = boxes[order]
     candidates.scores = scores
     candidates.pred_classes = torch.zeros_like(order)
     masks = outputs["pred_masks"]

@@ -145,8 +145,36 @@ def test_wrong_outputs_are_named(case, box_mask):
 def test_ground_truth_of_another_size_is_named(register, make_sample, make_output, box_mask):
     sample = make_sample("1_0", [box_mask(LEFT, (20, 31))], [[0, 0, 10, 10]])
     evaluator = GRefCOCOEvaluator(dataset_name=register([sample]))
-    with pytest.raises(ValueError, match=r"size \(20, 31\).*\(20, 30\)"):
+    with pytest.raises(ValueError, match=r"sample '1_0': .*size \[20, 30\].*\[20, 31\]"):
         evaluator.process([{"sample_id": "1_0"}], [make_output(box_mask(LEFT))])
+
+
+@pytest.mark.parametrize("kind", ["grefcoco", "refcoco", "refzom", "rrefcoco"])
+@pytest.mark.parametrize("far", [1e7, 1e19, 1e300, math.inf, -math.inf, math.nan])
+def test_ground_truth_boxes_that_would_match_everything_are_refused(
+    register, make_sample, make_output, box_mask, tmp_path, kind, far
+):
+    sample = make_sample("1_0", [box_mask(LEFT)], [[0, 0, far, 10]])
+    cfg = get_cfg()
+    add_igvg_config(cfg)
+    cfg.OUTPUT_DIR = str(tmp_path)
+    cfg.TEST.PROTOCOLS = ("native", "official", "released")
+    evaluator = build_grounding_evaluator(cfg, register([sample], kind))
+    output = make_output(box_mask(LEFT), False, [LEFT], [0.9])
+    with pytest.raises(ValueError, match="ground truth of sample '1_0': expected XYXY boxes"):
+        evaluator.process([{"sample_id": "1_0"}], [output])
+
+
+def test_ground_truth_of_any_reader_is_checked_before_pycocotools_sees_it(make_sample, box_mask):
+    runs = {"size": [20, 30], "counts": [100, 7, 493]}
+    polygon = [[0.0, 0.0, 10.0, 0.0, 10.0, 10.0, 0.0, 10.0]]
+    sample = make_sample("1_0", [runs, polygon], [[0, 0, 10, 10]] * 2)
+    assert GroundTruth.from_sample(sample).masks.sum((1, 2)).tolist() == [7, 100]
+    assert sample["annotations"][1]["segmentation"] is polygon  # the data set's own stays
+    for counts in (b"~", b"5", "oooooooooo0", [600, 2**64, -(2**64)]):
+        sample = make_sample("1_0", [{"size": [20, 30], "counts": counts}], [[0, 0, 10, 10]])
+        with pytest.raises(ValueError, match="ground truth of sample '1_0': expected"):
+            GroundTruth.from_sample(sample)
 
 
 def test_ground_truth_is_decoded_in_double_precision(make_sample, box_mask):

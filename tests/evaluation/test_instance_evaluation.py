@@ -48,7 +48,7 @@ def random_box(rng):
 def test_perfect_predictions_score_100(make_records):
     a, b = [0, 0, 10, 10], [20, 0, 30, 10]
     results = summarize_instances(make_records([([a, b], [a, b], [0.9, 0.8]), ([], [], [])]))
-    assert results.pop("CoverAcc") == 50.0
+    assert results.pop("CoverAcc") == results.pop("CoverAcc_all") == 50.0
     assert all(value == pytest.approx(100.0) for value in results.values())
 
 
@@ -60,6 +60,21 @@ def test_false_positive_above_all_hits_halves_precision(make_records):
     # Below min_score it takes no part.
     results = summarize_instances(make_records([([], [a], [0.9]), ([a], [a], [0.8])], 0.85))
     assert results["box_AP50"] == 0.0
+
+
+@pytest.mark.parametrize("score, covered", [(0.0, 0.0), (0.69, 0.0), (0.7, 100.0)])
+def test_points_that_predict_nothing_cover_nothing(
+    make_sample, make_output, box_mask, score, covered
+):
+    sample = make_sample("0_0", [box_mask([0, 0, 5, 5])], [[0, 0, 5, 5]])
+    points = [[x, y] for x in range(0, 30, 3) for y in range(0, 20, 3)]
+    boxes, scores = [[0, 0, 1, 1]] * len(points), [score] * len(points)
+    output = make_output(box_mask(None), False, boxes, scores, points=points)
+    output["candidates"].scores = output["candidates"].scores.double().fill_(score)
+    record = make_instance_record(GroundTruth.from_sample(sample), output["candidates"])
+    results = summarize_instances([{**record, "num_targets": 1}])
+    # Eq. 3 knows no scores: all points that there are.
+    assert results["CoverAcc"] == covered and results["CoverAcc_all"] == 100.0
 
 
 def test_undefined_is_nan(make_records, make_sample, make_output, box_mask):

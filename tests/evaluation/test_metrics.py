@@ -96,6 +96,23 @@ def test_float32_score_at_the_threshold_is_dropped():
     assert metrics.grec_f1(gt, [0.7], gt)[1] == 1
 
 
+@pytest.mark.parametrize("far", [1e16, 1e19, 1e20, 3e38, 1e200, math.inf, math.nan])
+@pytest.mark.parametrize("measure", [metrics.pairwise_box_iou, metrics.generalized_iou_scores])
+def test_boxes_whose_areas_overflow_are_refused(measure, far):
+    usual, giant = np.array([[0.0, 0, 10, 10]]), np.array([[-far, -far, far, far]])
+    for boxes in ((usual, giant), (giant, usual)):
+        with pytest.raises(ValueError, match=r"numbers up to 1e\+15, got \["), np.errstate(
+            all="ignore"
+        ):
+            measure(*boxes)
+    largest = np.array([[-1e15, -1e15, 1e15, 1e15]])
+    assert measure(usual, largest).item() < 1e-9 and measure(largest, usual).item() < 1e-9
+
+
+def test_an_undefined_overlap_is_no_match():
+    assert metrics.greedy_match_count(np.array([[math.nan, 0.9]]), 0.5) == 0
+
+
 def test_cover_accuracy_by_hand():
     boxes = [[0, 0, 10, 10], [20, 20, 30, 30], [5, 5, 12, 12]]
     # (10, 10) is on the edge of the first box and inside the third; nothing in the second

@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import os
 import random
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from igvg_d2.data.datasets import load_referring
-from igvg_d2.evaluation import GRefCOCOEvaluator
+from igvg_d2.evaluation import GRefCOCOEvaluator, scoring
 from igvg_d2.evaluation.predictions import (
     PredictionError,
     output_to_prediction,
@@ -127,6 +129,8 @@ def test_without_boxes_only_masks_are_scored(two_samples, outputs, tmp_path):
         (lambda p: p[0].update(no_target_score=3), "not in"),
         (lambda p: p[0].update(masks=[]), "one for each box"),
         (lambda p: p[0].pop("sample_id"), "record 1: expected 'sample_id'"),
+        (lambda p: p[0].update(sample_id="\x1b[2J\nx"), r"without control codes: '\\x1b\[2J\\nx'"),
+        (lambda p: p[0].update(sample_id="1_0\ud800"), r"without control codes: '1_0\\ud800'"),
     ],
 )
 def test_what_cannot_be_scored_is_named(two_samples, outputs, tmp_path, change, message):
@@ -174,6 +178,47 @@ def test_command_line_hands_the_number_of_processes_on(
     scorer.main(["--dataset", name, "--predictions", path, "--num-workers", "2"])
     assert used == [2]
     assert "native: original resolution" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", ["0", "nan", "-1", "inf", "2"])
+def test_thresholds_that_decide_nothing_are_refused(two_samples, outputs, tmp_path, value):
+    name, samples = two_samples
+    path = write(
+        tmp_path / "p.json", [output_to_prediction(o, s) for o, s in zip(outputs, samples)]
+    )
+    with pytest.raises(SystemExit, match=f"cannot score: --no-target-threshold {value}: expected"):
+        scorer.main(["--dataset", name, "--predictions", path, f"--no-target-threshold={value}"])
+
+
+def test_a_killed_worker_ends_the_scorer(two_samples, outputs, tmp_path, monkeypatch):
+    name, samples = two_samples
+    path = write(
+        tmp_path / "p.json", [output_to_prediction(o, s) for o, s in zip(outputs, samples)]
+    )
+    monkeypatch.setattr(scoring, "_judge", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    arguments = ["--dataset", name, "--predictions", path, "--num-workers", "2"]
+    with pytest.raises(SystemExit, match="cannot score: a worker process was killed"):
+        scorer.main(arguments)
+
+
+@pytest.mark.parametrize("escape", ["\x1b[2J", "\x1b]0;title\x07", "\r", "\x9b2J", "\u202e"])
+def test_nothing_in_a_file_acts_on_the_terminal(two_samples, outputs, tmp_path, capsys, escape):
+    name, samples = two_samples
+    predictions = [output_to_prediction(o, s) for o, s in zip(outputs, samples)]
+    hostile = [
+        {**predictions[0], "sample_id": f"9_9{escape}gIoU 99.9"},
+        {**predictions[0], "ref_id": f"9{escape}", "sent_id": 1},
+        {**predictions[0], "no_target": f"{escape}"},
+        {**predictions[0], "mask": {"size": [20, 30], "counts": escape}},
+        {**predictions[0], "mask": {"size": [20, escape], f"{escape}": escape}},
+        {**predictions[0], "boxes": escape},
+    ]
+    for item in hostile:
+        path = write(tmp_path / "p.json", [item, *predictions[1:]])
+        with pytest.raises(SystemExit) as caught:
+            scorer.main(["--dataset", name, "--predictions", path])
+        # The progress bar itself returns to the start of its line.
+        assert escape not in f"{caught.value}{capsys.readouterr().out}"
 
 
 def corrupt(text, generator):

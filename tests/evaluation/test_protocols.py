@@ -18,6 +18,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from igvg_d2.data.datasets import load_referring
 from igvg_d2.evaluation import PROTOCOLS, GroundTruth, parse_protocols
 from igvg_d2.evaluation.frames import target_mask
+from igvg_d2.evaluation.reporting import format_report
+from igvg_d2.io.rle import mask_to_rle, to_json
 
 load_refcoco = partial(load_referring, target_rule="refcoco")
 load_refzom = partial(load_referring, target_rule="refzom")
@@ -283,6 +285,51 @@ def test_crowds_and_rles_as_relas_loader_takes_them(fixtures_dir):
         # Where upstream stops there is still a mask, never an exception.
         if "rela_error" in row:
             assert target_mask(target, PROTOCOLS["official"], "polygons").any()
+
+
+@pytest.mark.parametrize("protocol", ["official", "released"])
+@pytest.mark.parametrize(
+    "file, reader, annotations, split, kind, metric",
+    [
+        ("grefcoco", load_referring, "grefcoco/grefs(unc).json", "val", "grefcoco", "gres/gIoU"),
+        ("refzom", load_refzom, "ref-zom/refs(final).p", "test", "refzom", "refzom/mIoU"),
+        ("rrefcoco", load_rrefcoco, "rrefcoco/refs(unc).p", "val", "rrefcoco", "rref/rIoU"),
+        ("refcoco", load_refcoco, "refcoco/refs(unc).p", "val", "refcoco", "res/mIoU"),
+    ],
+)
+def test_perfect_masks_of_the_original_size_reach_the_ceiling_that_is_told(
+    dataset, tmp_path, file, reader, annotations, split, kind, metric, protocol
+):
+    name = dataset(reader, f"{file}/data/{annotations}", split, kind)
+    targets = list(map(GroundTruth.from_sample, DatasetCatalog.get(name)))
+    perfect = [
+        {
+            "sample_id": target.sample["sample_id"],
+            "mask": to_json(mask_to_rle(target.union)),
+            "no_target": target.num_targets == 0,
+            "boxes": target.boxes.tolist(),
+            "scores": [1.0] * target.num_targets,
+        }
+        for target in targets
+    ]
+    path = tmp_path / "predictions.json"
+    path.write_text(json.dumps(perfect))
+    report = scorer.score(name, str(path), protocols=protocol)
+    block = report["protocols"][protocol]
+    task, key = metric.split("/")
+    found = block["results"][task][key]
+    assert block["ceiling"][key] == pytest.approx(found)
+    # Only DMMI resizes its targets as we do such masks.
+    assert found == 100.0 if (protocol, kind) == ("official", "refzom") else 50 < found < 99
+    assert f"ones reach {next(iter(block['ceiling']))} " in format_report(report)
+
+
+def test_no_ceiling_where_the_model_resizes(fixtures_dir, dataset, tmp_path):
+    name = dataset(load_referring, "grefcoco/data/grefcoco/grefs(unc).json", "val", "grefcoco")
+    resized = fixtures_dir / "grefcoco/predictions_val_480.json"
+    report = scorer.score(name, str(resized), protocols="official")
+    assert report["protocols"]["official"]["ceiling"] == {}
+    assert "ceiling" not in format_report(report)
 
 
 def test_protocol_names():

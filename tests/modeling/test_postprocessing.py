@@ -199,6 +199,14 @@ def test_unknown_modes_are_refused(name):
         dataclasses.replace(OPTIONS, **{name: "x"})
 
 
+def test_boxes_are_clipped_before_suppression():
+    outputs = make_outputs(scores=(0.8, 0.9))
+    # From -2 to 6 and from -3 to 5: IoU 5/6 within the image, 7/9 as predicted.
+    outputs["pred_boxes"] = torch.tensor([[[0.25, 0.5, 1.0, 1.0], [0.125, 0.5, 1.0, 1.0]]])
+    scores = postprocess(outputs, nms_thresh=0.8)["candidates"].scores
+    torch.testing.assert_close(scores, torch.tensor([0.9, 0.0]))
+
+
 def test_suppressed_duplicates_lose_their_score_and_stay():
     outputs = make_outputs(scores=(0.9, 0.8))
     outputs["pred_boxes"] = outputs["pred_boxes"][:, :1].expand(-1, 2, -1)
