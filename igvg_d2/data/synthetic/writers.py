@@ -6,16 +6,16 @@ to exactly the visible mask; contour tracers that run through pixel centers (cv2
 
 import hashlib
 import json
-import multiprocessing
 import os
 from collections import Counter
 from functools import partial
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
 import numpy as np
 from PIL import Image
 
 from igvg_d2.io.atomic import write_atomically
+from igvg_d2.io.processes import map_in_processes
 
 from .generator import GENERATOR_VERSION, SPLITS, SceneExpression, SplitConfig, generate_image
 from .render import SHAPES
@@ -179,15 +179,6 @@ def _write_image(job: Tuple[int, int], *, output: str, seed: int) -> Dict[str, A
     }
 
 
-def _run(jobs: List[Tuple[int, int]], work: Callable, num_workers: int) -> Iterator[Dict[str, Any]]:
-    """Records of the jobs in their order, whatever the number of processes."""
-    if num_workers <= 1:
-        yield from map(work, jobs)
-        return
-    with multiprocessing.Pool(num_workers) as pool:
-        yield from pool.imap(work, jobs, chunksize=8)
-
-
 def _write_json(path: str, content: Any, indent: Optional[int] = None) -> str:
     """Write JSON atomically and return the SHA-256 of the file."""
     separators = (",", ": ") if indent else (",", ":")
@@ -261,7 +252,7 @@ def write_shapes(
     ]
     images, annotations, refs = [], [], []
     work = partial(_write_image, output=output, seed=seed)
-    for done, record in enumerate(_run(jobs, work, num_workers), start=1):
+    for done, record in enumerate(map_in_processes(work, jobs, num_workers), start=1):
         images.append(record["image"])
         annotations.extend(record["annotations"])
         refs.extend(record["refs"])
