@@ -64,7 +64,8 @@ def check_targets(boxes: np.ndarray, rles: Sequence[Dict[str, Any]], sample: _Sa
             f"image: x0, y0, x1, y1 = {[round(float(v), 2) for v in boxes[index]]}, image "
             f"{sample['width']} x {sample['height']}; correct or remove the annotation"
         )
-    areas = np.atleast_1d(mask_util.area(list(rles)))
+    # One by one: of a list, pycocotools refuses more than 255.
+    areas = np.array([mask_util.area(rle) for rle in rles])
     if not areas.all():
         index = int(np.flatnonzero(areas == 0)[0])
         raise BadSampleError(

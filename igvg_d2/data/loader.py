@@ -30,6 +30,7 @@ from .sampling import (
     VisitSampler,
     group_by_object,
 )
+from .tokenizer import warn_of_unknown_words
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +196,11 @@ def build_grounding_train_loader(
         )
     if seed is None:
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-    items = DatasetFromList(build_train_items(cfg), copy=False)
+    items = build_train_items(cfg)
+    if isinstance(mapper, GroundingDatasetMapper):
+        texts = [s["expression"] for i in items for s in (i if isinstance(i, list) else [i])]
+        warn_of_unknown_words(mapper.tokenizer, texts)
+    items = DatasetFromList(items, copy=False)
     sampler = VisitSampler(len(items), seed)
     skip = cfg.DATALOADER.SKIP_BAD_SAMPLES
     mapper = BadSampleSkipper(mapper, items) if skip else CheckedMapper(mapper)

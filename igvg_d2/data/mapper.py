@@ -22,7 +22,7 @@ from .bad_samples import (
 )
 from .directions import is_flippable, swap_direction_words
 from .resize import SquashResize, build_resize
-from .tokenizer import build_tokenizer
+from .tokenizer import build_tokenizer, tokenize
 from .transforms import GeometricTransform, jitter_color
 
 logger = logging.getLogger(__name__)
@@ -138,7 +138,11 @@ class GroundingDatasetMapper:
             self.add_targets(sample, transform)
         else:
             sample["frame_sizes"] = self.frame_sizes
-        sample.update(self._model_input(image, sample["expression"], transform))
+        try:
+            text_ids = tokenize(self.tokenizer, sample["expression"])
+        except ValueError as error:
+            raise BadSampleError(f"expression of {describe_sample(sample)}: {error}") from error
+        sample.update(self._model_input(image, text_ids, sample["expression"], transform))
         return sample
 
     def prepare(self, image: np.ndarray, expression: str) -> Dict[str, Any]:
@@ -149,7 +153,8 @@ class GroundingDatasetMapper:
             expression: text.
         """
         transform = GeometricTransform(self.resize, image.shape[:2])
-        return self._model_input(transform.apply_image(image), expression, transform)
+        text_ids = tokenize(self.tokenizer, expression)
+        return self._model_input(transform.apply_image(image), text_ids, expression, transform)
 
     def add_targets(self, sample: Dict[str, Any], transform: GeometricTransform) -> None:
         """For subclasses: in training, adds entries of their own to a sample.
@@ -165,11 +170,14 @@ class GroundingDatasetMapper:
         """
 
     def _model_input(
-        self, image: np.ndarray, expression: str, transform: GeometricTransform
+        self,
+        image: np.ndarray,
+        text_ids: List[int],
+        expression: str,
+        transform: GeometricTransform,
     ) -> Dict[str, Any]:
         """See :func:`model_input`; the image is transformed already."""
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        text_ids = self.tokenizer(expression)
         size, content_size = transform.original_size, transform.content_size
         return model_input(pixels, text_ids, expression, size, content_size)
 

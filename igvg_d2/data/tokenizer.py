@@ -3,15 +3,18 @@
 import functools
 import logging
 import os
+import re
 import reprlib
 import string
 import tempfile
-from typing import Any, List, Sequence
+from typing import Any, Callable, List, Sequence
 
 from detectron2.config import CfgNode, configurable
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
 from detectron2.utils.registry import Registry
+
+logger = logging.getLogger(__name__)
 
 TOKENIZER_REGISTRY = Registry("TOKENIZER")
 TOKENIZER_REGISTRY.__doc__ = """
@@ -19,7 +22,8 @@ Registry of tokenizers. The registered class is called as ``cls(cfg)`` and gives
 
 * ``tokenizer(expression: str) -> list[int]``: ids that begin with BOS (0) and end with EOS (2), at
   most ``cfg.INPUT.TOKENIZER.MAX_TOKENS`` of them and no padding; 1 is the padding id and 3 the
-  unknown token. Raises ValueError when the expression has no token between BOS and EOS.
+  unknown token. Raises ValueError when the expression has no token between BOS and EOS. Called by
+  :func:`tokenize`, never with half characters (lone surrogates).
 * ``vocab_size: int``: every id is below it.
 
 The object must be picklable, since data loader workers receive a copy.
@@ -34,12 +38,67 @@ _VOCAB_FILE_NAME = "sentencepiece.bpe.model"  # the name that XLMRobertaTokenize
 
 # Text cleaning of the release: these characters are deleted, "-" and "/" become spaces.
 _CLEANING = str.maketrans({**{c: None for c in ".,'!?\"()*#:;"}, "-": " ", "/": " "})
+_SURROGATE = re.compile("[\ud800-\udfff]")
+# Expressions, evenly spread, that are looked at for unknown words: seconds, not minutes.
+_LOOKED_AT = 2000
 _PUNCTUATION_TO_SPACE = str.maketrans({character: " " for character in string.punctuation})
 
 
 def build_tokenizer(cfg: CfgNode) -> Any:
     """Build the tokenizer named by ``cfg.INPUT.TOKENIZER.NAME``; see `TOKENIZER_REGISTRY`."""
     return TOKENIZER_REGISTRY.get(cfg.INPUT.TOKENIZER.NAME)(cfg)
+
+
+def has_lone_surrogate(text: str) -> bool:
+    """Whether a text has half a character, which JSON can hold and UTF-8 cannot."""
+    return _SURROGATE.search(text) is not None
+
+
+def tokenize(tokenizer: Callable[[str], List[int]], expression: str) -> List[int]:
+    """Token ids of an expression.
+
+    Raises:
+        ValueError: it has no token, or half a character.
+    """
+    if has_lone_surrogate(expression):
+        raise ValueError(f"{expression!r} has half a character (a surrogate); write it again")
+    return tokenizer(expression)
+
+
+def is_mostly_unknown(ids: Sequence[int]) -> bool:
+    """Whether half of the tokens of an expression, or more, are unknown.
+
+    Half: BEiT-3's tokenizer puts a known one, the beginning of a word, before every unknown one.
+    """
+    return 2 * sum(index == UNK_ID for index in ids) >= len(ids) - 2
+
+
+def warn_of_unknown_words(
+    tokenizer: Callable[[str], List[int]], expressions: Sequence[str]
+) -> None:
+    """Log how many expressions a tokenizer cannot tell from each other, with examples.
+
+    Args:
+        tokenizer: see `TOKENIZER_REGISTRY`.
+        expressions: of a training set; of many, an even choice is looked at.
+    """
+    chosen = expressions[:: -(-len(expressions) // _LOOKED_AT) or 1]
+    unknown = []
+    for expression in chosen:
+        try:
+            if is_mostly_unknown(tokenize(tokenizer, expression)):
+                unknown.append(expression)
+        except ValueError:
+            # No token at all: the mapper refuses the sample, with its name.
+            continue
+    if unknown:
+        logger.warning(
+            "%d of %d expressions looked at have words of which %s knows half or fewer, such as "
+            "%s: unknown words are all alike to the model. For English use configs/Photos or "
+            "INPUT.TOKENIZER.NAME BEiT3Tokenizer",
+            *(len(unknown), len(chosen), type(tokenizer).__name__),
+            ", ".join(map(repr, unknown[:3])),
+        )
 
 
 def _add_special_ids(ids: Sequence[int], expression: str, max_tokens: int) -> List[int]:

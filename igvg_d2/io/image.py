@@ -1,9 +1,10 @@
 """The one reader of images."""
 
+import functools
 import os
 import stat
 import unicodedata
-from typing import Tuple
+from typing import Dict, Tuple
 
 import numpy as np
 from detectron2.data.detection_utils import convert_PIL_to_numpy
@@ -76,17 +77,24 @@ def _similar_name(path: str) -> str:
         return "; there is one with '/' in place of '\\'"
     if len(name) > _LONGEST_NAME or not os.path.isdir(folder or "."):
         return ""
-    wanted = unicodedata.normalize("NFC", name)
-    for found in os.listdir(folder or "."):
-        if unicodedata.normalize("NFC", found) == wanted:
-            form = "NFC" if unicodedata.is_normalized("NFC", found) else "NFD"
-            return (
-                f"; there is one of the same letters in another Unicode normal form ({form}); "
-                "rename it"
-            )
-        if found.casefold() == name.casefold():
-            return f"; there is '{found}'"
-    return ""
+    folder = folder or "."
+    found = _names_by_letters(folder, os.stat(folder).st_mtime_ns).get(_letters(name))
+    if found is None:
+        return ""
+    if unicodedata.normalize("NFC", found) != unicodedata.normalize("NFC", name):
+        return f"; there is '{found}'"
+    form = "NFC" if unicodedata.is_normalized("NFC", found) else "NFD"
+    return f"; there is one of the same letters in another Unicode normal form ({form}); rename it"
+
+
+@functools.lru_cache(maxsize=4)
+def _names_by_letters(folder: str, changed: int) -> Dict[str, str]:
+    """Names in a folder, kept until it changes: a data set may miss all of its images there."""
+    return {_letters(name): name for name in sorted(os.listdir(folder), reverse=True)}
+
+
+def _letters(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def size_mismatch(path: str, found: Tuple[int, int], stated: Tuple[int, int]) -> str:

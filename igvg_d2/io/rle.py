@@ -14,11 +14,16 @@ import pycocotools.mask as mask_util
 RLE = Dict[str, Any]
 Size = Tuple[int, int]
 
+# The largest side of an image, that of a JPEG.
+MAX_SIDE = 65535
+
 # Of a compressed RLE: 6 bits each above "0"; 5 of them count, the highest says that more follow.
 _ZERO, _SYMBOLS, _MORE, _SIGN, _VALUE = 48, 64, 0x20, 0x10, 0x1F
 # Symbols of one number: 7 times 5 bits hold every run of an image.
 _MAX_SYMBOLS = 7
 _MIN_POLYGON_COORDINATES = 6
+# Outlines of a segmentation, in sums of height and width; rasterising takes memory by their length.
+_LONGEST_OUTLINE = 100
 
 
 class RLEMasks:
@@ -53,7 +58,7 @@ def check_rle(rle: Any, size: Optional[Sequence[int]] = None) -> Tuple[Size, np.
     """
     found = rle.get("size") if isinstance(rle, dict) else None
     is_size = isinstance(found, (list, tuple)) and len(found) == 2
-    is_size = is_size and all(type(value) is int and value > 0 for value in found)
+    is_size = is_size and all(type(value) is int and 0 < value <= MAX_SIDE for value in found)
     if not is_size or "counts" not in rle or (size is not None and list(found) != list(size)):
         wanted = "[height, width]" if size is None else f"{list(size)} of the image"
         what = (
@@ -118,7 +123,7 @@ def to_rle(segmentation: Any, height: int, width: int) -> RLE:
 
     Raises:
         ValueError: nothing to rasterise, a coordinate that is not a number or far outside of the
-            image, an RLE of another size or with wrong run lengths.
+            image, outlines of absurd length, an RLE of another size or with wrong run lengths.
     """
     return to_rle_and_polygons(segmentation, height, width)[0]
 
@@ -143,6 +148,12 @@ def to_rle_and_polygons(segmentation: Any, height: int, width: int) -> Tuple[RLE
     if not polygons:
         found = reprlib.repr(segmentation)
         raise ValueError(f"expected a polygon with at least three corners, found {found}")
+    length = sum(map(_outline_length, polygons))
+    if length > _LONGEST_OUTLINE * (height + width):
+        raise ValueError(
+            f"expected outlines of at most {_LONGEST_OUTLINE} times height + width of the image of "
+            f"{width} x {height} pixels, found {length:.0f} pixels; write the mask as RLE"
+        )
     parts = mask_util.frPyObjects(polygons, height, width)
     return parts[0] if len(parts) == 1 else mask_util.merge(parts), polygons
 
@@ -157,7 +168,7 @@ def _check_polygon(part: Any, height: int, width: int) -> np.ndarray:
     if not is_row or (len(polygon) and polygon.dtype.kind not in "iuf"):
         raise ValueError(f"expected a polygon [x0, y0, x1, y1, ...], found {reprlib.repr(part)}")
     polygon = polygon.astype(np.float64)
-    # Rasterising takes memory by the length of the outline. A comparison with NaN is false.
+    # A comparison with NaN is false.
     margin = max(height, width)
     if len(polygon) and not (polygon.min() >= -margin and polygon.max() <= 2 * margin):
         raise ValueError(
@@ -165,6 +176,12 @@ def _check_polygon(part: Any, height: int, width: int) -> np.ndarray:
             f"coordinates from {polygon.min()} to {polygon.max()}"
         )
     return polygon
+
+
+def _outline_length(polygon: np.ndarray) -> float:
+    """Pixels that pycocotools walks along: the longer of both distances of every edge."""
+    corners = polygon.reshape(-1, 2)
+    return float(np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum())
 
 
 def _compress(rle: Any, height: int, width: int) -> RLE:

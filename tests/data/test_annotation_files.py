@@ -222,3 +222,28 @@ def test_reading_takes_time_in_proportion_to_the_file(tmp_path):
     path.write_text(json.dumps([{f"k{i}": 0 for i in range(many)}])[:-2] + ', "k99999": 1}]')
     with pytest.raises(ValueError, match="'k99999' occurs twice"):
         list(iterate_refs(str(path)))
+
+
+@pytest.mark.parametrize("size", [(10, 10), (480, 640), (65535, 65535)])
+def test_the_outline_of_polygons_is_bounded(size):
+    height, width = size
+    zigzag = [c for i in range(200) for c in (-0.9 * width if i % 2 else 1.9 * width, float(i % 9))]
+    for polygons in ([zigzag], [zigzag[:8]] * 50):
+        with pytest.raises(ValueError, match=f"100 times height . width of the image of {width} x"):
+            to_rle(polygons, height, width)
+    around = [0.0, 0.0, 9.0, 0.0, 9.0, 9.0, 0.0, 9.0]
+    assert mask_util.area(to_rle([around] * 20, height, width)) == 81
+
+
+def test_every_polygon_gives_a_mask_or_a_reason():
+    generator = np.random.default_rng(0)
+    for _ in range(500):
+        height, width = generator.integers(1, 60, 2).tolist()
+        corners = generator.normal(0.5, 2.0, (generator.integers(3, 30), 2)) * (width, height)
+        if generator.random() < 0.5:
+            corners[1:3] = corners[0]
+        try:
+            rle = to_rle([corners.round(int(generator.integers(0, 3))).ravel()], height, width)
+        except ValueError:
+            continue
+        assert 0 <= mask_util.area(rle) <= height * width

@@ -48,7 +48,7 @@ def make_mapper(is_train=True):
     return GroundingDatasetMapper(
         is_train,
         resize=AntialiasedResize(image_size=(16, 16)),
-        tokenizer=lambda text: [0, 2],
+        tokenizer=split_words,
         image_format="RGB",
     )
 
@@ -99,7 +99,24 @@ def other_size(sample):
     sample["height"] = SIZE[0] + 1
 
 
+def no_token(sample):
+    sample["expression"] = "?!"
+
+
+def half_a_character(sample):
+    sample["expression"] = "the \ud800 dog"
+
+
+def split_words(text):
+    """A tokenizer."""
+    if not text.strip("?!"):
+        raise ValueError("no token")
+    return [0, *map(len, text.split()), 2]
+
+
 DAMAGES = {
+    no_token: "expression of .*no token",
+    half_a_character: "expression of .*half a character",
     truncate: "cannot decode",
     no_image: "cannot decode",
     remove: "no image file",

@@ -216,7 +216,7 @@ def test_grefcoco_fixture_agrees_with_the_official_masks(shared_dir):
 def test_refcoco_takes_one_target_only(write):
     for ann_id in (1, (1,)):
         assert len(load_refcoco(*write([ref(ann_id=ann_id)]), "val")) == 1
-    for ann_id in ((1, 1), (), (-1,), -1):
+    for ann_id in ((1, 2), (), (-1,), -1):
         with pytest.raises(ValueError, match="expected one annotation id"):
             load_refcoco(*write([ref(ann_id=ann_id)]), "val")
 
@@ -309,3 +309,21 @@ def test_rrefcoco_records_are_groups_even_if_they_share_an_id(write):
     refs = [ref(5, 1), ref(6, 1), {**ref(7, 1), "ref_id": 5}]
     records = load_rrefcoco(*write(refs), "val")
     assert [r.get("group_id", r["ref_id"]) for r in records] == [5, 6, "5#2"]
+
+
+@pytest.mark.parametrize("text", ["?!", "\u200b\u200d", "the \ud800 dog", "a\0b"])
+def test_texts_that_no_tokenizer_takes_are_named(write, text):
+    record = ref(1)
+    record["sentences"] = [{"sent_id": 1, "raw": text, "sent": text}]
+    with pytest.raises(ValueError, match="record 1 .ref_id 1., field 'sentences': expected text"):
+        load_referring(*write([ref(0), record]), "val")
+    skipped = []
+    assert len(load_referring(*write([ref(0), record]), "val", skipped=skipped)) == len(skipped)
+    # The cleaned text may have the words.
+    record["sentences"][0].update(raw="?!", sent="dog")
+    assert load_referring(*write([record]), "val")[0]["expression"] == "dog"
+
+
+def test_an_object_named_twice_is_refused(write):
+    with pytest.raises(ValueError, match="field 'ann_id': expected every id once, found .1, 1.$"):
+        load_referring(*write([ref(ann_id=(1, 1))]), "val")

@@ -14,6 +14,8 @@ from igvg_d2.data.tokenizer import (
     BEiT3Tokenizer,
     ShapesTokenizer,
     build_tokenizer,
+    tokenize,
+    warn_of_unknown_words,
 )
 
 
@@ -202,3 +204,35 @@ def test_a_cut_is_said_once_per_expression(caplog):
     assert [r.levelname for r in caplog.records] == ["WARNING"]
     text = caplog.text
     assert "10 tokens and is cut after 3" in text and "MAX_TOKENS 5" in text and "red star" in text
+
+
+def test_unknown_words_are_told_with_counts(caplog, beit3_file):
+    english = [
+        "the zebra near a fence",
+        "man in a jacket",
+        "the red star",
+        "?!",
+        "red zebra",
+    ] * 3000
+    with caplog.at_level("WARNING", logger="igvg_d2"):
+        warn_of_unknown_words(ShapesTokenizer(), english)
+        # An even choice; of the last kind half is unknown. "?!" is for the mapper to refuse.
+        (record,) = caplog.records
+        text = record.getMessage()
+        assert " of 1875 expressions looked at" in text and "ShapesTokenizer knows half" in text
+        assert "'the zebra near a fence'" in text and "BEiT3Tokenizer" in text
+        caplog.clear()
+        warn_of_unknown_words(ShapesTokenizer(), ["the red star"] * 5)
+        warn_of_unknown_words(ShapesTokenizer(), [])
+        warn_of_unknown_words(BEiT3Tokenizer(file=str(beit3_file)), english[:5])
+        assert not caplog.records
+        chinese = ["\u5de6\u8fb9\u7684\u72d7"]
+        warn_of_unknown_words(BEiT3Tokenizer(file=str(beit3_file)), chinese)
+        assert "1 of 1 expressions looked at" in caplog.text
+
+
+@both
+def test_half_characters_never_reach_a_tokenizer(any_tokenizer):
+    with pytest.raises(ValueError, match=r"'the .ud800 star' has half a character"):
+        tokenize(any_tokenizer, "the \ud800 star")
+    assert tokenize(any_tokenizer, "the star") == any_tokenizer("the star")

@@ -3,12 +3,13 @@
 import ast
 import os
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from igvg_d2.io.image import read_image, size_mismatch
+from igvg_d2.io.image import missing_image, read_image, size_mismatch
 
 ROOT = Path(__file__).resolve().parents[2]
 READER = ROOT / "igvg_d2" / "io" / "image.py"
@@ -118,3 +119,12 @@ def test_a_size_that_is_turned_is_explained(tmp_path):
     assert "EXIF" not in size_mismatch(path, (40, 30), (30, 41))
     image.save(path)
     assert "EXIF" not in size_mismatch(path, (40, 30), (30, 40))
+
+
+def test_many_missing_images_are_named_in_time(tmp_path):
+    """A folder is listed once, not once per image that is not there."""
+    for i in range(3000):
+        (tmp_path / f"{i}.JPG").touch()
+    with mock.patch("os.listdir", wraps=os.listdir) as listdir:
+        texts = [missing_image(str(tmp_path / f"{i}.jpg")) for i in range(3000)]
+    assert listdir.call_count == 1 and texts[7].endswith("; there is '7.JPG'")

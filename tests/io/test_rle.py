@@ -45,3 +45,9 @@ def test_empty_runs_are_removed():
 def test_damage_is_refused(rle):
     with pytest.raises(ValueError, match="expected"):
         check_rle(rle, (2, 5))
+
+
+def test_sizes_beyond_those_of_images_are_refused():
+    for side in (2**16, 2**40, 10**400):
+        with pytest.raises(ValueError, match="size"):
+            check_rle({"size": [side, 1], "counts": [side]})

@@ -4,12 +4,12 @@ import contextlib
 import gc
 import json
 import logging
+import os
 from typing import Any, Iterator, List, Sequence, Tuple
 
 from detectron2.utils.file_io import PathManager
 
 from igvg_d2.io.json_stream import (
-    JSONError,
     JSONReader,
     WrongContentError,
     describe,
@@ -42,6 +42,7 @@ def iterate_refs(path: str) -> Iterator[Any]:
 
 
 def _unpickle_list(path: str) -> List[Any]:
+    _check_regular(path)
     with PathManager.open(path, "rb") as file:
         items = loads_plain(file.read(), path)
     if not isinstance(items, list):
@@ -76,15 +77,23 @@ def read_json(path: str) -> Any:
         return json.load(file, object_pairs_hook=without_repetition)
 
 
+def _check_regular(path: str) -> None:
+    """A pipe would be waited for without end, and a device has no end."""
+    local = PathManager.get_local_path(path)
+    if os.path.exists(local) and not os.path.isfile(local):
+        raise ValueError(f"{path}: expected a file, found a folder, pipe or device")
+
+
 @contextlib.contextmanager
 def _open_json(path: str, expected: str) -> Iterator[Any]:
     """An open text file; errors of what reads it name the file."""
+    _check_regular(path)
     try:
         with PathManager.open(path, "r", encoding="utf-8-sig") as file:
             yield file
     except WrongContentError as error:
         raise ValueError(f"{path}: expected {expected}, found {error}") from None
-    except (json.JSONDecodeError, JSONError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}); download or write it again") from error
 
 

@@ -1,17 +1,21 @@
-"""Is a data set whole? Files, counts, images, boxes and masks."""
+"""Is a data set whole? Files, counts, images, boxes, masks and words."""
 
-import multiprocessing
 import os
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Iterable, List, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
 import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 
 from igvg_d2.io.image import missing_image, read_image, size_mismatch
+from igvg_d2.io.processes import map_in_processes
+from igvg_d2.io.rle import to_rle
 
+from ..bad_samples import describe_sample
+from ..tokenizer import is_mostly_unknown, tokenize
+from .box_checks import contradicting_boxes
 from .fingerprint import file_sha256
 from .registration import load_dataset
 
@@ -94,6 +98,7 @@ def check_dataset(
     num_workers: int = 1,
     progress: Callable[..., Iterable] = lambda items, total: items,
     skip_invalid: bool = False,
+    tokenizer: Optional[Callable[[str], List[int]]] = None,
 ) -> DatasetReport:
     """Check one registered data set; missing or wrong files are problems in the report.
 
@@ -104,6 +109,10 @@ def check_dataset(
         progress: wraps an iterable, for a progress bar; called with (items, total=...).
         skip_invalid: check the rest of a data set with malformed records; they are problems of
             kind "invalid records", and listed in ``skipped``.
+        tokenizer: that of a model, to find expressions that it does not know.
+
+    Raises:
+        ChildProcessError: a process that looked at images was killed.
     """
     report = DatasetReport(name)
     try:
@@ -122,21 +131,25 @@ def check_dataset(
     report.expressions = len(samples)
     report.counts = (targets[0], targets[1], targets[2], targets[3])
     _check_annotations(samples, report)
+    if tokenizer is not None:
+        _check_expressions(samples, tokenizer, report)
     sizes = {s["file_name"]: (s["height"], s["width"]) for s in samples}
     report.images = len(sizes)
     look = _read_image if read_images else _find_image
-    with multiprocessing.Pool(num_workers) as pool:
-        found = pool.imap_unordered(look, sorted(sizes.items()), chunksize=16)
-        for problem in progress(found, total=len(sizes)):
-            if problem is not None:
-                report.add(*problem)
+    found = map_in_processes(look, sorted(sizes.items()), num_workers)
+    for problem in progress(found, total=len(sizes)):
+        if problem is not None:
+            report.add(*problem)
     return report
 
 
 def _check_annotations(samples: List[Dict[str, Any]], report: DatasetReport) -> None:
-    """Boxes within the image, masks with pixels; every object once."""
-    seen = set()
+    """Boxes within the image and about their masks, masks with pixels; every object once."""
+    seen, whole, places = set(), [], []
     for sample in samples:
+        ids = [item["id"] for item in sample["annotations"] if "id" in item]
+        if len(set(ids)) < len(ids):
+            report.add("targets", f"{describe_sample(sample)}: one of them twice, ids {ids}")
         for annotation in sample["annotations"]:
             # Expressions about one object share its annotation.
             if id(annotation) in seen:
@@ -149,14 +162,42 @@ def _check_annotations(samples: List[Dict[str, Any]], report: DatasetReport) -> 
             outside = max(-x0, -y0, x1 - sample["width"], y1 - sample["height"])
             if outside > _TOLERANCE_PIXELS or x1 <= x0 or y1 <= y0:
                 report.add("boxes", f"{where}: box {[round(v, 1) for v in (x0, y0, x1, y1)]}")
-            if not mask_util.area(annotation["segmentation"]):
+            try:
+                rle = to_rle(annotation["segmentation"], sample["height"], sample["width"])
+            except ValueError as error:
+                report.add("masks", f"{where}: {error}")
+                continue
+            if not mask_util.area(rle):
                 report.add("masks", f"{where}: a mask without pixels")
+            whole.append({**annotation, "segmentation": rle})
+            places.append(where)
+    for index, text in contradicting_boxes(whole):
+        report.add("boxes that contradict masks", f"{places[index]}: {text}")
+
+
+def _check_expressions(
+    samples: List[Dict[str, Any]], tokenizer: Callable[[str], List[int]], report: DatasetReport
+) -> None:
+    """Expressions of which a tokenizer makes no token, or knows half of the words or fewer."""
+    for sample in samples:
+        where = f"{describe_sample(sample)}, expression {sample['expression']!r}"
+        try:
+            if is_mostly_unknown(tokenize(tokenizer, sample["expression"])):
+                report.add(
+                    "unknown words", f"{where}: {type(tokenizer).__name__} knows half or less"
+                )
+        except ValueError as error:
+            report.add("expressions", f"{where}: {error}")
 
 
 def _find_image(item):
     """(kind, description) if the file is not there."""
     path, _ = item
-    return None if os.path.isfile(path) else ("missing images", missing_image(path))
+    if os.path.isfile(path):
+        return None
+    if os.path.exists(path):
+        return "unreadable images", f"{path}: it is not a regular file"
+    return "missing images", missing_image(path)
 
 
 def _read_image(item):

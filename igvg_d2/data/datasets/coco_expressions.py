@@ -13,7 +13,6 @@ from .common import (
     read_id,
     read_int,
     read_text,
-    short,
 )
 from .instances import InstanceFile
 from .registration import register_grounding
@@ -73,7 +72,5 @@ def _to_sample(position: int, item: Any, instances: InstanceFile) -> Dict[str, A
     sample = make_sample(image, ref_id, sent_id, text, annotations)
     for key in ("kind", "group_id"):
         if key in item:
-            if not isinstance(item[key], str):
-                raise RecordError(key, f"expected text, found {short(item[key])}")
-            sample[key] = item[key]
+            sample[key] = read_text(item, key)
     return sample

@@ -16,23 +16,27 @@ A reader turns an annotation file into dataset dicts, one per *expression*, in t
 
 Expressions about the same object share one annotation dict, so treat annotations as read-only.
 
-The dicts come in the order of the file. A malformed record is a ValueError that names file, record
-and field. A reader that is given a list ``skipped`` leaves such records out instead and adds a
-message for each.
+The dicts come in the order of the file. Expressions have a letter or a digit in them, and a target
+is named once. A malformed record is a ValueError that names file, record and field. A reader that
+is given a list ``skipped`` leaves such records out instead and adds a message for each.
 """
 
 import logging
-import math
 import reprlib
 from collections import Counter
 from typing import Any, Callable, Dict, List, Optional, Sequence
+
+from igvg_d2.io.rle import MAX_SIDE
+
+from ..tokenizer import has_lone_surrogate
+from .box_checks import warn_of_contradicting_boxes
 
 logger = logging.getLogger(__name__)
 
 Sample = Dict[str, Any]
 
-# The largest side a JPEG can have.
-_MAX_SIDE = 65535
+# No coordinate of a box is farther from the image, in pixels; float("1e400") is none either.
+_FARTHEST = 1e6
 
 
 def make_sample(
@@ -105,6 +109,7 @@ def log_counts(samples: List[Sample], path: str, split: str, without_text: int =
         *(path, split, len(samples), counts[0], counts[1], counts[2]),
         *(len({sample["image_id"] for sample in samples}), without_text),
     )
+    warn_of_contradicting_boxes(samples, path)
 
 
 class RecordError(ValueError):
@@ -151,9 +156,9 @@ def read_size(record: Any) -> Dict[str, int]:
     """Fields ``height`` and ``width`` of an image."""
     size = {side: read_field(record, side) for side in ("height", "width")}
     for side, value in size.items():
-        if not is_int(value) or not 1 <= value <= _MAX_SIDE:
+        if not is_int(value) or not 1 <= value <= MAX_SIDE:
             raise RecordError(
-                side, f"expected an integer from 1 to {_MAX_SIDE}, found {short(value)}"
+                side, f"expected an integer from 1 to {MAX_SIDE}, found {short(value)}"
             )
     return size
 
@@ -163,14 +168,26 @@ def read_id(record: Any, field: str) -> Any:
     value = read_field(record, field)
     if not is_int(value) and not (isinstance(value, str) and value):
         raise RecordError(field, f"expected an id (integer or text), found {short(value)}")
-    return value
+    return check_text(value, field) if isinstance(value, str) else value
 
 
 def read_text(record: Any, field: str) -> str:
     """Text field with at least one word in it."""
-    value = read_field(record, field)
-    if not isinstance(value, str) or not value.strip():
+    return check_text(read_field(record, field), field)
+
+
+def check_text(value: Any, field: str) -> str:
+    """Text with a letter or digit, which is what tokenizers and the release's cleaning leave of it.
+
+    Raises:
+        RecordError: it is none, or has characters that no file name and no output can hold.
+    """
+    if not isinstance(value, str) or not any(map(str.isalnum, value)):
         raise RecordError(field, f"expected text with a word in it, found {short(value)}")
+    if "\0" in value or has_lone_surrogate(value):
+        raise RecordError(
+            field, f"expected text, found half a character (a surrogate) or NUL: {short(value)}"
+        )
     return value
 
 
@@ -191,23 +208,26 @@ def read_box(record: Dict[str, Any], field: str) -> Optional[List[float]]:
     value = record.get(field)
     if value is None:
         return None
-    is_box = isinstance(value, (list, tuple)) and len(value) == 4 and all(map(_is_finite, value))
+    is_box = isinstance(value, (list, tuple)) and len(value) == 4 and all(map(_is_near, value))
     if not is_box or value[2] < 0 or value[3] < 0:
         raise RecordError(field, f"expected [x, y, width, height] in pixels, found {short(value)}")
     return [float(number) for number in value]
 
 
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _is_near(value: Any) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and abs(value) <= _FARTHEST
 
 
 def list_ids(ann_id: Any, field: str = "ann_id") -> Sequence[int]:
     """Annotation ids of a record as a list; official files have lists, some records a bare int.
 
     Raises:
-        RecordError: neither.
+        RecordError: neither, or an object twice: it would be counted as two.
     """
     ids = [ann_id] if is_int(ann_id) else ann_id
     if not isinstance(ids, (list, tuple)) or not all(map(is_int, ids)):
         raise RecordError(field, f"expected an int or a list of ints, found {short(ann_id)}")
+    if len(set(ids)) < len(ids):
+        raise RecordError(field, f"expected every id once, found {short(ann_id)}")
     return list(ids)

@@ -8,6 +8,7 @@ from .annotation_files import iterate_refs, paused_garbage_collection
 from .common import (
     RecordError,
     Sample,
+    check_text,
     collect_samples,
     is_int,
     list_ids,
@@ -228,11 +229,15 @@ class RefReader:
 
 
 def _text(sentence: Dict[str, Any]) -> Optional[str]:
-    """``raw`` as typed by the annotator, else the cleaned ``sent``; None if neither has a word."""
+    """``raw`` as typed by the annotator, else the cleaned ``sent``; None if both are blank."""
     if not isinstance(sentence, dict):
         raise RecordError("sentences", f"expected objects in it, found {short(sentence)}")
     texts = [sentence[key] for key in ("raw", "sent") if key in sentence]
     if not texts or not all(isinstance(text, str) for text in texts):
         found = short(texts) if texts else f"the keys {short(sorted(map(str, sentence)))}"
         raise RecordError("sentences", f"expected text as 'raw' or 'sent', found {found}")
-    return next((text for text in texts if text.strip()), None)
+    if not any(text.strip() for text in texts):
+        return None
+    # Of "?!" nothing is left in the cleaned text.
+    chosen = next((text for text in texts if any(map(str.isalnum, text))), texts[0])
+    return check_text(chosen, "sentences")

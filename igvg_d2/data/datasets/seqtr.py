@@ -16,6 +16,7 @@ from .annotation_files import paused_garbage_collection, read_json
 from .common import (
     RecordError,
     Sample,
+    check_text,
     collect_samples,
     is_int,
     log_counts,
@@ -146,10 +147,11 @@ class _SeqtrReader:
         ids = expressions if isinstance(expressions, dict) else {}
         texts = read_field(ids, "raw") if ids else expressions
         texts = [texts] if isinstance(texts, str) else texts
-        is_text = isinstance(texts, list) and all(isinstance(t, str) and t.strip() for t in texts)
-        if not is_text or not texts:
+        if not isinstance(texts, list) or not texts:
             found = short(texts)
             raise RecordError("expressions", f"expected one text or a list of texts, found {found}")
+        for text in texts:
+            check_text(text, "expressions")
         annotations = self._targets(sample, image_id, **size)
         if "ref_id" in ids:
             ref_id = read_id(ids, "ref_id")
@@ -185,6 +187,9 @@ class _SeqtrReader:
             if key not in self._converted:
                 self._converted[key] = to_annotation(item, self._id(item), height, width)
             targets.append(self._converted[key])
+        ids = [target["id"] for target in targets]
+        if len(set(ids)) < len(ids):
+            raise RecordError("annotations", f"expected every object once, found ids {short(ids)}")
         return targets
 
     def _id(self, item: Dict[str, Any]) -> int:
