@@ -3,11 +3,13 @@
 
     python datasets/check.py                        # every data set whose annotation file is found
     python datasets/check.py grefcoco_unc_val ...   # these
+    python datasets/check.py --config-file my.yaml my_train my_val      # your own
     python datasets/check.py --quick --workers 8    # do not decode the images
 
 Prints for each the SHA-256 of its files, the expressions by number of targets beside those known of
-the public files and the published ones, every missing or unreadable image, box outside its
-image and empty mask, and, without names, which data sets are not there and where to get them.
+the public files and the published ones, every missing or unreadable image, box outside its image or
+far from its mask and empty mask, and, without names, which data sets are not there and where to get
+them. With a config it also prints the expressions that the tokenizer of this config does not know.
 Exit status 0: all whole; 1: problems; 2: nothing found. datasets/README.md says where to get what.
 """
 
@@ -22,8 +24,9 @@ import igvg_d2  # noqa: F401  (first: it names a missing requirement in one line
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
-import igvg_d2.data  # noqa: F401  registers the data sets
+from igvg_d2.data import build_tokenizer
 from igvg_d2.data.datasets.checks import KNOWN_COUNTS, KNOWN_FILES, check_dataset, published
+from igvg_d2.engine.command_line import add_config_file, setup_data
 from igvg_d2.io.terminal import printable
 
 # Problems of one kind that are printed.
@@ -36,6 +39,7 @@ def parse_args(args=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", help="registered names; default: all that are found")
+    add_config_file(parser)
     parser.add_argument("--quick", action="store_true", help="only look whether images exist")
     parser.add_argument(
         "--skip-invalid", action="store_true", help="list all malformed records, check the rest"
@@ -100,12 +104,18 @@ def describe(report):
     return "\n".join(lines)
 
 
-def main(args=None) -> int:
+def main(args=None, add_config=()) -> int:
     """Check and print; see the module docstring for the exit status."""
     args = parse_args(args)
-    unknown = [name for name in args.names if name not in DatasetCatalog.list()]
-    if unknown:
-        sys.exit(f"no data set {unknown}; registered: {', '.join(DatasetCatalog.list())}")
+    try:
+        cfg = setup_data(args.config_file, args.names, add_config=add_config)
+        return check(args, build_tokenizer(cfg) if args.config_file else None)
+    except (ValueError, OSError) as error:
+        sys.exit(printable(f"cannot check: {error}"))
+
+
+def check(args, tokenizer) -> int:
+    """Exit status; ``tokenizer`` may be None."""
     found, missing = found_names()
     names = args.names or found
     if not names:
@@ -116,7 +126,9 @@ def main(args=None) -> int:
     whole = True
     for name in names:
         bar = partial(tqdm, desc=name, unit=" images", leave=False)
-        report = check_dataset(name, not args.quick, max(1, args.workers), bar, args.skip_invalid)
+        report = check_dataset(
+            name, not args.quick, args.workers, bar, args.skip_invalid, tokenizer
+        )
         whole = whole and not report.problems
         print(printable(describe(report)), flush=True)
         if "missing images" in report.problems:

@@ -3,6 +3,7 @@
 
     python tools/export_dataset.py refcoco_unc_val out/refcoco_val.json
     python tools/export_dataset.py shapes_val out/shapes --format grefcoco
+    python tools/export_dataset.py my_val out/my --format grefcoco --config-file my.yaml
 
 "expressions" is one COCO file with the expressions in it, see datasets/README.md; "grefcoco" is a
 folder with the two official files, grefs(unc).json and instances.json. Read again, both are the
@@ -21,7 +22,7 @@ import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-import igvg_d2.data  # noqa: F401  registers the data sets
+from igvg_d2.engine.command_line import add_config_file, setup_data
 from igvg_d2.io.atomic import write_atomically
 from igvg_d2.io.json_stream import to_json_text
 from igvg_d2.io.terminal import printable
@@ -34,6 +35,7 @@ def parse_args(argv=None):
     )
     parser.add_argument("name", help="registered data set")
     parser.add_argument("output", help="file (expressions) or folder (grefcoco)")
+    add_config_file(parser)
     parser.add_argument("--format", choices=("expressions", "grefcoco"), default="expressions")
     return parser.parse_args(argv)
 
@@ -130,12 +132,11 @@ def to_refs(samples, target_ids, split):
     return list(refs.values())
 
 
-def main(argv=None):
+def main(argv=None, add_config=()):
     """Read the data set, write the files."""
     args = parse_args(argv)
-    if args.name not in DatasetCatalog.list():
-        sys.exit(f"no data set '{args.name}'; registered: {', '.join(DatasetCatalog.list())}")
     try:
+        setup_data(args.config_file, [args.name], add_config=add_config)
         samples = DatasetCatalog.get(args.name)
     except (FileNotFoundError, ValueError) as error:
         sys.exit(printable(error))

@@ -3,14 +3,14 @@
 
     python train_net.py --config-file X --eval-only MODEL.WEIGHTS Y \\
         DATASETS.TEST "('held_out_train',)"
-    python tools/fit_no_target_threshold.py --dataset held_out_train \\
+    python tools/fit_no_target_threshold.py --config-file X --dataset held_out_train \\
         --predictions output/inference/held_out_train/held_out_train_predictions.jsonl \\
         --output T.json
     python tools/score_predictions.py --dataset grefcoco_unc_val --predictions P.jsonl \\
         --no-target-threshold T.json
 
 Held-out training data are expressions of the training split that the model was not trained on, for
-example a file of them registered by DATASETS.EXPRESSION_FILES (datasets/README.md). A threshold
+example a file of them that DATASETS.EXPRESSION_FILES of X names (datasets/README.md). A threshold
 fitted on the split it is applied to would be tuned on it; data sets whose split is not "train" are
 therefore refused without --any-split.
 
@@ -29,8 +29,8 @@ import igvg_d2  # noqa: F401  (first: it names a missing requirement in one line
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tabulate import tabulate
 
-import igvg_d2.data  # noqa: F401  registers the data sets
 from igvg_d2.data.datasets import fingerprint
+from igvg_d2.engine.command_line import add_config_file, setup_data
 from igvg_d2.evaluation.calibration import (
     fit_threshold,
     summarize_calibration,
@@ -81,19 +81,19 @@ def fit(dataset, path, any_split=False):
     }
 
 
-def main(argv=None):
+def main(argv=None, add_config=()):
     """Print the fit; exit status 1 with one line of reason if there is none."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_config_file(parser)
     parser.add_argument("--dataset", required=True, help="name of a registered data set")
     parser.add_argument("--predictions", required=True, help="as for tools/score_predictions.py")
     parser.add_argument("--output", help="JSON file for --no-target-threshold of the scorer")
     parser.add_argument("--any-split", action="store_true", help="fit on a split other than train")
     args = parser.parse_args(argv)
-    if args.dataset not in DatasetCatalog.list():
-        sys.exit(f"no data set '{args.dataset}'; registered: {', '.join(DatasetCatalog.list())}")
     try:
+        setup_data(args.config_file, [args.dataset], add_config=add_config)
         result = fit(args.dataset, args.predictions, args.any_split)
     except (ValueError, OSError) as error:
         sys.exit(printable(f"cannot fit: {error}"))

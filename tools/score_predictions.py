@@ -4,6 +4,7 @@
     python tools/score_predictions.py --dataset grefcoco_unc_val --predictions P.json
     python tools/score_predictions.py --dataset refzom_final_test --predictions P.jsonl \\
         --protocol official,native --output R.json
+    python tools/score_predictions.py --config-file my.yaml --dataset my_val --predictions P.jsonl
 
 The predictions are a JSON list or JSON lines, one object per expression:
 
@@ -40,12 +41,11 @@ import sys
 import igvg_d2  # noqa: F401  (first: it names a missing requirement in one line)
 
 # isort: split
-from detectron2.data import DatasetCatalog
 from tqdm import tqdm
 
-import igvg_d2.data  # noqa: F401  registers the data sets
 from igvg_d2.data.datasets import fingerprint
 from igvg_d2.engine import setup_config
+from igvg_d2.engine.command_line import add_config_file, setup_data
 from igvg_d2.evaluation import (
     build_grounding_evaluator,
     merge_records,
@@ -67,6 +67,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_config_file(parser)
     parser.add_argument("--dataset", required=True, help="name of a registered data set")
     parser.add_argument("--predictions", required=True, help="JSON list or JSON lines")
     parser.add_argument("--protocol", default="native", help="names with commas (default native)")
@@ -182,9 +183,8 @@ def read_threshold(text):
 def main(argv=None, add_config=()):
     """Print the report; exit status 1 with one line of reason if there is none."""
     args = parse_args(argv)
-    if args.dataset not in DatasetCatalog.list():
-        sys.exit(f"no data set '{args.dataset}'; registered: {', '.join(DatasetCatalog.list())}")
     try:
+        setup_data(args.config_file, [args.dataset], add_config=add_config)
         threshold = args.no_target_threshold and read_threshold(args.no_target_threshold)
         report = score(
             args.dataset,

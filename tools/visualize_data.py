@@ -9,6 +9,7 @@ import argparse
 import logging
 import os
 import re
+import sys
 from itertools import chain, islice
 
 import igvg_d2  # noqa: F401  (first: it names a missing requirement in one line)
@@ -19,7 +20,7 @@ from detectron2.utils.logger import setup_logger
 from PIL import Image
 
 from igvg_d2.data import build_grounding_train_loader
-from igvg_d2.engine import setup_config
+from igvg_d2.engine.command_line import add_config_file, setup_data
 from igvg_d2.io.terminal import printable
 from igvg_d2.visualization import GroundingVisualizer
 
@@ -35,7 +36,7 @@ def parse_args(argv=None):
         required=True,
         help="draw the annotations, or the output of the training loader after its augmentation",
     )
-    parser.add_argument("--config-file", metavar="FILE", required=True, help="path to config file")
+    add_config_file(parser, required=True)
     parser.add_argument("--output-dir", default="output/data_pictures", help="folder to write to")
     parser.add_argument("--num", type=int, default=20, help="number of images")
     parser.add_argument(
@@ -47,7 +48,9 @@ def parse_args(argv=None):
 
 def setup(args, add_config=()):
     """Config with the loader in this process."""
-    cfg = setup_config(args.config_file, args.opts, add_config)
+    cfg = setup_data(
+        args.config_file, [args.dataset] if args.dataset else [], args.opts, add_config
+    )
     cfg.DATALOADER.NUM_WORKERS = 0
     if args.dataset:
         cfg.DATASETS.TRAIN = (args.dataset,)
@@ -62,11 +65,7 @@ def draw_annotations(cfg, visualizer, num):
     """
     samples = list(chain.from_iterable(DatasetCatalog.get(name) for name in cfg.DATASETS.TRAIN))
     for sample in samples[:: max(1, len(samples) // num)]:
-        try:
-            drawn = visualizer.draw_annotation(sample)
-        except (FileNotFoundError, ValueError) as error:
-            raise SystemExit(printable(error)) from error
-        yield sample["sample_id"], drawn
+        yield sample["sample_id"], visualizer.draw_annotation(sample)
 
 
 def draw_loader(cfg, visualizer):
@@ -76,10 +75,17 @@ def draw_loader(cfg, visualizer):
 
 
 def main(argv=None, add_config=()) -> None:
-    """Draw ``--num`` images."""
+    """Draw ``--num`` images; exit status 1 with one line of reason if that fails."""
     args = parse_args(argv)
     setup_logger(name="igvg_d2")
-    cfg = setup(args, add_config)
+    try:
+        draw(args, setup(args, add_config))
+    except (ValueError, OSError) as error:
+        sys.exit(printable(f"cannot draw: {error}"))
+
+
+def draw(args, cfg) -> None:
+    """Write the images."""
     os.makedirs(args.output_dir, exist_ok=True)
     visualizer = GroundingVisualizer()
     if args.source == "annotation":

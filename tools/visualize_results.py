@@ -11,6 +11,7 @@ and best cases by number of targets are drawn, otherwise samples spread over the
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 
 import igvg_d2  # noqa: F401  (first: it names a missing requirement in one line)
@@ -18,14 +19,16 @@ import igvg_d2  # noqa: F401  (first: it names a missing requirement in one line
 # isort: split
 from detectron2.utils.logger import setup_logger
 
-from igvg_d2.engine import GroundingPredictor, setup_config
+from igvg_d2.engine import GroundingPredictor
+from igvg_d2.engine.command_line import add_config_file, setup_data
+from igvg_d2.io.terminal import printable
 from igvg_d2.visualization.result_images import load_records, render_result_pictures
 
 
 def parse_args(argv=None):
     """Command line."""
     parser = argparse.ArgumentParser(description="Draw predictions of a trained model.")
-    parser.add_argument("--config-file", metavar="FILE", required=True, help="path to config file")
+    add_config_file(parser, required=True)
     parser.add_argument("--dataset", help="registered name; default: the first of DATASETS.TEST")
     parser.add_argument("--num", type=int, default=40, help="number of images")
     parser.add_argument("--records", metavar="FILE", help="<dataset>_records.json of an evaluation")
@@ -39,11 +42,19 @@ def parse_args(argv=None):
 
 
 def main(argv=None, add_config=()) -> None:
-    """Draw ``--num`` images and their index."""
+    """Draw ``--num`` images and their index; exit status 1 with one line if that fails."""
     args = parse_args(argv)
     setup_logger(name="fvcore")
     setup_logger(name="igvg_d2")
-    cfg = setup_config(args.config_file, args.opts, add_config)
+    try:
+        names = [args.dataset] if args.dataset else []
+        draw(args, setup_data(args.config_file, names, args.opts, add_config))
+    except (ValueError, OSError) as error:
+        sys.exit(printable(f"cannot draw: {error}"))
+
+
+def draw(args, cfg) -> None:
+    """Write the images."""
     cfg.freeze()
     dataset = args.dataset or cfg.DATASETS.TEST[0]
     output_dir = args.output_dir or os.path.join(cfg.OUTPUT_DIR, "pictures", dataset)

@@ -1,7 +1,8 @@
 """Prediction files through an evaluator, with everything that is wrong with them collected."""
 
 import gc
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from functools import partial
+from typing import Any, Callable, Dict, List, Tuple
 
 import torch
 
@@ -10,10 +11,6 @@ from igvg_d2.io.processes import map_in_processes
 from .frames import GroundTruth
 from .grounding_evaluation import GroundingEvaluator
 from .predictions import prediction_to_output, read_predictions
-
-# The evaluator at work, for worker processes to inherit: no file can name the data sets that a
-# script registers.
-_evaluator: Optional[GroundingEvaluator] = None
 
 
 def score_file(
@@ -35,14 +32,12 @@ def score_file(
         ChildProcessError: see `map_in_processes`.
     """
     problems, with_boxes, seen = {"unknown": [], "repeated": [], "unusable": []}, False, {}
-    global _evaluator
-    _evaluator = evaluator
     # The data set stays; to look through it again and again would take a fifth of the time.
     gc.collect()
     gc.freeze()
     if num_workers > 1:
         torch.set_num_threads(1)
-    judged = map_in_processes(_judge, read_predictions(path), num_workers)
+    judged = map_in_processes(partial(_judge, evaluator), read_predictions(path), num_workers)
     for name, has_boxes, record, error in progress(judged):
         if name in seen:
             problems["repeated"].append(name)
@@ -59,15 +54,15 @@ def score_file(
     return problems, with_boxes
 
 
-def _judge(prediction):
+def _judge(evaluator, prediction):
     """(sample id, has boxes, record or None, error or None), in this process or a worker."""
     name = prediction["sample_id"]
-    sample = _evaluator.samples.get(name)
+    sample = evaluator.samples.get(name)
     if sample is None:
         return name, False, None, None
     try:
         target = GroundTruth.from_sample(sample)
-        record = _evaluator.make_record(target, prediction_to_output(prediction, sample))
+        record = evaluator.make_record(target, prediction_to_output(prediction, sample))
     except ValueError as error:
         return name, False, None, str(error)
     return name, "boxes" in prediction, record, None

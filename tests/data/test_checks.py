@@ -2,12 +2,15 @@
 
 import importlib.util
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from igvg_d2.data import ShapesTokenizer
 from igvg_d2.data.datasets import checks, load_referring, register_grounding
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,9 +116,54 @@ def test_missing_files_and_names(dataset, capsys, monkeypatch):
     (folder / "instances.json").unlink()
     assert check.main([name]) == 1
     assert "instances.json" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="no data set \\['nope'\\]"):
+    with pytest.raises(SystemExit, match="no data set 'nope'"):
         check.main(["nope"])
     monkeypatch.setattr(check, "found_names", lambda: ([], {"x.json": (["x_val"], "get x there")}))
     assert check.main([]) == 2
     text = capsys.readouterr().out
     assert "datasets/README.md" in text and "for x_val" in text and "get x there" in text
+
+
+def test_what_is_no_file_is_named_and_not_waited_for(dataset, capsys):
+    name, folder = dataset
+    (folder / "1.png").unlink()
+    os.mkfifo(folder / "1.png")
+    for options in ([], ["--quick"]):
+        assert check.main([name, "--workers", "2", *options]) == 1
+        text = capsys.readouterr().out
+        assert "unreadable images: 1" in text and "not a regular file" in text
+    (folder / "instances.json").unlink()
+    os.mkfifo(folder / "instances.json")
+    assert check.main([name]) == 1
+    assert "instances.json: expected a file, found a folder, pipe or" in capsys.readouterr().out
+
+
+def test_a_killed_worker_is_said(dataset, monkeypatch):
+    monkeypatch.setattr(checks, "_find_image", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(SystemExit, match="cannot check: a worker process was killed"):
+        check.main([dataset[0], "--workers", "2", "--quick"])
+
+
+def test_boxes_words_and_repetition(dataset):
+    name, folder = dataset
+    samples = DatasetCatalog.get(name)
+    first, second = samples[0]["annotations"][0], samples[1]["annotations"][0]
+    first["bbox"] = [2, 2, 8, 10]
+    samples[0] = {**samples[0], "expression": "the red square"}
+    samples[1] = {**samples[1], "annotations": [second, second], "expression": "a zebra"}
+    samples[2] = {**samples[2], "expression": "?"}
+    register_grounding("test_check_words", {}, lambda: samples)
+    try:
+        found = checks.check_dataset("test_check_words", tokenizer=ShapesTokenizer()).problems
+    finally:
+        DatasetCatalog.remove("test_check_words")
+        MetadataCatalog.remove("test_check_words")
+    assert found.keys() == {
+        "boxes that contradict masks", "targets", "unknown words", "expressions"
+    }  # fmt: skip
+    (text,) = found["boxes that contradict masks"]
+    assert "sample 0_0: box [2.0, 2.0, 8.0, 10.0]" in text
+    assert "twice, ids [1, 1]" in found["targets"][0]
+    (text,) = found["unknown words"]
+    assert "'a zebra': ShapesTokenizer knows half or less" in text
+    assert "sample 2_2" in found["expressions"][0] and "no token" in found["expressions"][0]

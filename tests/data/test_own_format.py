@@ -6,10 +6,13 @@ import os
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
 
+from igvg_d2.data import AntialiasedResize, GroundingDatasetMapper, ShapesTokenizer
 from igvg_d2.data.datasets import (
     fingerprint,
     load_dataset,
@@ -21,6 +24,7 @@ from igvg_d2.data.datasets import (
 )
 from igvg_d2.data.synthetic import write_shapes
 from igvg_d2.engine import setup_config
+from igvg_d2.visualization import GroundingVisualizer
 
 load_refcoco = partial(load_referring, target_rule="refcoco")
 load_refzom = partial(load_referring, target_rule="refzom")
@@ -186,6 +190,10 @@ def test_own_format(tmp_path):
     assert len(both["annotations"]) == 2 and none["annotations"] == []
 
 
+def own(**changes):
+    return {"image_id": 7, "text": "x", "annotation_ids": [], **changes}
+
+
 @pytest.mark.parametrize(
     "item, message",
     [
@@ -195,6 +203,12 @@ def test_own_format(tmp_path):
         ({"image_id": 8, "text": "x", "annotation_ids": []}, "image 8 is not among the 1"),
         ({"image_id": 7, "text": "x", "annotation_ids": [9]}, "annotation 9 is not among"),
         ("x", "expression 0, field 'image_id': expected an object"),
+        (own(annotation_ids=[1, 2, 1]), "'annotation_ids': expected every id once"),
+        (own(text="?!"), "'text': expected text with a word"),
+        (own(text="\u200b\u2060"), r"'text': .*found '\\u200b\\u2060'"),
+        (own(text="a \ud800"), r"'text': .*half a character.*'a \\ud800'"),
+        (own(id="\udfff1"), "'id': .*half a character"),
+        (own(kind="\udfff1"), "'kind': .*half a character"),
     ],
 )
 def test_own_format_errors(tmp_path, item, message):
@@ -203,3 +217,105 @@ def test_own_format_errors(tmp_path, item, message):
     (tmp_path / "mine.json").write_text("[]")
     with pytest.raises(ValueError, match="object with 'expressions', found list"):
         load_expressions(str(tmp_path / "mine.json"), "images")
+
+
+@pytest.mark.parametrize(
+    "table, change, message",
+    [
+        ("annotations", {"bbox": [2, 3, 1e19, 5]}, "'bbox' of annotation 1.*found .2, 3, 1e.19"),
+        ("annotations", {"bbox": [2, 10**400, 4, 5]}, "'bbox' of annotation 1"),
+        ("annotations", {"bbox": [2, 3, float("inf"), 5]}, "'bbox' of annotation 1.*inf"),
+        ("annotations", {"segmentation": {"size": [10**30, 1], "counts": [10**30]}}, "size"),
+        ("annotations", {"segmentation": {"size": [10, 12], "counts": [10**30]}}, "120 pixels"),
+        ("images", {"height": 10**30}, "'height' of image 7.*from 1 to 65535"),
+        ("images", {"file_name": "\ud800.png"}, "'file_name' of image 7.*half a character"),
+        ("images", {"id": 987654321}, "mine.json: not valid JSON .*4300 digits"),
+    ],
+)
+def test_numbers_that_overflow_are_named(tmp_path, table, change, message):
+    path = Path(write_expressions(tmp_path, [own(annotation_ids=[1])]))
+    content = json.loads(path.read_text())
+    content[table][0].update(change)
+    path.write_text(json.dumps(content).replace("987654321", "1" + "0" * 5000))
+    with pytest.raises(ValueError, match=message):
+        load_expressions(str(path), "images")
+
+
+def square(x, y):
+    return [x, y, x + 2, y, x + 2, y + 2, x, y + 2]
+
+
+def test_more_than_255_objects_and_categories(tmp_path):
+    content = {
+        "images": [{"id": 7, "file_name": "a.png", "height": 20, "width": 40}],
+        "annotations": [
+            {"id": i, "image_id": 7, "category_id": i, "bbox": [i % 38, i % 18, 2, 2]}
+            | {"segmentation": [square(i % 38, i % 18)]}
+            for i in range(300)
+        ],
+        "categories": [{"id": i, "name": str(i)} for i in range(300)],
+        "expressions": [own(annotation_ids=list(range(300)))],
+    }
+    (tmp_path / "mine.json").write_text(json.dumps(content))
+    Image.fromarray(np.zeros((20, 40, 3), np.uint8)).save(tmp_path / "a.png")
+    (sample,) = load_expressions(str(tmp_path / "mine.json"), str(tmp_path))
+    mapper = GroundingDatasetMapper(
+        True,
+        tokenizer=ShapesTokenizer(),
+        image_format="RGB",
+        resize=AntialiasedResize(image_size=(20, 40)),
+    )
+    masks = mapper(sample)["instances"].gt_masks.tensor
+    assert masks.shape == (300, 20, 40) and (masks.sum(dim=(1, 2)) == 4).all()
+    assert GroundingVisualizer().draw_annotation(sample).any()
+
+
+def script(path):
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_script_knows_the_data_of_a_config(tmp_path, capsys):
+    texts = [("both squares", [1, 2]), ("the red square", [1]), ("the green star", [])]
+    items = [own(id=i, text=text, annotation_ids=ids) for i, (text, ids) in enumerate(texts)]
+    path = write_expressions(tmp_path, items)
+    Image.fromarray(np.zeros((10, 12, 3), np.uint8)).save(tmp_path / "a.jpg")
+    config, predictions = tmp_path / "my.yaml", tmp_path / "p.json"
+    data = {"EXPRESSION_FILES": [["test_tools", path, str(tmp_path)]], "TRAIN": ("test_tools",)}
+    tokenizer = {"TOKENIZER": {"NAME": "ShapesTokenizer"}}
+    config.write_text(json.dumps({"DATASETS": data, "INPUT": tokenizer, "VERSION": 2}))
+    empty = {"size": [10, 12], "counts": [120]}
+    answers = [{"sample_id": f"{i}_0", "mask": empty, "no_target_score": i / 2} for i in range(3)]
+    predictions.write_text(json.dumps(answers))
+    common, scored = ["--config-file", str(config)], ["--predictions", str(predictions)]
+    calls = {
+        "datasets/check.py": ["test_tools", "--workers", "2"],
+        "tools/score_predictions.py": ["--dataset", "test_tools", *scored],
+        "tools/fit_no_target_threshold.py": ["--dataset", "test_tools", *scored],
+        "tools/export_dataset.py": ["test_tools", str(tmp_path / "again.json")],
+        "tools/visualize_data.py": ["--source", "annotation", "--output-dir", str(tmp_path)],
+    }
+    try:
+        for name, args in calls.items():
+            main = script(name).main
+            assert not main(common + args), capsys.readouterr().out
+            # Each registers the data itself.
+            DatasetCatalog.remove("test_tools")
+            MetadataCatalog.remove("test_tools")
+            unknown = ["nope" if arg == "test_tools" else arg for arg in args]
+            unknown += ["--dataset", "nope"] if "visualize" in name else []
+            with pytest.raises(SystemExit, match="no data set 'nope'.*pass --config-file"):
+                main(common + unknown)
+            DatasetCatalog.remove("test_tools")
+            MetadataCatalog.remove("test_tools")
+            with pytest.raises(SystemExit):
+                main(["--help"])
+            assert "DATASETS.EXPRESSION_FILES" in capsys.readouterr().out.replace("\n", " ")
+    finally:
+        if "test_tools" in DatasetCatalog.list():
+            DatasetCatalog.remove("test_tools")
+            MetadataCatalog.remove("test_tools")
+    assert fingerprint(load_expressions(str(tmp_path / "again.json"), str(tmp_path)))

@@ -195,7 +195,7 @@ def test_a_killed_worker_ends_the_scorer(two_samples, outputs, tmp_path, monkeyp
     path = write(
         tmp_path / "p.json", [output_to_prediction(o, s) for o, s in zip(outputs, samples)]
     )
-    monkeypatch.setattr(scoring, "_judge", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(scoring, "_judge", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     arguments = ["--dataset", name, "--predictions", path, "--num-workers", "2"]
     with pytest.raises(SystemExit, match="cannot score: a worker process was killed"):
         scorer.main(arguments)
