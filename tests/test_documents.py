@@ -17,7 +17,8 @@ NOT_OURS = {".git", ".venv", ".pytest_cache", "output", "build"}
 FOLDERS = "igvg_d2|configs|datasets|demo|dev|projects|tests|tools"
 # Names of files that a document tells to write, to download, or that a run writes.
 ELSEWHERE = {
-    "config.yaml", "my.yaml", "train.json", "val.json", "instance.json", "instance_index.json",
+    "config.yaml", "my.yaml", "train.json", "val.json", "my/train.json",
+    "my/val.json", "instance.json", "instance_index.json",
     "metrics.json", "metrics.json.previous", "run_summary.json", "statistics.json", "17.jpg",
     "instances_nogoogle_withid.json", "instances_nogoogle.json", "instances.json", "report.html",
     "P.json", "T.json", "image.jpg", "grefs.json",
