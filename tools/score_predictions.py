@@ -48,6 +48,7 @@ from igvg_d2.engine import setup_config
 from igvg_d2.engine.command_line import add_config_file, setup_data
 from igvg_d2.evaluation import (
     build_grounding_evaluator,
+    check_threshold,
     merge_records,
     parse_protocols,
 )
@@ -170,14 +171,8 @@ def read_threshold(text):
     except ValueError:
         with open(text, encoding="utf-8") as file:
             content = json.load(file)
-        value = content.get("threshold") if isinstance(content, dict) else None
-    # Not "at most 0", which NaN never is. That of a fit may lie just above 1.
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 2:
-        raise ValueError(
-            f"--no-target-threshold {text}: expected a number above 0 (all scores reach 0) and "
-            f"about 1 at most, or a JSON object with such a 'threshold', found {value!r}"
-        )
-    return float(value)
+        value = content.get("threshold") if isinstance(content, dict) else "no 'threshold'"
+    return check_threshold(value, f"--no-target-threshold {text}")
 
 
 def main(argv=None, add_config=()):

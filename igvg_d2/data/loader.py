@@ -22,7 +22,7 @@ from detectron2.data import (
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Sampler
 
-from .bad_samples import BadSampleSkipper, CheckedMapper
+from .bad_samples import BadSampleError, BadSampleSkipper, CheckedMapper
 from .mapper import GroundingDatasetMapper
 from .sampling import (
     SAMPLE_UNITS,
@@ -103,6 +103,33 @@ def pack_batch(batch: List[_Sample]) -> bytes:
     return buffer.getvalue()
 
 
+class ErrorsAsSamples:
+    """A mapper whose bad samples come out as errors, which PyTorch would wrap into tracebacks.
+
+    Args:
+        mapper: runs in a worker of an :class:`UnpackingLoader`, which raises the errors.
+    """
+
+    def __init__(self, mapper: _Mapper):
+        self.mapper = mapper
+
+    def __call__(self, dataset_dict: _Sample) -> Any:
+        """The mapper's output, or its :class:`BadSampleError`."""
+        try:
+            return self.mapper(dataset_dict)
+        except BadSampleError as error:
+            return error
+
+
+def _unpack_batch(packed: bytes) -> List[_Sample]:
+    """The batch of :func:`pack_batch`; raises the first error that stands for a sample."""
+    batch = pickle.loads(packed)
+    for sample in batch:
+        if isinstance(sample, BadSampleError):
+            raise sample
+    return batch
+
+
 class UnpackingLoader:
     """Iterates over a loader of packed batches; yields ``list[dict]`` as Detectron2 loaders do.
 
@@ -125,7 +152,7 @@ class UnpackingLoader:
             batches = iter(self.loader)
         finally:
             gc.unfreeze()
-        return map(pickle.loads, batches)
+        return map(_unpack_batch, batches)
 
     def __len__(self) -> int:
         """Number of batches; TypeError for the endless training loader."""
@@ -204,8 +231,8 @@ def build_grounding_train_loader(
     sampler = VisitSampler(len(items), seed)
     skip = cfg.DATALOADER.SKIP_BAD_SAMPLES
     mapper = BadSampleSkipper(mapper, items) if skip else CheckedMapper(mapper)
-    dataset = VisitDataset(items, mapper, seed)
     in_process = cfg.DATALOADER.NUM_WORKERS == 0
+    dataset = VisitDataset(items, mapper if in_process else ErrorsAsSamples(mapper), seed)
     loader = build_detection_train_loader(
         dataset,
         mapper=None,
@@ -289,7 +316,7 @@ def build_grounding_test_loader(
     collate = {} if in_process else {"collate_fn": pack_batch}
     loader = build_detection_test_loader(
         _load(dataset_name),
-        mapper=mapper,
+        mapper=mapper if in_process else ErrorsAsSamples(mapper),
         batch_size=batch_size,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         **collate,

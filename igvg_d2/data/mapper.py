@@ -137,6 +137,7 @@ class GroundingDatasetMapper:
             sample["instances"] = _read_targets(annotations, sample, transform)
             self.add_targets(sample, transform)
         else:
+            _read_annotations(annotations, sample)
             sample["frame_sizes"] = self.frame_sizes
         try:
             text_ids = tokenize(self.tokenizer, sample["expression"])
@@ -227,20 +228,30 @@ def model_input(
     }
 
 
+def _read_annotations(
+    annotations: List[Dict[str, Any]], sample: Dict[str, Any]
+) -> Tuple[np.ndarray, List[Dict[str, Any]]]:
+    """Boxes float64 (T, 4) XYXY, original frame, and masks; checked, also for an evaluation."""
+    if not annotations:
+        return np.zeros((0, 4)), []
+    size = sample["height"], sample["width"]
+    try:
+        rles = [to_rle(a["segmentation"], *size) for a in annotations]
+    except (KeyError, ValueError) as error:
+        raise BadSampleError(f"segmentation of {describe_sample(sample)}: {error!r}") from error
+    boxes = _read_boxes(annotations, sample)
+    check_targets(boxes, rles, sample)
+    return boxes, rles
+
+
 def _read_targets(
     annotations: List[Dict[str, Any]], sample: Dict[str, Any], transform: GeometricTransform
 ) -> Instances:
     """Targets in the network frame; all fields are set also for no target."""
-    size = transform.original_size
-    boxes, masks = np.zeros((0, 4)), np.zeros((*size, 0), np.uint8)
-    if annotations:
-        try:
-            rles = [to_rle(a["segmentation"], *size) for a in annotations]
-            masks = mask_util.decode(rles)
-        except (KeyError, ValueError) as error:
-            raise BadSampleError(f"segmentation of {describe_sample(sample)}: {error!r}") from error
-        boxes = _read_boxes(annotations, sample)
-        check_targets(boxes, rles, sample)
+    boxes, rles = _read_annotations(annotations, sample)
+    masks = np.zeros((*transform.original_size, 0), np.uint8)
+    if rles:
+        masks = mask_util.decode(rles)
     instances = Instances(transform.resize.image_size)
     instances.gt_boxes = Boxes(torch.from_numpy(transform.apply_box(boxes)))
     instances.gt_classes = torch.zeros(len(boxes), dtype=torch.int64)

@@ -1,6 +1,6 @@
 """How far the no-target score can be trusted, and at which threshold."""
 
-from typing import Dict, Sequence
+from typing import Dict, Optional, Sequence
 
 import numpy as np
 
@@ -8,6 +8,24 @@ from .metrics import mean_percent, no_target_accuracy, target_accuracy
 
 _THRESHOLDS = tuple(i / 20 for i in range(1, 20))
 _BINS = 10
+
+
+def check_threshold(
+    value: Optional[float], name: str = "TEST.NO_TARGET_THRESHOLD"
+) -> Optional[float]:
+    """A threshold of the no-target score, or None.
+
+    Raises:
+        ValueError: every answer would be "no target", or none: names the option.
+    """
+    # fit_threshold returns the next number above 1 when nothing should be rejected.
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is None or (is_number and 0.0 < value <= np.nextafter(1.0, 2.0)):
+        return value
+    raise ValueError(
+        f"{name}: expected a number above 0, at most 1, as tools/fit_no_target_threshold.py finds, "
+        f"found {value!r:.30}; leave it out to report the model's own decision only"
+    )
 
 
 def auroc(scores: Sequence[float], is_positive: Sequence[bool]) -> float:

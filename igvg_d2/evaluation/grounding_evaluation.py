@@ -11,6 +11,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from .bootstrap import bootstrap_intervals
+from .calibration import check_threshold
 from .frames import (
     GroundTruth,
     needs_ceiling,
@@ -71,8 +72,7 @@ class GroundingEvaluator(DatasetEvaluator):
             protocols: names, see `PROTOCOLS`.
             metrics_file: JSON lines, usually Detectron2's metrics.json, that get a line with the
                 protocols of the report; None writes none.
-            no_target_threshold: fitted threshold of the no-target score, for extra results of
-                GRES and GREC; None for none.
+            no_target_threshold: fitted, for extra results of GRES and GREC; None for none.
         """
         self._prediction_writer = None
         if save_predictions and output_folder is not None:
@@ -84,7 +84,7 @@ class GroundingEvaluator(DatasetEvaluator):
         self.allow_missing = allow_missing
         self.protocols = parse_protocols(tuple(protocols))
         self.metrics_file = metrics_file
-        self.no_target_threshold = no_target_threshold
+        self.no_target_threshold = check_threshold(no_target_threshold)
         # Hash of the data set for the report; the engine sets `igvg_d2.data.datasets.fingerprint`,
         # because evaluation does not import data.
         self.fingerprint: Optional[Callable[[Iterable[Dict[str, Any]]], str]] = None

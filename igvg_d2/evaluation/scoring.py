@@ -1,9 +1,11 @@
 """Prediction files through an evaluator, with everything that is wrong with them collected."""
 
 import gc
+import logging
 from functools import partial
 from typing import Any, Callable, Dict, List, Tuple
 
+import pycocotools.mask as mask_util
 import torch
 
 from igvg_d2.io.processes import map_in_processes
@@ -11,6 +13,8 @@ from igvg_d2.io.processes import map_in_processes
 from .frames import GroundTruth
 from .grounding_evaluation import GroundingEvaluator
 from .predictions import prediction_to_output, read_predictions
+
+logger = logging.getLogger(__name__)
 
 
 def score_file(
@@ -32,6 +36,7 @@ def score_file(
         ChildProcessError: see `map_in_processes`.
     """
     problems, with_boxes, seen = {"unknown": [], "repeated": [], "unusable": []}, False, {}
+    warn_of_empty_targets(evaluator)
     # The data set stays; to look through it again and again would take a fifth of the time.
     gc.collect()
     gc.freeze()
@@ -52,6 +57,21 @@ def score_file(
             evaluator.records.append(record)
         with_boxes = with_boxes or has_boxes
     return problems, with_boxes
+
+
+def warn_of_empty_targets(evaluator: GroundingEvaluator) -> None:
+    """Say which targets nobody can hit; training and our own evaluation stop at them."""
+    names = [
+        name
+        for name, sample in evaluator.samples.items()
+        if not all(mask_util.area([a["segmentation"] for a in sample["annotations"]]))
+    ]
+    if names:
+        logger.warning(
+            "data set '%s': %d samples have a target without area, which no prediction can hit; "
+            "correct or remove the annotation. First %s",
+            *(evaluator.dataset_name, len(names), names[:10]),
+        )
 
 
 def _judge(evaluator, prediction):
