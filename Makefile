@@ -60,8 +60,9 @@ env:
 data: env
 	@"$(PY)" datasets/prepare_synthetic.py --output "$(SHAPES)" --seed 0
 
+# exec: Ctrl-C is for train_net.py alone, and make waits until it has saved.
 train: data
-	DETECTRON2_DATASETS="$(DATASETS)" "$(PY)" train_net.py --resume --num-gpus "$(PROCESSES)" \
+	DETECTRON2_DATASETS="$(DATASETS)" exec "$(PY)" train_net.py --resume --num-gpus "$(PROCESSES)" \
 		--config-file "$(CONFIG)" OUTPUT_DIR "$(OUTPUT)" $(OPTS)
 
 report: env

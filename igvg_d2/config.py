@@ -280,7 +280,8 @@ def _add_solver(cfg: CN) -> None:
     # CPU threads of a process; 0: OMP_NUM_THREADS or all cores, shared among CPU processes.
     cfg.SOLVER.NUM_THREADS = 0
     # With SOLVER.AMP.ENABLED (Detectron2's): type of most products in training, "fp16" with
-    # scaled losses, or "bf16". Losses are computed in float32, and so are evaluations.
+    # scaled losses, "bf16", or "tf32", which is float32 but for rounded factors (GPUs only). Losses
+    # are computed in float32, and so are evaluations.
     cfg.SOLVER.AMP.PRECISION = "fp16"
     cfg.SOLVER.EMA = CN()
     # Evaluate, and give away, a moving average of the weights; training itself is the same.

@@ -1,7 +1,7 @@
 """Checkpoints: strict loading, safetensors in and out, conversion of BEiT-3 and the release."""
 
 from .beit3_conversion import convert_beit3, is_beit3
-from .checkpointer import GroundingCheckpointer, export_safetensors
+from .checkpointer import GroundingCheckpointer, export_safetensors, find_weights
 from .files import check_output, read_checkpoint, read_metadata, read_weights, write_checkpoint
 from .instancevg_conversion import (
     ConversionReport,

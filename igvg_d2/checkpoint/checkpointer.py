@@ -99,14 +99,9 @@ class GroundingCheckpointer(DetectionCheckpointer):
             FileNotFoundError: a local file that does not exist.
             ValueError: the file is no checkpoint, or its keys or shapes differ from the model's.
         """
-        if not path:
+        if not find_weights(path):
             logger.info("No checkpoint: the model has its initial weights")
             return {}
-        if "://" not in path and not os.path.isfile(path):
-            raise FileNotFoundError(
-                f"MODEL.WEIGHTS: no file '{path}'; train a model first, or set MODEL.WEIGHTS to a "
-                "checkpoint (.pth or .safetensors)."
-            )
         wanted = list(self.checkpointables) if checkpointables is None else checkpointables
         # Not mapped: a training run writes its checkpoints again.
         content = read_weights(self.path_manager.get_local_path(path), mmap=False)
@@ -172,6 +167,24 @@ class GroundingCheckpointer(DetectionCheckpointer):
                 + "\n".join(problem for problem in problems if problem)
                 + "\nUse the config the checkpoint was trained with."
             )
+
+
+def find_weights(path: str) -> str:
+    """``path``, of ``MODEL.WEIGHTS``; empty for none.
+
+    Raises:
+        FileNotFoundError: a local file that does not exist.
+    """
+    if not path or "://" in path or os.path.isfile(path):
+        return path
+    remedy = "train a model first, or set it to a checkpoint (.pth or .safetensors)"
+    if os.path.basename(path).startswith(("beit3_base", "beit3_large")):
+        remedy = (
+            "download that file of BEiT-3 (github.com/microsoft/unilm, folder beit3, 'Pretrained "
+            'models\') and set MODEL.WEIGHTS to where it is; MODEL.WEIGHTS "" trains from random '
+            "weights"
+        )
+    raise FileNotFoundError(f"MODEL.WEIGHTS: no file '{path}'; {remedy}.")
 
 
 def _describe(what: str, keys) -> str:

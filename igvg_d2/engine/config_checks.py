@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from igvg_d2.config import add_igvg_config
 from igvg_d2.data import build_tokenizer
-from igvg_d2.evaluation import parse_protocols
+from igvg_d2.evaluation import check_threshold, parse_protocols
 
 from .train_step import PRECISIONS
 
@@ -34,7 +34,8 @@ def check_config(cfg: CfgNode) -> None:
     # A rule reads the options it shows. What another option can switch off is read by a check, and
     # only when it is on, so that report_unread_keys still names it.
     checks = (_check_normalisation, _check_batch, _check_precision, _check_average)
-    problems = [check(cfg) for check in (*checks, _check_metric_names)]
+    checks += (_check_metric_names, _check_threshold)
+    problems = [check(cfg) for check in checks]
     rules = (
         (
             cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
@@ -120,8 +121,25 @@ def _check_precision(cfg: CfgNode) -> Optional[str]:
     precision, device = cfg.SOLVER.AMP.PRECISION, torch.device(cfg.MODEL.DEVICE).type
     if precision not in PRECISIONS:
         return f"SOLVER.AMP.PRECISION={precision!r} must be one of {sorted(PRECISIONS)}."
-    if precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported():
-        return "SOLVER.AMP.PRECISION='bf16' is not known to this GPU; set it to 'fp16'."
+    if precision == "tf32" and device != "cuda":
+        return f"SOLVER.AMP.PRECISION='tf32' is for GPUs, not for {device}; set AMP.ENABLED False."
+    if precision in ("bf16", "tf32") and device == "cuda" and torch.version.hip is None:
+        # PyTorch calls bf16 supported on older ones too, where it is emulated.
+        found = torch.cuda.get_device_capability(cfg.MODEL.DEVICE)
+        if found < (8, 0):
+            return (
+                f"SOLVER.AMP.PRECISION={precision!r} needs a GPU of compute capability 8.0, this "
+                f"one ({torch.cuda.get_device_name(cfg.MODEL.DEVICE)}) has {found[0]}.{found[1]}; "
+                "set it to 'fp16'."
+            )
+    return None
+
+
+def _check_threshold(cfg: CfgNode) -> Optional[str]:
+    try:
+        check_threshold(cfg.TEST.NO_TARGET_THRESHOLD or None)
+    except ValueError as error:
+        return str(error)
     return None
 
 

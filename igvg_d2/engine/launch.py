@@ -6,12 +6,14 @@ exit codes. So does PyTorch's ``elastic_launch``, whose agent turns the end of a
 signal into an error of its own.
 """
 
+import functools
 import os
 import signal
 import socket
 import sys
+import time
 from datetime import timedelta
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 from urllib.parse import urlsplit
 
 import torch
@@ -20,7 +22,7 @@ from detectron2.utils import comm
 from torch import distributed, multiprocessing
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from .stop_signals import STOP_SIGNALS, STOPPED_EXIT_CODE
+from .stop_signals import SAME_KEY_SECONDS, STOP_SIGNALS, STOPPED_EXIT_CODE
 
 
 class RankFailedError(RuntimeError):
@@ -48,7 +50,7 @@ def launch(
         num_machines, machine_rank: of a job that is started on each of several machines.
         dist_url: "tcp://host:port" of machine 0; "auto" is a free port of this machine.
         args: picklable.
-        timeout: a process that waits longer than this for another one fails.
+        timeout: a process that waits longer than this for another one fails, in any group.
         device: ``MODEL.DEVICE``; "cpu" means gloo, also on a machine with GPUs. Default: GPUs where
             there are any.
 
@@ -66,23 +68,42 @@ def launch(
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         rank, world_size, local_rank, local_size = (int(os.environ[name]) for name in names)
         if world_size > 1:
-            _join_group(
-                local_rank, rank - local_rank, world_size, local_size, "env://", device, timeout
-            )
+            _check_device(device, local_size)
+            job = (rank - local_rank, world_size, local_size, "env://", device, timeout)
+            return _run_in_group(local_rank, main_func, args, job)
         return main_func(*args)
     _check_numbers(num_gpus_per_machine, num_machines, machine_rank)
     world_size = num_gpus_per_machine * num_machines
     if world_size == 1:
+        if device.startswith("cuda:"):
+            torch.cuda.set_device(device)
         return main_func(*args)
     dist_url = _check_address(dist_url, num_machines)
     _check_device(device, num_gpus_per_machine)
     first = machine_rank * num_gpus_per_machine
     job = (first, world_size, num_gpus_per_machine, dist_url, device, timeout)
-    processes = multiprocessing.start_processes(
-        _run_rank, (main_func, args, job), nprocs=num_gpus_per_machine, join=False
-    )
-    _wait(processes, first, world_size)
+    # Ctrl-C also goes to the processes, which inherit this: they would die of it while importing.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        processes = multiprocessing.start_processes(
+            _run_rank, (main_func, args, job), nprocs=num_gpus_per_machine, join=False
+        )
+        _wait(processes, first, world_size)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     return None
+
+
+def place_in_job(num_gpus_per_machine: int, machine_rank: int) -> Tuple[int, bool]:
+    """What :func:`launch` is about to do, also under torchrun.
+
+    Returns:
+        processes of this machine, and whether this process is, or starts, the first of the job,
+        which writes the files.
+    """
+    if distributed.is_torchelastic_launched():
+        return int(os.environ["LOCAL_WORLD_SIZE"]), os.environ["RANK"] == "0"
+    return num_gpus_per_machine, machine_rank == 0
 
 
 def _check_numbers(num_gpus: int, num_machines: int, machine_rank: int) -> None:
@@ -123,18 +144,39 @@ def _check_device(device: str, num_local: int) -> None:
             f"MODEL.DEVICE is {device!r}: with several processes each takes a GPU of its own; set "
             f"{kind!r} and choose GPUs by CUDA_VISIBLE_DEVICES"
         )
-    found = torch.cuda.device_count() if kind == "cuda" else num_local
+    found = torch.cuda.device_count() if kind == "cuda" else 1
     if num_local > found:
         raise ValueError(
-            f"--num-gpus {num_local}: this machine offers {found} GPUs; ask for fewer, or set "
+            f"--num-gpus {num_local}: this machine offers {found} GPUs ({device}); ask for fewer "
+            "(torchrun: --nproc-per-node; each process needs a GPU of its own), or set "
             "MODEL.DEVICE cpu for processes on the CPU"
         )
 
 
 def _run_rank(local_rank: int, main_func: Callable[..., Any], args: Tuple, job: Tuple) -> None:
     """Body of a started process."""
-    _join_group(local_rank, *job)
-    main_func(*args)
+    # Before the training run, an end without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    _run_in_group(local_rank, main_func, args, job)
+
+
+def _run_in_group(local_rank: int, main_func: Callable[..., Any], args: Tuple, job: Tuple) -> Any:
+    """``main_func(*args)`` as a member of the job; after an error nobody waits for the others."""
+    new_group = distributed.new_group
+    # Detectron2 makes groups of its own, with a time-out of 10 or 30 minutes.
+    distributed.new_group = functools.partial(new_group, timeout=job[-1])
+    try:
+        _join_group(local_rank, *job)
+        result = main_func(*args)
+    except SystemExit as end:
+        if end.code == STOPPED_EXIT_CODE:
+            distributed.destroy_process_group()
+        raise
+    finally:
+        distributed.new_group = new_group
+    distributed.destroy_process_group()
+    return result
 
 
 def _join_group(
@@ -156,8 +198,7 @@ def _join_group(
     """
     rank, on_gpu = first + local_rank, device.partition(":")[0] == "cuda"
     if on_gpu:
-        # A task that sees only its own GPU sees it as number 0.
-        torch.cuda.set_device(local_rank % max(torch.cuda.device_count(), 1))
+        torch.cuda.set_device(local_rank)
     try:
         distributed.init_process_group(
             backend="nccl" if on_gpu else "gloo",
@@ -177,16 +218,21 @@ def _join_group(
 
 
 def _wait(processes: multiprocessing.ProcessContext, first: int, world_size: int) -> None:
-    """Pass signals on until all processes are done; PyTorch ends the others when one is lost."""
-    received: List[int] = []
+    """Pass signals on until all processes are done; PyTorch ends the others when one is lost.
+
+    SIGINT is blocked until here. A second one kills the processes.
+    """
+    received: Dict[int, float] = {}
 
     def forward(number, frame):
-        received.append(number)
+        age = time.monotonic() - received.setdefault(number, time.monotonic())
+        is_second_key = number == signal.SIGINT and age > SAME_KEY_SECONDS
         for process in processes.processes:
             if process.is_alive():
-                os.kill(process.pid, number)
+                os.kill(process.pid, signal.SIGKILL if is_second_key else number)
 
     previous: Dict[int, Any] = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
         while not processes.join():
             pass
@@ -196,14 +242,16 @@ def _wait(processes: multiprocessing.ProcessContext, first: int, world_size: int
         if code == STOPPED_EXIT_CODE:
             sys.exit(code)
         if received:
-            sys.exit(128 + received[-1])
+            sys.exit(128 + list(received)[-1])
         hint = ""
         if code == -signal.SIGKILL:
             hint = " The system does this when memory runs out: see `dmesg`."
+        # Of an error that a process explains itself, without the traceback before it.
+        reason = str(error).rpartition(f"{RankFailedError.__name__}: ")[2]
         raise RankFailedError(
             f"rank {first + error.error_index} of {world_size} failed; the other processes of this "
             f"machine were ended too.{hint} Continue from the last checkpoint with --resume.\n"
-            f"{error}"
+            f"{reason}"
         ) from None
     finally:
         for number, handler in previous.items():

@@ -14,6 +14,8 @@ from igvg_d2.data import GroundingDatasetMapper
 from igvg_d2.data.tokenizer import UNK_ID
 from igvg_d2.io.image import read_image
 
+from .devices import with_usable_device
+
 logger = logging.getLogger(__name__)
 
 
@@ -36,10 +38,10 @@ class GroundingPredictor:
     def __init__(self, cfg: CfgNode):
         """
         Args:
-            cfg: complete config; it is cloned. With empty ``MODEL.WEIGHTS`` the model answers at
-                random, which is logged as a warning.
+            cfg: complete config; it is cloned, and a machine without a GPU takes its CPU. Without
+                ``MODEL.WEIGHTS`` the model answers at random, which is logged as a warning.
         """
-        cfg = cfg.clone()
+        cfg = with_usable_device(cfg)
         self._mapper = GroundingDatasetMapper(cfg, is_train=False)
         self.image_format = self._mapper.image_format
         self.model = build_model(cfg)

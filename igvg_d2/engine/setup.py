@@ -2,7 +2,7 @@
 
 import logging
 import os
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, List, Sequence
 
 import torch
 import yaml
@@ -16,13 +16,24 @@ from igvg_d2.data import GroundingTrainLoader
 from igvg_d2.data.datasets import register_expressions, set_skip_invalid
 from igvg_d2.io.atomic import write_atomically
 
+from .devices import find_device
+
 logger = logging.getLogger(__name__)
 
 AddConfig = Sequence[Callable[[CfgNode], None]]
 
+# Characters of a config file, and files that it may lead to by _BASE_.
+_LARGEST_FILE = 200_000
+_MOST_FILES = 50
+# What merging raises for options that are unknown, of another type or not of the form of a config.
+_UNFIT = (AssertionError, AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError)
+
 
 def setup_config(
-    config_file: str = "", opts: Sequence[str] = (), add_config: AddConfig = ()
+    config_file: str = "",
+    opts: Sequence[str] = (),
+    add_config: AddConfig = (),
+    num_processes: int = 1,
 ) -> CfgNode:
     """Read a config the Detectron2 way.
 
@@ -32,24 +43,30 @@ def setup_config(
         add_config: functions of outside projects, such as ``add_center_queries_config``, that add
             their keys to the config in place. ``main`` of train_net.py, of the demo and of each
             tool that reads a config takes them, too.
+        num_processes: of the job on this machine, which all need the device.
 
     Returns:
-        CfgNode, not frozen. On a machine without a GPU, ``MODEL.DEVICE`` becomes "cpu". The data
-        sets of ``DATASETS.EXPRESSION_FILES`` are registered, and ``DATASETS.SKIP_INVALID`` is in
-        force for those of the config.
+        CfgNode, not frozen. ``MODEL.DEVICE`` is that of :func:`find_device`: "cpu" on a machine
+        without a GPU. The data sets of ``DATASETS.EXPRESSION_FILES`` are registered, and
+        ``DATASETS.SKIP_INVALID`` is in force for those of the config.
 
     Raises:
         FileNotFoundError: there is no such config file.
-        ValueError: it is not plain YAML, or includes itself; see also ``EXPRESSION_FILES``.
+        ValueError: it, or an option of the command line, does not fit; the device cannot be used;
+            see also ``EXPRESSION_FILES``.
     """
     cfg = get_cfg()
     for add in (add_igvg_config, *add_config):
         add(cfg)
+    default, cfg.MODEL.DEVICE = cfg.MODEL.DEVICE, ""
     if config_file:
         _merge_file(cfg, config_file)
-    cfg.merge_from_list(list(opts))
-    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
+    try:
+        cfg.merge_from_list(list(opts))
+    except _UNFIT as error:
+        raise ValueError(f"options KEY VALUE of the command line: {_one_line(error)}") from error
+    asked = cfg.MODEL.DEVICE
+    cfg.MODEL.DEVICE = find_device(asked or default, num_processes, is_default=not asked)
     _register_expression_files(cfg)
     set_skip_invalid((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST), cfg.DATASETS.SKIP_INVALID)
     return cfg
@@ -62,16 +79,56 @@ def _merge_file(cfg: CfgNode, config_file: str) -> None:
             f"no config file '{config_file}'; those of the project are in configs/"
         )
     try:
+        _check_file(config_file, [], [])
         cfg.merge_from_file(config_file, allow_unsafe=False)
-    except RecursionError:
-        raise ValueError(
-            f"config file '{config_file}': it is its own _BASE_; name another file there"
-        ) from None
     except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
         raise ValueError(
-            f"config file '{config_file}' or its _BASE_ is not plain YAML; mend this: {reason}"
+            f"config file '{config_file}' or its _BASE_ is not plain YAML; mend this: "
+            f"{_one_line(error)}"
         ) from None
+    except _UNFIT as error:
+        raise ValueError(
+            f"config file '{config_file}' or its _BASE_ does not fit; mend this: {_one_line(error)}"
+        ) from error
+
+
+def _check_file(path: str, above: List[str], read: List[str]) -> None:
+    """Refuse what would take memory or time without end when it is merged, also in a ``_BASE_``.
+
+    Args:
+        path: of the file.
+        above: those that include it, resolved.
+        read: all that were looked at so far; ``path`` is added.
+    """
+    resolved = os.path.realpath(path)
+    read.append(resolved)
+    if resolved in above:
+        raise ValueError(f"'{path}': it is its own _BASE_; name another file there")
+    if len(read) > _MOST_FILES:
+        raise ValueError(f"expected _BASE_ to lead to at most {_MOST_FILES} files, found more")
+    if not PathManager.isfile(path):
+        raise FileNotFoundError(f"'{path}', named as _BASE_, is not there")
+    with PathManager.open(path, "r") as file:
+        text = file.read(_LARGEST_FILE + 1)
+    if len(text) > _LARGEST_FILE:
+        raise ValueError(f"'{path}': expected at most {_LARGEST_FILE} characters, found more")
+    # A file of ten lines can be a billion values by them.
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+        raise ValueError(f"'{path}': expected no aliases (*name), found some; write values out")
+    content = yaml.safe_load(text)
+    if not isinstance(content, dict):
+        raise ValueError(f"'{path}': expected lines of KEY: VALUE, found {str(content)!r:.40}")
+    bases = content.get("_BASE_", [])
+    for base in [bases] if isinstance(bases, str) else bases:
+        # As fvcore finds it.
+        base = os.path.expanduser(base)
+        if not base.startswith(("/", "https://", "http://")):
+            base = os.path.join(os.path.dirname(path), base)
+        _check_file(base, [*above, resolved], read)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def set_num_threads(cfg: CfgNode) -> None:
@@ -81,7 +138,7 @@ def set_num_threads(cfg: CfgNode) -> None:
         threads = max(1, torch.get_num_threads() // comm.get_local_size())
     if threads > 0:
         torch.set_num_threads(threads)
-    logger.info("CPU threads: %d", torch.get_num_threads())
+    logger.info("Device: %s; CPU threads: %d", cfg.MODEL.DEVICE, torch.get_num_threads())
 
 
 def _register_expression_files(cfg: CfgNode) -> None:

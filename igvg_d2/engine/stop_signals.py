@@ -1,6 +1,7 @@
-"""Save a checkpoint and exit on SIGTERM or SIGUSR1."""
+"""Save a checkpoint and exit on SIGINT (Ctrl-C), SIGTERM or SIGUSR1."""
 
 import logging
+import multiprocessing
 import os
 import signal
 import threading
@@ -14,14 +15,17 @@ from detectron2.utils import comm
 from .checkpointing import CheckpointHook
 from .guards import BadSampleLog
 from .hooks import average_batch_norm, batch_norm_statistics, set_batch_norm_statistics
+from .output_lock import release_output_lock
 
 logger = logging.getLogger(__name__)
 
 # "Temporary failure, try again" of sysexits.h: neither finished (0) nor an error.
 STOPPED_EXIT_CODE = 75
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 # Launchers and batch systems both pass a signal on: a second one this soon is the same one.
 _SAME_SECONDS = 2.0
+# Ctrl-C in a single process has no such copies, but for that of `timeout`, which comes at once.
+SAME_KEY_SECONDS = 0.1
 
 
 class EvaluationStopped(Exception):
@@ -69,12 +73,17 @@ class StopSignals:
     def _handle(self, number: int, frame: Any) -> None:
         """The signal handler. Not to be logged: it may interrupt the logger itself."""
         now = time.monotonic()
+        launcher = multiprocessing.parent_process()
+        if number == signal.SIGINT and launcher is not None and os.getppid() != launcher.pid:
+            os._exit(128 + number)  # it is gone; PyTorch lets its children have this signal then
+        is_key = number == signal.SIGINT and comm.get_world_size() == 1
         if self.received is None:
             self.received, self._since = number, now
             name = signal.Signals(number).name
             text = f"{name}: stopping after this step; a second signal ends at once\n"
             os.write(2, text.encode())
-        elif now - self._since > _SAME_SECONDS:
+        elif now - self._since > (SAME_KEY_SECONDS if is_key else _SAME_SECONDS):
+            release_output_lock()
             os._exit(STOPPED_EXIT_CODE if self.saved else 128 + number)
 
     def agreed(self) -> bool:

@@ -1,8 +1,11 @@
 """The body of train_net.py, also of those of outside projects."""
 
 import argparse
+import contextlib
 import logging
 import os
+import signal
+import traceback
 from typing import Any, Dict, Optional, Sequence, Type
 
 from detectron2.config import CfgNode
@@ -10,14 +13,18 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from igvg_d2.checkpoint import GroundingCheckpointer
+import igvg_d2
+from igvg_d2.checkpoint import GroundingCheckpointer, find_weights
 from igvg_d2.io.atomic import check_writable
 from igvg_d2.io.terminal import printable
 from igvg_d2.visualization.result_images import write_report
 
-from .launch import launch
+from .launch import RankFailedError, launch, place_in_job
+from .output_lock import output_lock
 from .setup import AddConfig, set_num_threads, setup_config
 from .trainer import GroundingTrainer, verify_results
+
+_PACKAGE = os.path.dirname(igvg_d2.__file__) + os.sep
 
 
 def main(
@@ -39,23 +46,62 @@ def main(
     # A free port, so that two training runs fit on one machine; several machines need --dist-url.
     parser.set_defaults(dist_url="auto")
     args = parser.parse_args(argv)
+    num_local, is_first = place_in_job(args.num_gpus, args.machine_rank)
     try:
-        cfg = setup_config(args.config_file, args.opts, add_config)
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(printable(error)) from error
-    try:
+        cfg = setup_config(args.config_file, args.opts, add_config, num_local)
+        if not args.resume:
+            find_weights(cfg.MODEL.WEIGHTS)
         check_writable(cfg.OUTPUT_DIR)
-    except OSError as error:
-        raise SystemExit(error.strerror) from error
-    launch(
-        run,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args, tuple(add_config), trainer),
-        device=cfg.MODEL.DEVICE,
-    )
+        with output_lock(cfg.OUTPUT_DIR) if is_first else contextlib.nullcontext():
+            launch(
+                _run_and_explain,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args, tuple(add_config), trainer),
+                device=cfg.MODEL.DEVICE,
+            )
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
+    except Exception as error:
+        if not is_explained(error):
+            raise
+        raise SystemExit(_message(error)) from error
+
+
+def is_explained(error: BaseException) -> bool:
+    """Whether this package raised an error on purpose, so that its message says it all."""
+    frames = traceback.extract_tb(error.__traceback__)
+    is_ours = bool(frames) and frames[-1].filename.startswith(_PACKAGE)
+    return is_ours and str(frames[-1].line).startswith("raise ")
+
+
+def _run_and_explain(*args: Any) -> None:
+    """:func:`run`; an error that needs no traceback ends the process with its message alone."""
+    # Detectron2 logs the traceback of any error before this function sees it.
+    train_loop = logging.getLogger("detectron2.engine.train_loop")
+    train_loop.addFilter(_is_needed)
+    try:
+        run(*args)
+    except Exception as error:
+        if not is_explained(error):
+            raise
+        if comm.is_main_process():
+            logging.getLogger(__name__).error("%s", _message(error))
+            raise SystemExit(1) from None
+        raise RankFailedError(_message(error)) from None
+    finally:
+        train_loop.removeFilter(_is_needed)
+
+
+def _message(error: BaseException) -> str:
+    """For a terminal; of an OSError without its number."""
+    return printable(getattr(error, "strerror", None) or error)
+
+
+def _is_needed(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and is_explained(record.exc_info[1]))
 
 
 def setup(args: argparse.Namespace, add_config: AddConfig = ()) -> CfgNode:

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import logging
 import time
-from typing import Any, Dict, Iterable, List, Optional
+from typing import Any, Dict, Iterable, Iterator, List, Optional
 
 import torch
 from detectron2.config import CfgNode
@@ -17,7 +17,8 @@ from igvg_d2.modeling.targets import BatchTotals
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
+# TF32 is a way to compute with float32, not a type.
+PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": None}
 
 
 class GroundingStepTrainer(SimpleTrainer):
@@ -36,6 +37,7 @@ class GroundingStepTrainer(SimpleTrainer):
         optimizer: torch.optim.Optimizer,
         accumulation_steps: int = 1,
         precision: Optional[torch.dtype] = None,
+        allow_tf32: bool = False,
     ):
         """
         Args:
@@ -44,10 +46,12 @@ class GroundingStepTrainer(SimpleTrainer):
             optimizer: of the parameters.
             accumulation_steps: micro-batches per step.
             precision: of autocast; None computes in float32. Losses of float16 are scaled.
+            allow_tf32: GPUs may round the factors of products of float32 to TF32.
         """
         super().__init__(model, data_loader, optimizer)
         self.accumulation_steps = accumulation_steps
         self.precision = precision
+        self.allow_tf32 = allow_tf32
         self.device = next(model.parameters()).device
         self.grad_scaler = None
         if precision is torch.float16:
@@ -103,11 +107,12 @@ class GroundingStepTrainer(SimpleTrainer):
     def _forward_backward(self, micro_batch, parts: int) -> Dict[str, torch.Tensor]:
         """Gradients of one micro-batch; returns its share of the losses, detached."""
         enabled = self.precision is not None
-        with torch.autocast(self.device.type, dtype=self.precision, enabled=enabled):
-            losses = self.model(micro_batch)
-        losses = {key: value / parts for key, value in losses.items()}
-        total = sum(losses.values())
-        (total if self.grad_scaler is None else self.grad_scaler.scale(total)).backward()
+        with _tf32(self.allow_tf32):
+            with torch.autocast(self.device.type, dtype=self.precision, enabled=enabled):
+                losses = self.model(micro_batch)
+            losses = {key: value / parts for key, value in losses.items()}
+            total = sum(losses.values())
+            (total if self.grad_scaler is None else self.grad_scaler.scale(total)).backward()
         return {key: value.detach() for key, value in losses.items()}
 
     def state_dict(self) -> Dict[str, Any]:
@@ -140,7 +145,21 @@ def build_step_trainer(
         *(solver.IMS_PER_BATCH, processes, steps, solver.IMS_PER_BATCH // (processes * steps)),
         solver.AMP.PRECISION if solver.AMP.ENABLED else "float32",
     )
-    return GroundingStepTrainer(model, data_loader, optimizer, steps, precision)
+    allow_tf32 = solver.AMP.ENABLED and solver.AMP.PRECISION == "tf32"
+    return GroundingStepTrainer(model, data_loader, optimizer, steps, precision, allow_tf32)
+
+
+@contextlib.contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    """Context for products and convolutions on GPUs; PyTorch's default differs between them."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def split_batch(batch: List[Any], parts: int) -> List[List[Any]]:

@@ -25,6 +25,7 @@ from igvg_d2.solver import build_lr_scheduler, build_optimizer
 
 from .checkpointing import BestModelHook, CheckpointHook
 from .config_checks import check_config, check_vocabulary, record_reads, report_unread_keys
+from .devices import with_usable_device
 from .evaluation_hook import EvaluationHook
 from .guards import BadSampleLog, LossGuard
 from .hooks import AverageBatchNormHook, RunSummaryHook, StepSeedHook
@@ -56,7 +57,7 @@ class GroundingTrainer(DefaultTrainer):
         """
         # As DefaultTrainer.__init__, which hands GPU ids to DDP also on the CPU.
         TrainerBase.__init__(self)
-        cfg = record_reads(cfg)
+        cfg = record_reads(with_usable_device(cfg))
         check_config(cfg)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         data_loader = self.build_train_loader(cfg)
@@ -71,9 +72,8 @@ class GroundingTrainer(DefaultTrainer):
         LossGuard(model, self.bad_sample_log)
         ema = cfg.SOLVER.EMA
         self.ema = WeightAverage(model, optimizer, ema.DECAY) if ema.ENABLED else None
-        # A task that sees only its own GPU sees it as number 0, whatever its local rank.
-        on_cpu = cfg.MODEL.DEVICE == "cpu"
-        device_ids = None if on_cpu else [torch.cuda.current_device()]
+        on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
+        device_ids = [torch.cuda.current_device()] if on_gpu else None
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
         self._trainer = build_step_trainer(cfg, model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)

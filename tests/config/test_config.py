@@ -9,6 +9,7 @@ from detectron2.config import get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
 
 import igvg_d2.modeling  # noqa: F401
+from igvg_d2.checkpoint import find_weights
 from igvg_d2.config import add_igvg_config
 from igvg_d2.engine import resolve_epochs, setup_config
 from igvg_d2.solver import build_lr_scheduler
@@ -164,6 +165,70 @@ def test_a_config_that_cannot_be_read_is_named(tmp_path):
     path.write_text("SEED: [1\n")
     with pytest.raises(ValueError, match="own_base.yaml' or its _BASE_ is not plain YAML"):
         setup_config(str(path))
+
+
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        ({"a": "_BASE_: b.yaml", "b": "_BASE_: ./a.yaml"}, "it is its own _BASE_"),
+        ({"a": "_BASE_: [b.yaml]", "b": "_BASE_: [c.yaml]"}, "c.yaml', named as _BASE_, is not"),
+        ({"a": "_BASE_: 5"}, "a.yaml' or its _BASE_ does not fit.*int"),
+        ({"a": ""}, "expected lines of KEY: VALUE, found 'None'"),
+        ({"a": "- 1"}, "expected lines of KEY: VALUE"),
+        ({"a": "SEEDS: 1"}, "a.yaml' or .* mend this: .*SEEDS"),
+        ({"a": "SEED: x"}, "a.yaml' or .* SEED"),
+        ({"a": "SEED: " + "9" * 9999}, "a.yaml' or .* digits"),
+        ({"a": "SEED: " + "[" * 9999}, "a.yaml' or its _BASE_"),
+        ({"a": "SEED: 1 #" + "x" * 200_000}, "at most 200000 characters"),
+        ({"a": "_BASE_: b.yaml", "b": "SEED: \xff"}, "a.yaml' or .* decode"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_named(tmp_path, files, message):
+    for name, text in files.items():
+        (tmp_path / f"{name}.yaml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=message):
+        setup_config(str(tmp_path / "a.yaml"))
+
+
+@pytest.mark.parametrize("through_base", [False, True])
+@pytest.mark.parametrize("kind", ["aliases", "merged keys", "bases"])
+def test_a_config_cannot_grow_without_end(tmp_path, kind, through_base):
+    """Ten lines or 30 small files of 2 ** 30 values; refused in no time."""
+    path = tmp_path / "0.yaml"
+    if kind == "bases":
+        for i in range(30):
+            (tmp_path / f"{i}.yaml").write_text(f"_BASE_: [{i + 1}.yaml, {i + 1}.yaml]\n")
+        (tmp_path / "30.yaml").write_text("SEED: 1\n")
+    else:
+        first, more = (
+            ("[1]", "[{0}, {0}]") if kind == "aliases" else ("{X: 1}", "{{<<: [{0}, {0}]}}")
+        )
+        lines = [f"A0: &a0 {first}"]
+        lines += [f"A{i}: &a{i} {more.format(f'*a{i - 1}')}" for i in range(1, 30)]
+        path.write_text("\n".join(lines))
+    if through_base:
+        path = tmp_path / "outer.yaml"
+        path.write_text("_BASE_: 0.yaml\n")
+    with pytest.raises(ValueError, match="at most 50 files" if kind == "bases" else "no aliases"):
+        setup_config(str(path))
+
+
+@pytest.mark.parametrize("opts", [["SEED"], ["SEEDS", "1"], ["SEED", "x"]])
+def test_options_that_do_not_fit_are_named(opts):
+    with pytest.raises(ValueError, match="options KEY VALUE of the command line: .*SEED"):
+        setup_config("", opts)
+
+
+def test_paper_configs_demand_weights(tmp_path):
+    """BEiT-3's, by name; an empty value trains from random weights."""
+    for path in CONFIGS:
+        if path.parent.name in BENCHMARKS:
+            weights = setup_config(str(path)).MODEL.WEIGHTS
+            size = "large" if "large" in path.name else "base"
+            assert weights == f"beit3_{size}_patch16_224.zip"
+            with pytest.raises(FileNotFoundError, match='microsoft/unilm.*MODEL.WEIGHTS "" trains'):
+                find_weights(str(tmp_path / weights))
+    assert find_weights("") == ""
 
 
 def test_config_of_an_earlier_version_is_read_and_its_removed_keys_are_named(tmp_path, caplog):

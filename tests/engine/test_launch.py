@@ -95,6 +95,18 @@ def run_all(tmp_path, commands):
     return (tmp_path / "ranks").read_text().splitlines()
 
 
+def in_process(function):
+    """What a function returns in a process of its own."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(False)
+    process = context.Process(target=lambda: sender.send(function()))
+    process.start()
+    sender.close()
+    result = receiver.recv()
+    process.join(30)
+    return result
+
+
 def free_port():
     return str(urlsplit(_check_address("auto", 1)).port)
 

@@ -1,8 +1,11 @@
 """Signals to real processes: ranks, their launcher, loader workers."""
 
+import functools
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,8 +17,9 @@ from igvg_d2.data.loader import UnpackingLoader, pack_batch
 from igvg_d2.engine import launch, stop_signals
 from igvg_d2.engine.stop_signals import STOPPED_EXIT_CODE, StoppableLoader, StopSignals
 from tests.engine.test_resuming import metrics
-from tests.engine.toy_training import stop_one_rank
+from tests.engine.toy_training import stop_one_rank, train_slowly
 
+ROOT = Path(__file__).resolve().parents[2]
 FORK = multiprocessing.get_context("fork")
 
 
@@ -114,6 +118,64 @@ def test_a_second_signal_ends_at_once_but_a_copy_of_the_first_does_not(capfd):
     process.join(5)
     assert process.exitcode == 128 + signal.SIGTERM
     assert "SIGUSR1: stopping after this step" in capfd.readouterr().err
+
+
+def interruptible(folder, processes, seconds):
+    """A command in a terminal: its processes are a group, which Ctrl-C reaches."""
+    os.setsid()
+    multiprocessing.set_start_method("fork", force=True)
+    patched = functools.partial(torch.multiprocessing.start_processes, start_method="fork")
+    torch.multiprocessing.start_processes = patched
+    launch(train_slowly, processes, args=(folder, seconds), device="cpu")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("keys, code", [(1, STOPPED_EXIT_CODE), (2, 128 + signal.SIGINT)])
+def test_ctrl_c_saves_and_a_second_one_ends_at_once(tmp_path, capfd, processes, keys, code):
+    folder = str(tmp_path)
+    process = FORK.Process(target=interruptible, args=(folder, processes, 60.0 if keys > 1 else 1))
+    process.start()
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("rank*"))) < processes:
+        assert process.is_alive() and time.monotonic() < deadline
+        time.sleep(0.02)
+    for _ in range(keys):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(1.0)
+    process.join(30)
+    assert process.exitcode == code
+    saved = (tmp_path / "last_checkpoint").read_text()
+    assert saved == ("model_0000012.pth" if keys == 1 else "model_0000009.pth")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+STUB = """#!{python}
+import pathlib, signal, sys, time
+def stop(*_):
+    time.sleep(0.5)
+    pathlib.Path("{folder}/saved").touch()
+    sys.exit(75)
+signal.signal(signal.SIGINT, stop)
+pathlib.Path("{folder}/started").touch()
+time.sleep(60)
+"""
+
+
+def test_make_waits_for_an_interrupted_training_run(tmp_path):
+    stub = tmp_path / "python"
+    stub.write_text(STUB.format(python=sys.executable, folder=tmp_path))
+    stub.chmod(0o755)
+    process = subprocess.Popen(
+        ["make", "--old-file=data", "train", f"PY={stub}"],
+        **dict(cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT),
+    )
+    while not (tmp_path / "started").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=30)
+    assert (tmp_path / "saved").exists()
+    assert process.returncode != 0 and b"Error 75" in output
 
 
 def test_handlers_are_given_back():

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 import weakref
 
 import torch
@@ -123,6 +124,26 @@ def train(cfg, resume=False, **kwargs):
     except SystemExit as stopped:
         return trainer, stopped.code
     return trainer, None
+
+
+class SlowTrainer(ToyTrainer):
+    """Its step after the first checkpoint lasts, and tells so by a file."""
+
+    seconds = 1.0
+
+    def run_step(self):
+        super().run_step()
+        if self.iter == 12:
+            with open(os.path.join(self.cfg.OUTPUT_DIR, f"rank{comm.get_rank()}"), "w"):
+                time.sleep(self.seconds)
+
+
+def train_slowly(folder, seconds):
+    """Body of a process that is interrupted in the step after iteration 11."""
+    SlowTrainer.seconds = seconds
+    trainer = SlowTrainer(toy_cfg(folder))
+    trainer.resume_or_load(resume=False)
+    trainer.train()
 
 
 def stop_one_rank(whole, parts):
