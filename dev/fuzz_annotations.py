@@ -40,6 +40,11 @@ RLE = {"size": [HEIGHT, WIDTH], "counts": [100, 50, HEIGHT * WIDTH - 150]}
 ODD_VALUES = [
     *(None, True, -1, 0, 1.5, 10**30, float("nan"), float("inf"), "", "x", "1", [], [[]], [None]),
     *({}, {"id": 1}, [1, 2, 3], [-1], [1, -1], [float("nan")] * 6, {"size": [1, 1], "counts": "~"}),
+    # Texts that no tokenizer takes, numbers that overflow, an object twice, an outline without end.
+    *("?!", "\u200b", "the \ud800", "a\0b", 10**400, -(10**4000), 1e19, 65536, [1, 1], [5, 5]),
+    *([1e19, 0, 1, 1], [0, 10**400, 1, 1], {"size": [10**30, 1], "counts": [10**30]}),
+    *([[float(i % 2 * WIDTH), float(i)] * 30 for i in range(3)], [[-30.0, 0.0, 60.0, 9.0] * 999]),
+    {"size": [HEIGHT, WIDTH], "counts": [2**64, HEIGHT * WIDTH - 2**64]},
 ]
 
 
@@ -182,7 +187,10 @@ def damage_values(content, rng):
 
 
 def is_backed(samples, folder):
-    """Whether texts and targets of the samples stand in the files, read by other means."""
+    """Whether texts and targets of the samples stand in the files, read by other means.
+
+    And whether they are what they must be: text that UTF-8 can hold, targets once, boxes in reach.
+    """
     words, ids = set(), set()
     for name in os.listdir(folder):
         with open(os.path.join(folder, name), "rb") as file:
@@ -197,6 +205,15 @@ def is_backed(samples, folder):
                 ids.add(value)
     for sample in samples:
         if sample["expression"] not in words or sample["image_id"] not in ids:
+            return False
+        texts = [str(sample[key]) for key in ("expression", "sample_id", "file_name")]
+        if any(text.encode("utf-8", "ignore").decode() != text or "\0" in text for text in texts):
+            return False
+        if not any(map(str.isalnum, sample["expression"])):
+            return False
+        if len({item["id"] for item in sample["annotations"]}) < len(sample["annotations"]):
+            return False
+        if not all(abs(v) <= 1e6 for item in sample["annotations"] for v in item["bbox"]):
             return False
         for item in sample["annotations"]:
             if item["id"] not in ids and item["id"] >= 0:
