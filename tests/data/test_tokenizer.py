@@ -6,9 +6,11 @@ import pickle
 
 import pytest
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from torch.utils.data import DataLoader, Dataset
 
 import igvg_d2.data.tokenizer as tokenizer_module
+from igvg_d2.data import build_grounding_train_loader
 from igvg_d2.data.tokenizer import (
     TOKENIZER_REGISTRY,
     BEiT3Tokenizer,
@@ -17,6 +19,7 @@ from igvg_d2.data.tokenizer import (
     tokenize,
     warn_of_unknown_words,
 )
+from igvg_d2.engine import setup_config
 
 
 def make_cfg(name, file="", max_tokens=50, clean_text=False):
@@ -236,3 +239,24 @@ def test_half_characters_never_reach_a_tokenizer(any_tokenizer):
     with pytest.raises(ValueError, match=r"'the .ud800 star' has half a character"):
         tokenize(any_tokenizer, "the \ud800 star")
     assert tokenize(any_tokenizer, "the star") == any_tokenizer("the star")
+
+
+def test_a_training_run_begins_with_the_unknown_words(image_samples, caplog):
+    """Shapes' tokenizer and English: every expression would be the same to the model."""
+    english = {"expression": "woman wearing jeans", "ref_id": 1}
+    samples = [{**sample, **english} for sample in image_samples(40)]
+    DatasetCatalog.register("test_english", lambda: samples)
+    opts = ["DATASETS.TRAIN", ("test_english",), "DATALOADER.NUM_WORKERS", 0]
+    try:
+        for unit in ("expression", "object"):
+            caplog.clear()
+            more = ["INPUT.TOKENIZER.NAME", "ShapesTokenizer", "DATALOADER.SAMPLE_UNIT", unit]
+            cfg = setup_config("", [*opts, *more, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", False])
+            with caplog.at_level("WARNING", logger="igvg_d2"):
+                build_grounding_train_loader(cfg)
+            assert (
+                "40 of 40 expressions looked at have words of which ShapesTokenizer" in caplog.text
+            )
+            assert "'woman wearing jeans'" in caplog.text
+    finally:
+        DatasetCatalog.remove("test_english")

@@ -78,6 +78,12 @@ def test_empty_expression(predictor, image, expression):
         predictor(image, expression)
 
 
+@pytest.mark.parametrize("text, reason", [("?!", "no token"), ("a \ud800", "half a character")])
+def test_what_no_tokenizer_takes_is_refused(predictor, image, text, reason):
+    with pytest.raises(ValueError, match=reason):
+        predictor(image, text)
+
+
 def test_unknown_words_are_reported(predictor, image, caplog):
     logger = logging.getLogger("igvg_d2")
     logger.propagate = True
