@@ -5,6 +5,8 @@ from typing import Dict, Optional, Tuple
 import torch
 import torch.nn.functional as F
 
+from .transfer import to_device
+
 
 def crop_outputs(
     outputs: Dict[str, Optional[torch.Tensor]],
@@ -31,6 +33,8 @@ def crop_outputs(
     cropped = {
         key: None if value is None else value[index : index + 1] for key, value in outputs.items()
     }
+    if (rows, columns) == (height, width):
+        return cropped
     for key in ("sem_seg", "pred_masks"):
         if cropped.get(key) is not None:
             masks = F.interpolate(
@@ -42,7 +46,7 @@ def crop_outputs(
     for key in ("pred_boxes", "pred_points"):
         if cropped.get(key) is not None:
             value = cropped[key].float()
-            scale = value.new_tensor([width / columns, height / rows])
+            scale = to_device(torch.tensor([width / columns, height / rows]), value.device)
             cropped[key] = value * scale.repeat(value.shape[-1] // 2)
     if cropped.get("attention_map") is not None:
         cells = cropped["attention_map"].shape[-2:]

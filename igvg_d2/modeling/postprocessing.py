@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from detectron2.layers import nms
 from detectron2.structures import Boxes, Instances
 
+from .letterbox import crop_outputs
 from .losses import cxcywh_to_xyxy
+from .transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ def grounding_postprocess(
     original_sizes: List[Tuple[int, int]],
     options: PostprocessOptions,
     frame_sizes: Optional[List[Sequence[int]]] = None,
+    content_sizes: Optional[List[Tuple[int, int]]] = None,
 ) -> List[Dict]:
     """Scores, thresholds, and boxes and masks at the original resolution.
 
@@ -63,46 +66,76 @@ def grounding_postprocess(
         original_sizes: (height, width) of each original image.
         options: thresholds and modes.
         frame_sizes: of each image, sides of the square frames in which the union mask is made too.
+        content_sizes: (rows, columns) of each image in the top left corner of a padded network
+            input; default: nothing is padded.
 
     Returns:
-        N dicts in the original frame: "instances" (kept queries by descending score), "candidates"
-        (all queries), both ``Instances`` with pred_boxes, scores, pred_classes, pred_masks (bool),
-        pred_points (pixels); "mask" bool (height, width); "sem_seg" float (1, height, width) logits
-        if there is a global mask; "no_target" bool; "no_target_score" float scalar;
-        "attention_map" float (Hi, Wi) if there is one; for `frame_sizes` "resized_masks"
-        {size: bool (size, size)}, "mask" made in that frame from the logits in the same way as in
-        the original one, not from the mask there.
+        N dicts in the original frame: "candidates" (all queries by descending score) and
+        "instances" (those kept, a view of the first ones), both ``Instances`` with pred_boxes,
+        scores, pred_classes, pred_masks (bool), pred_points (pixels); "mask" bool (height, width);
+        "sem_seg" float (1, height, width) logits if there is a global mask; "no_target" bool;
+        "no_target_score" float scalar; "attention_map" float (Hi, Wi) if there is one; for
+        `frame_sizes` "resized_masks" {size: bool (size, size)}, "mask" made in that frame from the
+        logits in the same way as in the original one, not from the mask there.
+
+    Raises:
+        FloatingPointError: a score or a box is infinite or NaN.
     """
+    contents = content_sizes or [network_size] * len(original_sizes)
+    align_corners = options.align_corners and options.mask_resize == "binary"
+    samples = [
+        crop_outputs(outputs, i, network_size, content, align_corners)
+        for i, content in enumerate(contents)
+    ]
     present = _present_probability(outputs["no_target_logits"], options.no_target_test)
+    if "pred_logits" in outputs:
+        ranked, counts = _rank_queries(samples, present, original_sizes, options)
+        no_target = [count == 0 for count in counts]
+    else:
+        ranked = [_no_queries(size, present.device) for size in original_sizes]
+        counts = [0] * len(samples)
+        no_target = (_to_host(present) < 0.5).tolist()
     results = []
-    for i, size in enumerate(original_sizes):
-        result = {"no_target_score": 1 - present[i]}
-        global_mask = None
-        if outputs["sem_seg"] is not None:
-            logits = outputs["sem_seg"][i]
-            result["sem_seg"] = _resize_logits(logits, size)
-            global_mask = _resize_masks(logits, network_size, size, options)[0]
-        candidates, order = _candidates(outputs, i, present[i], network_size, size, options)
-        # In float64, as the official GREC script: a float32 0.7 is below 0.7.
-        kept = candidates.scores.double() >= options.score_thresh
-        result["candidates"] = candidates
-        result["instances"] = candidates[kept]
-        if "pred_logits" in outputs:
-            result["no_target"] = not bool(kept.any())
-        else:
-            result["no_target"] = bool(present[i] < 0.5)
-        masks = result["instances"].pred_masks
-        result["mask"] = _merge(global_mask, masks, options.output_mask)
+    for i, (sample, size) in enumerate(zip(samples, original_sizes)):
+        (candidates, order), count, content = ranked[i], counts[i], contents[i]
+        candidates.pred_masks = _instance_masks(sample, order, content, size, options)
+        kept = candidates[:count]
+        result = {
+            "candidates": candidates,
+            "instances": kept,
+            "no_target": no_target[i],
+            "no_target_score": 1 - present[i],
+            "mask": _union_mask(sample, kept.pred_masks, content, size, options),
+        }
+        if sample["sem_seg"] is not None:
+            result["sem_seg"] = _resize_logits(sample["sem_seg"][0], size)
         if frame_sizes is not None and frame_sizes[i]:
-            kept = order[kept]
-            result["resized_masks"] = {
-                frame: _frame_mask(outputs, i, kept, network_size, frame, options)
-                for frame in frame_sizes[i]
-            }
-        if outputs.get("attention_map") is not None:
-            result["attention_map"] = outputs["attention_map"][i]
+            result["resized_masks"] = {}
+            for frame in frame_sizes[i]:
+                square = (frame, frame)
+                masks = _instance_masks(sample, order[:count], content, square, options)
+                mask = _union_mask(sample, masks, content, square, options)
+                result["resized_masks"][frame] = mask
+        if sample.get("attention_map") is not None:
+            result["attention_map"] = sample["attention_map"][0]
         results.append(result)
     return results
+
+
+def _to_host(values: torch.Tensor) -> torch.Tensor:
+    """The one copy of a batch that waits for the device; sorting and counting need no other.
+
+    Raises:
+        FloatingPointError: a value is infinite or NaN; it would pass for "no target".
+    """
+    values = values.cpu()
+    is_finite = values.reshape(len(values), -1).isfinite().all(dim=1).tolist()
+    if not all(is_finite):
+        raise FloatingPointError(
+            f"The model's scores or boxes of sample {is_finite.index(False)} of the batch are "
+            "infinite or NaN: look for such numbers in MODEL.WEIGHTS and in the image."
+        )
+    return values
 
 
 def _present_probability(logits: torch.Tensor, mode: str) -> torch.Tensor:
@@ -111,54 +144,51 @@ def _present_probability(logits: torch.Tensor, mode: str) -> torch.Tensor:
     return logits.softmax(-1)[:, 0] if mode == "softmax" else logits[:, 0].sigmoid()
 
 
-def _frame_mask(outputs, index, kept, network_size, frame, options) -> torch.Tensor:
-    """Union mask bool (frame, frame) of the kept queries and the global mask of one sample."""
-    size = (frame, frame)
-    global_mask = None
-    if outputs["sem_seg"] is not None:
-        global_mask = _resize_masks(outputs["sem_seg"][index], network_size, size, options)[0]
-    masks = torch.zeros(0, *size, dtype=torch.bool, device=kept.device)
-    if outputs.get("pred_masks") is not None and len(kept):
-        masks = _resize_masks(outputs["pred_masks"][index][kept], network_size, size, options)
-    return _merge(global_mask, masks, options.output_mask)
+def _no_queries(size, device) -> Tuple[Instances, torch.Tensor]:
+    """Candidates without masks, and their order, of a model without that branch."""
+    candidates = Instances(tuple(size))
+    candidates.pred_boxes = Boxes(torch.zeros(0, 4, device=device))
+    candidates.scores = torch.zeros(0, device=device)
+    candidates.pred_classes = torch.zeros(0, dtype=torch.int64, device=device)
+    candidates.pred_points = torch.zeros(0, 2, device=device)
+    return candidates, candidates.pred_classes
 
 
-def _candidates(outputs, index, present, network_size, size, options):
-    """All queries of one sample by descending score, and their order; empty without that branch."""
-    height, width = size
-    candidates = Instances(size)
-    if "pred_logits" not in outputs:
-        device = present.device
-        candidates.pred_boxes = Boxes(torch.zeros(0, 4, device=device))
-        candidates.scores = torch.zeros(0, device=device)
-        candidates.pred_classes = torch.zeros(0, dtype=torch.int64, device=device)
-        candidates.pred_masks = torch.zeros(0, height, width, dtype=torch.bool, device=device)
-        candidates.pred_points = torch.zeros(0, 2, device=device)
-        return candidates, candidates.pred_classes
-    scores = outputs["pred_logits"][index].float().softmax(-1)[:, 0]
+def _rank_queries(samples, present, sizes, options: PostprocessOptions):
+    """All queries of each sample by descending score, without masks yet.
+
+    Returns:
+        (candidates, order int64 (Q,)) of each sample, and how many of each are kept.
+    """
+    scores = torch.stack([x["pred_logits"][0].float().softmax(-1)[:, 0] for x in samples])
     if options.weight_scores:
-        scores = scores * present
-    scale = scores.new_tensor([width, height])
-    boxes = Boxes(cxcywh_to_xyxy(outputs["pred_boxes"][index].float()) * scale.repeat(2))
-    # First, as the release does: what lies outside of the image decides no suppression.
-    boxes.clip(size)
+        scores = scores * present[:, None]
+    limits = torch.tensor([[width, height] * 2 for height, width in sizes], dtype=torch.float32)
+    limits = to_device(limits, scores.device)[:, None]
+    corners = cxcywh_to_xyxy(torch.cat([x["pred_boxes"] for x in samples]).float()) * limits
+    # Clipped first, as in the release: suppression looks at what is inside of the image.
+    corners = corners.clamp(min=0).minimum(limits)
+    points = torch.cat([x["pred_points"] for x in samples]) * limits[..., :2]
+    host = _to_host(torch.cat([corners, scores[..., None]], dim=-1))
+    host_scores = host[..., 4]
     if options.nms_thresh < 1.0:
         # Suppressed queries stay, because their points count for CoverAcc_all, but with score 0.
-        best = nms(boxes.tensor, scores, options.nms_thresh)
-        scores = torch.zeros_like(scores).scatter(0, best, scores[best])
-    scores, order = scores.sort(descending=True, stable=True)
-    candidates.pred_boxes = boxes[order]
-    candidates.scores = scores
-    candidates.pred_classes = torch.zeros_like(order)
-    masks = outputs["pred_masks"]
-    if masks is None:
-        candidates.pred_masks = torch.zeros(
-            len(order), height, width, dtype=torch.bool, device=scores.device
-        )
-    else:
-        candidates.pred_masks = _resize_masks(masks[index][order], network_size, size, options)
-    candidates.pred_points = outputs["pred_points"][index][order] * scale
-    return candidates, order
+        for boxes, values in zip(host[..., :4], host_scores):
+            best = nms(boxes, values, options.nms_thresh)
+            values.copy_(torch.zeros_like(values).scatter(0, best, values[best]))
+    host_scores, host_order = host_scores.sort(descending=True, stable=True)
+    # In float64, as the official GREC script: a float32 0.7 is below 0.7.
+    counts = (host_scores.double() >= options.score_thresh).sum(dim=1).tolist()
+    scores, order = (to_device(x, corners.device) for x in (host_scores, host_order))
+    ranked = []
+    for i, size in enumerate(sizes):
+        candidates = Instances(tuple(size))
+        candidates.pred_boxes = Boxes(corners[i][order[i]])
+        candidates.scores = scores[i]
+        candidates.pred_classes = torch.zeros_like(order[i])
+        candidates.pred_points = points[i][order[i]]
+        ranked.append((candidates, order[i]))
+    return ranked, counts
 
 
 def _resize_logits(logits: torch.Tensor, size, align_corners: bool = False) -> torch.Tensor:
@@ -179,9 +209,17 @@ def _resize_masks(logits, network_size, size, options: PostprocessOptions) -> to
     return F.interpolate(masks[None].float(), size=tuple(size), mode="nearest")[0] > 0.5
 
 
-def _merge(global_mask: Optional[torch.Tensor], masks: torch.Tensor, mode: str) -> torch.Tensor:
-    """Union of the global mask (H, W) and instance masks (n, H, W), all bool."""
+def _instance_masks(sample, order, content_size, size, options) -> torch.Tensor:
+    """Masks bool (n, *size) of the queries ``order`` int64 (n,); empty ones without a mask head."""
+    if sample.get("pred_masks") is None or not len(order):
+        return torch.zeros(len(order), *size, dtype=torch.bool, device=order.device)
+    return _resize_masks(sample["pred_masks"][0][order], content_size, size, options)
+
+
+def _union_mask(sample, masks, content_size, size, options) -> torch.Tensor:
+    """Union bool ``size`` of the global mask and instance masks (n, *size), as is asked for."""
     instances = masks.any(dim=0)
-    if global_mask is None or mode == "instance":
+    if sample["sem_seg"] is None or options.output_mask == "instance":
         return instances
-    return global_mask | instances if mode == "merge" else global_mask
+    global_mask = _resize_masks(sample["sem_seg"][0], content_size, size, options)[0]
+    return global_mask | instances if options.output_mask == "merge" else global_mask

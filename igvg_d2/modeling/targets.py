@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from detectron2.structures import Instances
 from detectron2.utils import comm
 
+from .transfer import to_device
+
 
 @dataclass(frozen=True)
 class BatchTotals:
@@ -38,7 +40,7 @@ class BatchTotals:
             device: where the totals are wanted; nothing waits for it.
         """
         counts = [len(sample["instances"]) for batch in micro_batches for sample in batch]
-        num_targets = torch.tensor(counts, dtype=torch.float32).to(device, non_blocking=True)
+        num_targets = to_device(torch.tensor(counts, dtype=torch.float32), device)
         world_size = comm.get_world_size()
         if world_size > 1:
             gathered = [torch.empty_like(num_targets) for _ in range(world_size)]
@@ -104,7 +106,7 @@ class GroundingTargets:
         n, t = len(instances), max([1, *counts])
         height, width = instances[0].image_size
         boxes = torch.zeros(n, t, 4)
-        masks = torch.zeros(n, t, height, width)
+        masks = torch.zeros(n, t, height, width, dtype=torch.bool)
         valid = torch.zeros(n, t, dtype=torch.bool)
         scale = torch.tensor([width, height, width, height], dtype=torch.float32)
         for i, (count, x) in enumerate(zip(counts, instances)):
@@ -114,12 +116,9 @@ class GroundingTargets:
                 boxes[i, :count, 2:] = corners[:, 2:] - corners[:, :2]
                 masks[i, :count] = x.gt_masks.tensor
                 valid[i, :count] = True
-        return cls(
-            boxes.to(device, non_blocking=True),
-            masks.to(device, non_blocking=True),
-            valid.to(device, non_blocking=True),
-            counts,
-        )
+        # Masks travel as a byte per pixel.
+        boxes, masks, valid = (to_device(x, device) for x in (boxes, masks, valid))
+        return cls(boxes, masks.float(), valid, counts)
 
     @property
     def no_target(self) -> torch.Tensor:

@@ -30,7 +30,7 @@ class SyncBatchNorm(_BatchNorm):
         values = x.float()
         axes = [axis for axis in range(x.dim()) if axis != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
-        local_count = values.new_tensor([x.numel() / x.shape[1]])
+        local_count = values.new_full((1,), x.numel() / x.shape[1])
         totals = differentiable_all_reduce(torch.cat([values.sum(axes), local_count]))
         count = totals[-1].detach()
         mean = totals[:-1] / count

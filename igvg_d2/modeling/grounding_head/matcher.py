@@ -7,6 +7,7 @@ from torch import nn
 
 from ..losses import cxcywh_to_xyxy, generalized_iou
 from ..targets import GroundingTargets
+from ..transfer import to_device
 
 # In place of a cost that is no number.
 _WORST_COST = 1e9
@@ -90,7 +91,7 @@ class PointGuidedMatcher(nn.Module):
                 if count:
                     rows, columns = linear_sum_assignment(cost[layer, sample, :, :count])
                     assigned[layer, sample, rows] = torch.from_numpy(columns)
-        return assigned.to(logits.device, non_blocking=True)
+        return to_device(assigned, logits.device)
 
     def cost(self, logits, boxes, points, targets: GroundingTargets) -> torch.Tensor:
         """Eq. 4 for all pairs: float (layers, N, Q, T); padded targets' columns mean nothing."""

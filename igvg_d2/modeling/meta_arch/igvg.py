@@ -12,13 +12,13 @@ from torch import nn
 from ..backbone import VisionLanguageBackbone, VLFeatures, build_vl_backbone
 from ..global_head import GlobalHead
 from ..grounding_head import build_grounding_head
-from ..letterbox import crop_outputs
 from ..neck import build_neck
 from ..pixel_decoder import build_pixel_decoder
 from ..postprocessing import PostprocessOptions, grounding_postprocess
 from ..query_generator import build_query_generator
 from ..targets import BatchTotals, GroundingTargets
 from ..training_options import freeze_parameters, replace_sync_batch_norm
+from ..transfer import to_device
 
 
 @META_ARCH_REGISTRY.register()
@@ -216,17 +216,12 @@ class IGVG(nn.Module):
             (x.get("height", network_size[0]), x.get("width", network_size[1]))
             for x in batched_inputs
         ]
-        network_size, options = tuple(network_size), self.postprocess
+        network_size = tuple(network_size)
         frames = [x.get("frame_sizes", ()) for x in batched_inputs]
         contents = [tuple(x.get("content_size", network_size)) for x in batched_inputs]
-        if all(content == network_size for content in contents):
-            return grounding_postprocess(outputs, network_size, sizes, options, frames)
-        align_corners = options.align_corners and options.mask_resize == "binary"
-        results = []
-        for i, (content, size) in enumerate(zip(contents, sizes)):
-            cropped = crop_outputs(outputs, i, network_size, content, align_corners)
-            results += grounding_postprocess(cropped, content, [size], options, frames[i : i + 1])
-        return results
+        return grounding_postprocess(
+            outputs, network_size, sizes, self.postprocess, frames, contents
+        )
 
     def preprocess_image(self, batched_inputs: List[Dict]) -> torch.Tensor:
         """Normalise and stack: float (N, 3, H, W) on the model's device.
@@ -248,7 +243,7 @@ class IGVG(nn.Module):
                 f"The network input is {height} x {width} pixels; both must be multiples of "
                 f"{divisor}. Change INPUT.IMAGE_SIZE."
             )
-        batch = torch.stack(images).to(self.device, non_blocking=True)
+        batch = to_device(torch.stack(images), self.device)
         batch = (batch.float() - self.pixel_mean) / self.pixel_std
         # Convolutions keep this layout, and LayerNorm2d then needs no copies.
         return batch.contiguous(memory_format=torch.channels_last)
@@ -270,8 +265,8 @@ class IGVG(nn.Module):
             text_ids[i, :length] = x["text_ids"][:length]
             text_padding_mask[i, :length] = False
         return (
-            text_ids.to(self.device, non_blocking=True),
-            text_padding_mask.to(self.device, non_blocking=True),
+            to_device(text_ids, self.device),
+            to_device(text_padding_mask, self.device),
             min(lengths) < longest,
         )
 

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..transfer import to_device
+
 
 def ms_deform_attn_core(
     value: torch.Tensor,
@@ -116,7 +118,8 @@ class MSDeformAttn(nn.Module):
         offsets = self.sampling_offsets(query).to(dtype).view(*layout, 2)
         weights = self.attention_weights(query).to(dtype).view(n, q, self.num_heads, -1).softmax(-1)
         # Offsets are in cells of their level.
-        cells = offsets.new_tensor([[width, height] for height, width in spatial_shapes])
+        cells = torch.tensor([shape[::-1] for shape in spatial_shapes], dtype=dtype)
+        cells = to_device(cells, offsets.device)
         locations = reference_points.to(dtype)[:, :, None, None, None] + offsets / cells[:, None]
         out = ms_deform_attn_core(value, spatial_shapes, locations, weights.view(layout))
         return self.output_proj(out.to(query.dtype))
