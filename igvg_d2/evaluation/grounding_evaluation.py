@@ -22,7 +22,7 @@ from .frames import (
     to_numpy,
 )
 from .metrics import count_by_cardinality, count_pixels, percent
-from .predictions import PredictionWriter
+from .predictions import PredictionWriter, output_to_host
 from .protocols import Protocol, parse_protocols
 from .reporting import Record, append_line, format_report, merge_records, write_json
 
@@ -137,7 +137,7 @@ class GroundingEvaluator(DatasetEvaluator):
             inputs: model inputs; only `sample_id` is read, ground truth comes from the catalog.
             outputs: model outputs in the original frame, see `GRefCOCOEvaluator`.
         """
-        for model_input, output in zip(inputs, outputs):
+        for model_input, output in zip(inputs, map(output_to_host, outputs)):
             sample_id = model_input["sample_id"]
             if sample_id not in self.samples:
                 raise KeyError(

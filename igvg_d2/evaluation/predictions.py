@@ -179,6 +179,37 @@ def _candidates(prediction: Prediction, size: Tuple[int, int]) -> Instances:
     return candidates
 
 
+def output_to_host(output: Dict[str, Any]) -> Dict[str, Any]:
+    """A model output with the tensors that evaluators read on the host, all by one transfer.
+
+    Args:
+        output: "candidates" and, if there, "mask", "no_target", "no_target_score" and
+            "resized_masks" of any device. Other entries stay where they are.
+    """
+    candidates, sizes = output.get("candidates"), output.get("resized_masks", {})
+    fields = {} if candidates is None else candidates.get_fields()
+    fields = {key: getattr(value, "tensor", value) for key, value in fields.items()}
+    own = {key: output[key] for key in ("mask", "no_target", "no_target_score") if key in output}
+    values = [value for group in (own, sizes, fields) for value in group.values()]
+    tensors = [x for x in values if isinstance(x, torch.Tensor) and x.device.type != "cpu"]
+    if not tensors:
+        return output
+    # The widest type first: each then begins at a multiple of its width, which a view wants.
+    tensors.sort(key=lambda x: -x.element_size())
+    parts = [x.detach().contiguous().reshape(-1).view(torch.uint8) for x in tensors]
+    copies = torch.cat(parts).cpu().split([len(part) for part in parts])
+    copied = {id(x): y.view(x.dtype).view(x.shape) for x, y in zip(tensors, copies)}
+    own, sizes, fields = (
+        {key: copied.get(id(value), value) for key, value in group.items()}
+        for group in (own, sizes, fields)
+    )
+    if "pred_boxes" in fields:
+        fields["pred_boxes"] = Boxes(fields["pred_boxes"])
+    if candidates is not None:
+        own["candidates"] = Instances(candidates.image_size, **fields)
+    return {**output, **own, "resized_masks": sizes}
+
+
 def output_to_prediction(output: Dict[str, Any], sample: Dict[str, Any]) -> Prediction:
     """The reverse of :func:`prediction_to_output`; scores keep all their digits."""
     candidates = output["candidates"]
