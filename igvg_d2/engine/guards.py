@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import os
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from detectron2.engine import HookBase
@@ -138,10 +138,14 @@ class LossGuard:
     one, and "batch" means one of these. All processes decide alike: a loss that is not finite in
     one of them concerns all.
 
-    Without a log it raises, in all processes, before gradients are computed: nothing of the batch
+    Without a log it raises, in all processes, before the optimizer's step: nothing of the batch
     reaches weights, optimizer or a checkpoint. With a log the batch is passed over instead: its
     losses are replaced by zeros that leave every parameter a zero gradient, and the running
     statistics of normalisation layers are put back.
+
+    Attributes:
+        deferred: no forward pass waits for the device; the training loop asks :meth:`is_bad` and
+            calls :meth:`settle` before each step of the optimizer. Not with a log.
     """
 
     def __init__(
@@ -155,8 +159,11 @@ class LossGuard:
         """
         self.log = log
         self.max_in_a_row = max_in_a_row
+        self.deferred = False
         self.in_a_row = 0
         self._batch: List[Dict[str, str]] = []
+        # Samples, names of the losses and float (losses,), of batches that were not looked at.
+        self._pending: List[Tuple[List[Dict[str, str]], List[str], torch.Tensor]] = []
         self._keys: Optional[List[str]] = None
         self._buffers: List[torch.Tensor] = []
         model.register_forward_pre_hook(self._before_forward)
@@ -184,16 +191,15 @@ class LossGuard:
         if self._keys is None:
             self._check_keys(losses)
         values = torch.stack([value.detach().float() for value in losses.values()])
-        is_bad = (~torch.isfinite(values)).any().to(torch.int32)
-        if comm.get_world_size() > 1:
-            torch.distributed.all_reduce(is_bad, torch.distributed.ReduceOp.MAX)
-        if not is_bad.item():
-            self.in_a_row = 0
+        self._pending.append((self._batch, list(losses), values))
+        if self.deferred:
             return None
-        message = self._describe(dict(zip(losses, values.tolist())))
+        is_bad = bool(self.is_bad().item())
+        if self.log is None or not is_bad:
+            self.in_a_row = 0
+            return self.settle(is_bad)
+        message = self._describe()
         self.in_a_row += 1
-        if self.log is None:
-            raise FloatingPointError(message + "The weights are those of the iteration before.")
         if self.in_a_row > self.max_in_a_row:
             raise FloatingPointError(
                 f"{message}This is batch {self.in_a_row} of this kind in a row, of which "
@@ -208,6 +214,31 @@ class LossGuard:
         # Every parameter stays in the graph, which DistributedDataParallel waits for.
         zero = sum((0.0 * p).sum().float() for p in model.parameters() if p.requires_grad)
         return {key: zero if i == 0 else zero.detach() for i, key in enumerate(losses)}
+
+    def is_bad(self) -> torch.Tensor:
+        """float scalar on the device: 1 if a loss since the last :meth:`settle` is not finite.
+
+        The processes exchange it, so all have to call it.
+        """
+        values = torch.cat([values for _, _, values in self._pending])
+        is_bad = (~torch.isfinite(values)).any().float()
+        if comm.get_world_size() > 1:
+            torch.distributed.all_reduce(is_bad, torch.distributed.ReduceOp.MAX)
+        return is_bad
+
+    def settle(self, is_bad: bool) -> None:
+        """Forget the batches since the last call.
+
+        Args:
+            is_bad: what :meth:`is_bad` said.
+
+        Raises:
+            FloatingPointError: it is; the message names iteration, losses and samples.
+        """
+        if is_bad:
+            message = self._describe()
+            raise FloatingPointError(message + "The weights are those of the iteration before.")
+        self._pending = []
 
     def _check_keys(self, losses: Dict[str, torch.Tensor]) -> None:
         """Detectron2 trains on every value of the dict, and averages over the keys of process 0."""
@@ -226,15 +257,20 @@ class LossGuard:
                 )
         self._keys = keys
 
-    def _describe(self, losses: Dict[str, float]) -> str:
-        """Iteration, and for each process the losses that are not finite and its samples."""
-        bad = {key: value for key, value in losses.items() if not math.isfinite(value)}
+    def _describe(self) -> str:
+        """Iteration, and for each process the losses that are not finite and their samples."""
+        mine = []
+        for batch, keys, values in self._pending:
+            found = zip(keys, values.tolist())
+            mine.append(({k: v for k, v in found if not math.isfinite(v)}, batch))
+        self._pending = []
         iteration = get_event_storage().iter if has_event_storage() else "?"
         lines = [f"Loss became infinite or NaN at iteration={iteration}!"]
-        for rank, (values, batch) in enumerate(comm.all_gather((bad, self._batch))):
-            names = ", ".join(f"{x['sample_id']} ('{x['file_name']}')" for x in batch)
-            found = ", ".join(f"{key} = {value}" for key, value in values.items())
-            lines.append(f"rank {rank}: {found or 'all losses finite'}; samples {names}")
+        for rank, batches in enumerate(comm.all_gather(mine)):
+            for bad, batch in [x for x in batches if x[0]] or batches[-1:]:
+                names = ", ".join(f"{x['sample_id']} ('{x['file_name']}')" for x in batch)
+                text = ", ".join(f"{key} = {value}" for key, value in bad.items())
+                lines.append(f"rank {rank}: {text or 'all losses finite'}; samples {names}")
         return "\n".join(lines) + "\n"
 
 

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import logging
 import time
-from typing import Any, Dict, Iterable, Iterator, List, Optional
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
 import torch
 from detectron2.config import CfgNode
@@ -14,6 +14,8 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from igvg_d2.modeling.targets import BatchTotals
+
+from .guards import LossGuard
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +58,19 @@ class GroundingStepTrainer(SimpleTrainer):
         self.grad_scaler = None
         if precision is torch.float16:
             self.grad_scaler = torch.amp.GradScaler(self.device.type)
+        self.guard: Optional[LossGuard] = None
+        # Losses and seconds of the step that are not written yet.
+        self._unwritten: Optional[Tuple[Dict[str, torch.Tensor], float]] = None
+        # Left by the hook that clips, which comes before this one.
+        optimizer.grad_norm = None
+        optimizer.register_step_pre_hook(lambda *_: self._write_step(has_gradient=True))
 
     def run_step(self):
-        """Gradients of one batch of the loader, and one step of the optimizer."""
+        """Gradients of one batch of the loader, and one step of the optimizer.
+
+        Raises:
+            FloatingPointError: a loss or the gradient is infinite or NaN; there is no step.
+        """
         assert self.model.training, "The model was put into evaluation mode by someone."
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
@@ -66,16 +78,49 @@ class GroundingStepTrainer(SimpleTrainer):
         self.optimizer.zero_grad()
         losses = self.accumulate(split_batch(batch, self.accumulation_steps))
         self.after_backward()
-        self._write_metrics(losses, data_time)
+        self._unwritten = losses, data_time
         if self.grad_scaler is None:
             self.optimizer.step()
             return
         # Gradients are unscaled before the optimizer's hooks clip them; without a finite gradient
         # there is no step.
         self.grad_scaler.step(self.optimizer)
+        self._write_step(has_gradient=False)
         self.grad_scaler.update()
         storage = get_event_storage()
         storage.put_scalar("amp_scale", self.grad_scaler.get_scale(), smoothing_hint=False)
+
+    def defer(self, guard: LossGuard) -> None:
+        """Look at the losses that a guard of the model sees once per step, not in each forward."""
+        guard.deferred, self.guard = True, guard
+
+    def _write_step(self, has_gradient: bool) -> None:
+        """Check and log the numbers of a step, before the optimizer does it.
+
+        They come in one copy: each on its own would wait for the device some twenty times.
+        """
+        if self._unwritten is None:
+            return
+        (losses, data_time), self._unwritten = self._unwritten, None
+        numbers = dict(losses)
+        if has_gradient and self.optimizer.grad_norm is not None:
+            numbers["grad_norm"] = self.optimizer.grad_norm
+        if self.guard is not None:
+            numbers["is_bad"] = self.guard.is_bad()
+        values = torch.stack([value.detach().float() for value in numbers.values()]).cpu()
+        numbers = dict(zip(numbers, values))
+        if self.guard is not None:
+            self.guard.settle(bool(numbers.pop("is_bad")))
+        norm = numbers.pop("grad_norm", None)
+        self._write_metrics(numbers, data_time)
+        if norm is None:
+            return
+        if not norm.isfinite():
+            raise FloatingPointError(
+                f"The gradient became infinite or NaN at iteration={self.iter}, and the losses are "
+                "finite! The weights are those of the iteration before."
+            )
+        get_event_storage().put_scalar("grad_norm", norm, smoothing_hint=False)
 
     def accumulate(self, micro_batches: List[List[Dict[str, Any]]]) -> Dict[str, torch.Tensor]:
         """Add the gradients of the mean over micro-batches to those of the parameters.

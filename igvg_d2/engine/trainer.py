@@ -69,13 +69,15 @@ class GroundingTrainer(DefaultTrainer):
         if cfg.DATALOADER.SKIP_BAD_SAMPLES:
             periods = (20, cfg.SOLVER.CHECKPOINT_PERIOD)
             self.bad_sample_log = BadSampleLog(model, cfg.OUTPUT_DIR, periods=periods)
-        LossGuard(model, self.bad_sample_log)
+        guard = LossGuard(model, self.bad_sample_log)
         ema = cfg.SOLVER.EMA
         self.ema = WeightAverage(model, optimizer, ema.DECAY) if ema.ENABLED else None
         on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
         device_ids = [torch.cuda.current_device()] if on_gpu else None
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
         self._trainer = build_step_trainer(cfg, model, data_loader, optimizer)
+        if self.bad_sample_log is None:
+            self._trainer.defer(guard)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         checkpointables = {"trainer": weakref.proxy(self), "run": RunRecord(cfg)}
         if self.ema is not None:

@@ -93,7 +93,10 @@ def clip_total_norm(optimizer: torch.optim.Optimizer, max_norm: float) -> None:
     def clip(optimizer, args, kwargs):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else math.inf)
-        if has_event_storage():
+        if hasattr(optimizer, "grad_norm"):
+            # Whoever set it logs it along with the losses, in one copy from the device.
+            optimizer.grad_norm = norm
+        elif has_event_storage():
             get_event_storage().put_scalar("grad_norm", float(norm), smoothing_hint=False)
 
     optimizer.register_step_pre_hook(clip)
