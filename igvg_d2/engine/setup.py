@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+import igvg_d2
 from igvg_d2.config import add_igvg_config
 from igvg_d2.data import GroundingTrainLoader
 from igvg_d2.data.datasets import register_expressions, set_skip_invalid
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 AddConfig = Sequence[Callable[[CfgNode], None]]
 
+_CHECKOUT = os.path.dirname(os.path.dirname(igvg_d2.__file__))
 # Characters of a config file, and files that it may lead to by _BASE_.
 _LARGEST_FILE = 200_000
 _MOST_FILES = 50
@@ -65,6 +67,10 @@ def setup_config(
         cfg.merge_from_list(list(opts))
     except _UNFIT as error:
         raise ValueError(f"options KEY VALUE of the command line: {_one_line(error)}") from error
+    # Configs of a checkout name its files from its root, wherever the command runs.
+    in_checkout = os.path.join(_CHECKOUT, cfg.MODEL.WEIGHTS)
+    if not os.path.isfile(cfg.MODEL.WEIGHTS) and os.path.isfile(in_checkout):
+        cfg.MODEL.WEIGHTS = in_checkout
     asked = cfg.MODEL.DEVICE
     cfg.MODEL.DEVICE = find_device(asked or default, num_processes, is_default=not asked)
     _register_expression_files(cfg)

@@ -219,6 +219,17 @@ def test_options_that_do_not_fit_are_named(opts):
         setup_config("", opts)
 
 
+def test_files_of_the_checkout_are_found_from_anywhere(monkeypatch, tmp_path):
+    path = ROOT / "configs" / "Shapes" / "igvg_tiny.yaml"
+    monkeypatch.chdir(tmp_path)
+    weights = setup_config(str(path)).MODEL.WEIGHTS
+    assert weights == str(ROOT / "demo" / "beit3_tiny_shapes.safetensors")
+    own = tmp_path / "demo" / "beit3_tiny_shapes.safetensors"
+    own.parent.mkdir()
+    own.touch()
+    assert setup_config(str(path)).MODEL.WEIGHTS == "demo/beit3_tiny_shapes.safetensors"
+
+
 def test_paper_configs_demand_weights(tmp_path):
     """BEiT-3's, by name; an empty value trains from random weights."""
     for path in CONFIGS:
