@@ -17,6 +17,7 @@ Other fields are ignored, unless their name looks like a slip of one of these.
 
 import difflib
 import os
+import reprlib
 from functools import lru_cache
 from typing import IO, Any, Dict, Iterator, Optional, Tuple
 
@@ -81,7 +82,7 @@ def _identified(item: Any, where: str) -> Prediction:
         if not {"ref_id", "sent_id"} <= item.keys():
             raise PredictionError(
                 f"{where}: expected 'sample_id', or 'ref_id' and 'sent_id', found "
-                f"{sorted(item)[:8]}"
+                f"{reprlib.repr(sorted(item)[:8])}"
             )
         item = {**item, "sample_id": f"{item['ref_id']}_{item['sent_id']}"}
     if not isinstance(item["sample_id"], str) or not is_printable(item["sample_id"]):
@@ -117,7 +118,7 @@ def _to_output(prediction: Prediction, sample: Dict[str, Any]) -> Dict[str, Any]
     mask = _mask(prediction["mask"], [size, *((s, s) for s in FRAME_SIZES)], "mask")
     no_target = prediction.get("no_target", not mask.any())
     if not isinstance(no_target, bool):
-        raise ValueError(f"'no_target' must be a bool: {no_target!r}")
+        raise ValueError(f"'no_target' must be a bool: {reprlib.repr(no_target)}")
     output = {
         "mask": torch.from_numpy(mask),
         "no_target": no_target,
@@ -131,7 +132,7 @@ def _to_output(prediction: Prediction, sample: Dict[str, Any]) -> Dict[str, Any]
     score = prediction.get("no_target_score")
     if score is not None:
         if isinstance(score, bool) or not isinstance(score, (int, float)) or not 0 <= score <= 1:
-            raise ValueError(f"'no_target_score' not in [0, 1]: {score!r}")
+            raise ValueError(f"'no_target_score' not in [0, 1]: {reprlib.repr(score)}")
         output["no_target_score"] = float(score)
     return output
 
@@ -141,12 +142,13 @@ def _check_fields(prediction: Prediction, sample: Dict[str, Any]) -> None:
     for key in prediction.keys() - set(_FIELDS):
         alike = _meant(key)
         if alike is not None and alike not in prediction:
-            raise ValueError(f"no field '{key}'; is '{alike}' meant?")
+            raise ValueError(f"no field {key!r}; is '{alike}' meant?")
     for key in ("ref_id", "sent_id", "image_id"):
         if key in prediction and key in sample and str(prediction[key]) != str(sample[key]):
-            raise ValueError(f"'{key}' is {prediction[key]!r}, in the data set {sample[key]!r}")
+            found = reprlib.repr(prediction[key])
+            raise ValueError(f"'{key}' is {found}, in the data set {sample[key]!r}")
     if "mask" not in prediction:
-        raise ValueError(f"no 'mask'; found {sorted(prediction)[:8]}")
+        raise ValueError(f"no 'mask'; found {reprlib.repr(sorted(prediction)[:8])}")
 
 
 @lru_cache(maxsize=256)

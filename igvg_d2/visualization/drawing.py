@@ -78,6 +78,8 @@ def draw_texts(
     canvas = Image.fromarray(image)
     draw = ImageDraw.Draw(canvas)
     for position, text, font, color, anchor in items:
+        # Pillow's layout has no line ends, and an id may hold one.
+        text = " ".join(text.split())
         draw.text(position, text, font=font, fill=color, anchor=anchor)
     image[:] = np.asarray(canvas)
 

@@ -113,6 +113,32 @@ def test_report_holds_everything(run_dir):
     assert text.index("toy_val, percent") < text.index("a_test, percent")
 
 
+HOSTILE = '"><script>alert(3)</script>\ud800\x1b'
+
+
+def test_nothing_that_stands_in_a_file_is_markup(run_dir):
+    """Strings where numbers are expected, names, keys, and half of a surrogate pair."""
+    report = {"dataset": HOSTILE, "num_samples": HOSTILE, "evaluator": HOSTILE}
+    report["results"] = {"gres": {"gIoU": HOSTILE, "gIoU_0": HOSTILE, HOSTILE: 1}, HOSTILE: {}}
+    report["breakdown"] = {HOSTILE: {HOSTILE: {HOSTILE: HOSTILE}}}
+    path = run_dir / "inference" / "toy_val" / "x_metrics.json"
+    path.write_text(json.dumps(report))
+    lines = [{"iteration": i, HOSTILE: 1.0, f"loss_{HOSTILE}": 2.0, "lr": HOSTILE} for i in (1, 2)]
+    (run_dir / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
+    (run_dir / "run_summary.json").write_text(json.dumps({HOSTILE: HOSTILE, "command": HOSTILE}))
+    index_path = run_dir / "pictures" / "toy_val" / "index.json"
+    index = json.loads(index_path.read_text())
+    # Keys of the page's own do not come from the file.
+    index["pictures"][0].update(expression=HOSTILE, link="javascript:1", source="javascript:2")
+    index_path.write_text(json.dumps({**index, "dataset": HOSTILE}))
+    build_report(str(run_dir))
+    text = (run_dir / "report.html").read_text(encoding="utf-8")
+    checker = check_html(text)
+    assert "script" not in checker.tags and text.count("&lt;script&gt;alert(3)") > 10
+    assert not any(link.startswith("javascript:") for link in checker.links)
+    assert "\\ud800" in text and text.rstrip().endswith("</html>")
+
+
 def test_report_needs_no_network(run_dir):
     build_report(str(run_dir))
     links = check_html((run_dir / "report.html").read_text()).links

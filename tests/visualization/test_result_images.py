@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 
 from igvg_d2.engine import setup_config
+from igvg_d2.visualization import GroundingVisualizer
 from igvg_d2.visualization.result_images import render_result_pictures, select_cases
 
 
@@ -104,6 +106,27 @@ def test_images_and_index(cfg, dataset, tmp_path):
     pictures = json.loads(Path(index_path).read_text())["pictures"]
     assert [(p["sample_id"], p["case"]) for p in pictures] == [("4/x", "worst"), ("3/x", "best")]
     assert len(list(output_dir.glob("*.jpg"))) == 2
+
+
+def test_any_id_and_expression_can_be_drawn(cfg, image_samples, tmp_path):
+    ids = ["\ud800", "é" * 400, "a/../b\x1b[2J", "1\n2\u2028" * 200, "中" * 300]
+    samples = image_samples(len(ids), "{}")
+    for sample, sample_id in zip(samples, ids):
+        sample.update(sample_id=sample_id)
+    name = "test_visualization_hostile"
+    DatasetCatalog.register(name, lambda: samples)
+    try:
+        path = Path(render_result_pictures(cfg, _NothingModel(), name, str(tmp_path), len(ids)))
+    finally:
+        DatasetCatalog.remove(name)
+    pictures = json.loads(path.read_text())["pictures"]
+    assert [p["sample_id"] for p in pictures] == ids
+    assert all((tmp_path / p["file"]).is_file() for p in pictures)
+    text = "red \ud800\x1b[2J\x00 \u2028 square"
+    drawn = GroundingVisualizer().draw_prediction(
+        np.zeros((40, 60, 3), np.uint8), text, _NothingModel().eval()([{"height": 40, "width": 60}])[0]
+    )
+    assert drawn.shape[2] == 3
 
 
 def test_records_of_another_data_set(cfg, dataset, tmp_path):
