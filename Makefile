@@ -11,6 +11,8 @@ DATASETS ?= $(if $(DETECTRON2_DATASETS),$(DETECTRON2_DATASETS),datasets)
 PROCESSES ?= $(shell if nvidia-smi -L >/dev/null 2>&1 || [ "$$(getconf _NPROCESSORS_ONLN)" -lt 2 ]; \
                then echo 1; else echo 2; fi)
 OPTS     ?=
+# Files of each kind that make fuzz tries.
+FUZZ     ?= 2000
 TESTS    ?=
 # Processes that share the tests, one thread each.
 JOBS     ?= $(shell n="$$(getconf _NPROCESSORS_ONLN)"; [ "$$n" -lt 4 ] && echo "$$n" || echo 4)
@@ -23,7 +25,7 @@ SHAPES = $(DATASETS)/shapes
 export PYTHONWARNINGS ?= ignore:`torch.jit.script` is deprecated:FutureWarning,ignore:Grad strides do not match bucket view strides:UserWarning,ignore:`broadcast_buffers` is deprecated:FutureWarning
 
 .DEFAULT_GOAL := help
-.PHONY: help env data train report demo test lint clean clean-all
+.PHONY: help env data train report demo test lint fuzz clean clean-all
 # Targets of `make demo` build on one another; -j must not reorder them.
 .NOTPARALLEL:
 
@@ -32,6 +34,7 @@ help:
 	@echo
 	@echo "  make demo       from nothing to a trained, evaluated, visible model (8 minutes of training on 2 cores)"
 	@echo "  make test       the tests"
+	@echo "  make fuzz       FUZZ=$(FUZZ) damaged or hostile files of each kind: annotations, predictions, weights, ..."
 	@echo "  make lint       format and style check (dev/linter.sh --fix repairs what a tool can repair)"
 	@echo
 	@echo "  make env        only create $(VENV) and install; the targets above do it themselves, once"
@@ -76,6 +79,11 @@ test: env
 
 lint: env
 	PATH="$(abspath $(VENV))/bin:$$PATH" dev/linter.sh
+
+fuzz: env
+	OMP_NUM_THREADS=1 "$(PY)" dev/fuzz_annotations.py --count $(FUZZ)
+	OMP_NUM_THREADS=1 "$(PY)" dev/fuzz_predictions.py --count $(FUZZ)
+	OMP_NUM_THREADS=1 "$(PY)" dev/fuzz_files.py --count $(FUZZ)
 
 clean:
 	rm -rf .pytest_cache .mypy_cache build

@@ -45,6 +45,17 @@ ODD_VALUES = [
     *([1e19, 0, 1, 1], [0, 10**400, 1, 1], {"size": [10**30, 1], "counts": [10**30]}),
     *([[float(i % 2 * WIDTH), float(i)] * 30 for i in range(3)], [[-30.0, 0.0, 60.0, 9.0] * 999]),
     {"size": [HEIGHT, WIDTH], "counts": [2**64, HEIGHT * WIDTH - 2**64]},
+    # Names that lead elsewhere, text that acts on a terminal, boxes without bound.
+    *(
+        "\x1b[2J\r",
+        "x" * 400,
+        "../../1.jpg",
+        "/dev/zero",
+        "a\\b",
+        [-1e20, -1e20, 2e20, 2e20],
+        2**63,
+    ),
+    *({"size": [HEIGHT, WIDTH], "counts": "o" * 20 + "0"}, {"size": [2**32, 2**32], "counts": [0]}),
 ]
 
 

@@ -17,6 +17,7 @@ import json
 import os
 import pickle
 import random
+import re
 import resource
 import sys
 import tempfile
@@ -108,15 +109,11 @@ class Weights:
         return path, self.state if suffix == "pth" and not is_odd else None
 
     def _odd(self, rng, marker):
-        tensor = next(iter(self.state.values()))
-        return rng.choice(
-            [
-                *(None, 1, float("nan"), "x", b"x", [], {}, (), {"model": None}, Hostile(marker)),
-                *(torch.zeros(0), torch.zeros(3), tensor.double(), tensor.to_sparse(), 10**30),
-                *(tensor.to("meta"), torch.full_like(tensor, float("inf")), np.float64(1.0)),
-                *(np.array([Hostile(marker)], object), np.zeros(3), {1: 2}, [[[[]]]]),
-            ]
-        )
+        tensor, hostile = next(iter(self.state.values())), Hostile(marker)
+        odd = [None, 1, float("nan"), "x", b"x", [], {}, (), {"model": None}, hostile, 10**30]
+        odd += [torch.zeros(0), torch.zeros(3), tensor.double(), tensor.to_sparse(), {1: 2}]
+        odd += [tensor.to("meta"), torch.full_like(tensor, float("inf")), np.float64(1.0), [[[[]]]]]
+        return rng.choice([*odd, np.array([hostile], object), np.zeros(3)])
 
     def read(self, path):
         """What the model holds after the file was loaded."""
@@ -165,25 +162,15 @@ class Configs:
     def make(self, rng, marker):
         parent, text = rng.choice(self.texts)
         path = self.folder / "config.yaml"
+        bomb = "".join(f"X{i + 1}: &x{i + 1} [{f'*x{i}, ' * 9}]\n" for i in range(30))
         hostile = [
-            f"X: !!python/object/apply:os.mkdir ['{marker}']",
-            f"MODEL: !!python/object/new:os.mkdir ['{marker}']",
-            f"_BASE_: {path}",
-            "_BASE_: absent.yaml",
-            "_BASE_: [1]",
-            "A: &a [1, 1]\nB: &b [*a, *a, *a, *a]\nC: &c [*b, *b, *b, *b]",
-            "A: &a [*a]",
-            "MODEL: 5",
-            "SEED: " + "9" * 5000,
-            "SEED: \x1b[2J",
-            "[" * 2000,
-            "? {a: b}\n: c",
-            "MODEL:\n  WEIGHTS: {}",
-            "VERSION: x",
+            *(f"X: !!python/object/apply:os.mkdir ['{marker}']", f"_BASE_: {path}", "MODEL: 5"),
+            *(f"MODEL: !!python/object/new:os.mkdir ['{marker}']", "_BASE_: absent.yaml"),
+            *("_BASE_: [1]", f"X0: &x0 1\n{bomb}", "A: &a [*a]", "SEED: " + "9" * 5000, "[" * 2000),
+            *("SEED: \x1b[2J", "? {a: b}\n: c", "MODEL:\n  WEIGHTS: {}", "VERSION: x"),
             "SOLVER: {BASE_LR: .nan, STEPS: 5}",
         ]
-        lines = text.replace('_BASE_: "', f'_BASE_: "{parent}/').splitlines()
-        lines = [x.replace("_BASE_: ../", f"_BASE_: {parent}/../") for x in lines]
+        lines = re.sub('_BASE_: "?', lambda found: f"{found[0]}{parent}/", text).splitlines()
         if rng.random() < 0.5:
             lines.insert(rng.randrange(len(lines) + 1), rng.choice(hostile))
             data = "\n".join(lines).encode()
@@ -249,13 +236,20 @@ class Pickles:
             call = f"cos\nmkdir\n(V{marker}\ntR".encode()
             pieces = [b"(", b"l", b"d", b"t", b"}", b"]", b")", b"a", b"e", b"u", b"s", b"0", b"2"]
             pieces += [b"K\x01", b"U\x01x", b"q\x01", b"h\x01", b"\x85", b"\x86", b"b", b"R", b"N"]
-            pieces += [b"\x94", b"\x93", b"o", b"I1\n", b"r\xff\xff\xff\x7f", b"\x8b\xff\xff\xff\x7f"]
+            pieces += [
+                b"\x94",
+                b"\x93",
+                b"o",
+                b"I1\n",
+                b"r\xff\xff\xff\x7f",
+                b"\x8b\xff\xff\xff\x7f",
+            ]
             pieces += [call, b"\x8c\x02os\x8c\x05mkdir\x93", b"\x8a\xff" + b"\xff" * 255, b"."]
             data = b"\x80\x02" + b"".join(rng.choices(pieces, k=rng.randrange(1, 60))) + b"."
         else:
             content = [*self.records, Hostile(marker)] if kind == "hostile" else self.records
             data = pickle.dumps(content, rng.randrange(6))
-            data = damage_bytes(data, rng) if kind == "honest" else data
+            data = damage_bytes(data, rng) if kind == "honest" and rng.random() < 0.9 else data
         path = self.folder / rng.choice(("refs.p", "weights.pth", "weights.pkl"))
         if path.suffix == ".pth":
             with zipfile.ZipFile(path, "w") as archive:

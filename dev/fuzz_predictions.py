@@ -132,7 +132,14 @@ def make_case():
     return samples, predictions
 
 
-_VALUES = (None, True, -1, 0, 1, 2.5, 1e400, float("nan"), 10**30, "", "x", [], {}, [[]], [None])
+_VALUES = (
+    *(None, True, -1, 0, 1, 2.5, 1e400, float("nan"), 10**30, "", "x", [], {}, [[]], [None]),
+    # Boxes that match everything, runs that wrap around, text that no file or terminal can take.
+    *(1e19, [[-1e20, -1e20, 1e20, 1e20]], [[0, 0, 1e300, 5]], [1e19], [[-1e20, 1e20]], 10**400),
+    *({"size": list(_SIZE), "counts": [2**64, 204 - 2**64]}, [2**63] * 2 + [204], "o" * 20 + "0"),
+    *({"size": [10**9, 10**9], "counts": [10**18]}, {"size": [2**32, 2**32], "counts": [0]}),
+    *("\ud800", "\x1b[2J\rgIoU 99", "x" * 400, 1e-300, -0.0, {"x": {"x": []}}),
+)
 
 
 def damage_content(predictions, rng):
@@ -164,7 +171,19 @@ def damage_text(text, rng):
     """Replace, cut out, repeat or cut off a piece."""
     start = rng.randrange(len(text))
     end = min(len(text), start + rng.choice([1, 1, 2, 30]))
-    kind = rng.randrange(5)
+    kind = rng.randrange(6)
+    if kind == 5:
+        # A second value under a key, digits and brackets without end.
+        pieces = (
+            '"no_target": true, ',
+            '"scores": [], ',
+            "9" * 5000,
+            "[" * 5000,
+            "\ud800",
+            "\ufeff",
+        )
+        place = rng.choice([start, *(i + 1 for i, c in enumerate(text) if c == "{")])
+        return text[:place] + rng.choice(pieces) + text[place:]
     if kind == 0:
         return text[:start] + chr(rng.randrange(32, 127)) + text[start + 1 :]
     if kind == 1:
@@ -257,7 +276,7 @@ def fuzz(count, seed, folder, progress=lambda items: items):
             if content is predictions and text:
                 text = damage_text(text, rng)
             path = Path(folder) / "predictions.json"
-            path.write_text(text, encoding="utf-8")
+            path.write_text(text, encoding="utf-8", errors="surrogatepass")
             outcome = judge(scorer, str(path), text, lines, samples)
             outcomes[outcome.split(":")[0]] += 1
             if outcome not in ("refused", "scored"):

@@ -101,11 +101,11 @@ def _check_content(content: Any) -> None:
     average = content.get("ema")
     if isinstance(average, dict) and "num_updates" in average:
         _check_dict(average.get("model"), "averaged tensors as 'model' of 'ema'")
-        _check_tensors(average["model"], "of 'ema' ")
+        check_tensors(average["model"], "of 'ema' ")
     for name in ("model", "state_dict"):
         if name in content:
             _check_dict(content[name], f"a dict of tensors as '{name}'")
-            _check_tensors(content[name])
+            check_tensors(content[name])
     if not all(isinstance(key, str) for key in content):
         raise ValueError("expected names of text")
     queries = content.get("num_queries")
@@ -118,8 +118,8 @@ def _check_dict(found: Any, wanted: str) -> None:
         raise ValueError(f"expected {wanted}, found a {type(found).__name__}")
 
 
-def _check_tensors(state: Dict[Any, Any], where: str = "") -> None:
-    """Refuse a state dict with something else than tensors with values."""
+def check_tensors(state: Dict[Any, Any], where: str = "") -> None:
+    """Refuse, by ValueError, a state dict with something else than tensors with values."""
     for key, value in state.items():
         usable = isinstance(value, torch.Tensor) and value.layout == torch.strided
         if not isinstance(key, str) or not usable or value.is_meta or value.is_quantized:

@@ -6,6 +6,7 @@ from typing import Any, Dict, Tuple
 from torch import nn
 
 from .beit3_conversion import convert_beit3, is_beit3
+from .files import check_tensors
 from .instancevg_conversion import convert_instancevg, is_instancevg
 from .instancevg_keys import ENCODERS
 
@@ -45,6 +46,7 @@ def adapt_checkpoint(loaded: Dict[str, Any], path: str, model: nn.Module) -> Dic
             adapted = {"model": state, "__author__": "InstanceVG", "num_queries": queries}
         else:
             adapted, report = loaded if "model" in loaded else {"model": loaded}, None
+            check_tensors(adapted["model"])
         _check_encoder(adapted["model"], model)
         _check_queries(adapted.get("num_queries"), model)
     except ValueError as error:

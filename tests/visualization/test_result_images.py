@@ -124,7 +124,9 @@ def test_any_id_and_expression_can_be_drawn(cfg, image_samples, tmp_path):
     assert all((tmp_path / p["file"]).is_file() for p in pictures)
     text = "red \ud800\x1b[2J\x00 \u2028 square"
     drawn = GroundingVisualizer().draw_prediction(
-        np.zeros((40, 60, 3), np.uint8), text, _NothingModel().eval()([{"height": 40, "width": 60}])[0]
+        np.zeros((40, 60, 3), np.uint8),
+        text,
+        _NothingModel().eval()([{"height": 40, "width": 60}])[0],
     )
     assert drawn.shape[2] == 3
 
