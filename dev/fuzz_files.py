@@ -265,11 +265,15 @@ class Pickles:
         return read_checkpoint(str(path))
 
     def check(self, path, value, _):
-        json.dumps(value, default=_refuse_objects, skipkeys=True)
-
-
-def _refuse_objects(value):
-    assert isinstance(value, (bytes, set, torch.Tensor)), f"an object: {type(value)}"
+        """Plain values only; a list may hold itself."""
+        waiting, seen = [value], set()
+        while waiting:
+            value = waiting.pop()
+            plain = (dict, list, tuple, set, str, bytes, int, float, type(None), torch.Tensor)
+            assert type(value) in (*plain, bool), f"an object: {type(value)}"
+            if isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+                seen.add(id(value))
+                waiting += [*value, *(value.values() if isinstance(value, dict) else ())]
 
 
 KINDS = {"weights": Weights, "configs": Configs, "images": Images, "pickles": Pickles}

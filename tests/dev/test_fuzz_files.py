@@ -16,7 +16,12 @@ SPEC.loader.exec_module(fuzzer)
 
 @pytest.mark.parametrize(
     "kind, count, refused, loaded",
-    [("weights", 60, 30, 2), ("images", 150, 50, 10), ("pickles", 200, 90, 2)],
+    [
+        ("weights", 60, 30, 2),
+        ("configs", 60, 15, 1),
+        ("images", 150, 50, 10),
+        ("pickles", 200, 90, 2),
+    ],
 )
 def test_files_are_refused_by_name_or_load_what_they_hold(tmp_path, kind, count, refused, loaded):
     outcomes, failures = fuzzer.fuzz(kind, count, 1, tmp_path)
