@@ -25,7 +25,7 @@ SHAPES = $(DATASETS)/shapes
 export PYTHONWARNINGS ?= ignore:`torch.jit.script` is deprecated:FutureWarning,ignore:Grad strides do not match bucket view strides:UserWarning,ignore:`broadcast_buffers` is deprecated:FutureWarning
 
 .DEFAULT_GOAL := help
-.PHONY: help env data train report demo test lint fuzz clean clean-all
+.PHONY: help env data train report demo test test-gpu lint fuzz clean clean-all
 # Targets of `make demo` build on one another; -j must not reorder them.
 .NOTPARALLEL:
 
@@ -34,6 +34,7 @@ help:
 	@echo
 	@echo "  make demo       from nothing to a trained, evaluated, visible model (8 minutes of training on 2 cores)"
 	@echo "  make test       the tests"
+	@echo "  make test-gpu   those that need a GPU or two, see GETTING_STARTED.md"
 	@echo "  make fuzz       FUZZ=$(FUZZ) damaged or hostile files of each kind: annotations, predictions, weights, ..."
 	@echo "  make lint       format and style check (dev/linter.sh --fix repairs what a tool can repair)"
 	@echo
@@ -76,6 +77,9 @@ demo: train
 
 test: env
 	OMP_NUM_THREADS=1 "$(PY)" -m pytest -n "$(JOBS)" --dist loadfile --no-loadscope-reorder $(TESTS)
+
+test-gpu: env
+	"$(PY)" -m pytest -v -rs tests/gpu
 
 lint: env
 	PATH="$(abspath $(VENV))/bin:$$PATH" dev/linter.sh
