@@ -8,6 +8,7 @@ import pickle
 import signal
 import threading
 import time
+from multiprocessing import resource_tracker
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import numpy as np
@@ -148,10 +149,17 @@ class UnpackingLoader:
         # A worker's garbage collector writes into the header of every object it inherits, and
         # writing means copying: 80 MiB per worker. Frozen objects are left alone.
         gc.freeze()
+        # Workers begin with these blocked: one that is still importing would die of Ctrl-C. Python
+        # unblocks some when it starts its tracker.
+        resource_tracker.ensure_running()
+        mask = signal.pthread_sigmask(
+            signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+        )
         try:
             batches = iter(self.loader)
         finally:
             gc.unfreeze()
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return map(_unpack_batch, batches)
 
     def __len__(self) -> int:

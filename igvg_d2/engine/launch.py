@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from datetime import timedelta
+from multiprocessing import resource_tracker
 from typing import Any, Callable, Dict, Optional, Tuple
 from urllib.parse import urlsplit
 
@@ -83,6 +84,8 @@ def launch(
     first = machine_rank * num_gpus_per_machine
     job = (first, world_size, num_gpus_per_machine, dist_url, device, timeout)
     # Ctrl-C also goes to the processes, which inherit this: they would die of it while importing.
+    # The tracker, which Python starts with the first process, would undo it.
+    resource_tracker.ensure_running()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         processes = multiprocessing.start_processes(
