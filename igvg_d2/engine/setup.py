@@ -1,8 +1,11 @@
 """Config of a run: defaults, file, command line, a device that exists, iterations for epochs."""
 
+import contextlib
+import itertools
 import logging
+import math
 import os
-from typing import Any, Callable, List, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
 import torch
 import yaml
@@ -24,11 +27,13 @@ logger = logging.getLogger(__name__)
 AddConfig = Sequence[Callable[[CfgNode], None]]
 
 _CHECKOUT = os.path.dirname(os.path.dirname(igvg_d2.__file__))
-# Characters of a config file, and files that it may lead to by _BASE_.
+# Characters of a config file, also its values with aliases (*name) written out, and files that it
+# may lead to by _BASE_.
 _LARGEST_FILE = 200_000
 _MOST_FILES = 50
 # What merging raises for options that are unknown, of another type or not of the form of a config.
 _UNFIT = (AssertionError, AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError)
+_UNFIT += (yaml.YAMLError,)
 
 
 def setup_config(
@@ -63,10 +68,8 @@ def setup_config(
     default, cfg.MODEL.DEVICE = cfg.MODEL.DEVICE, ""
     if config_file:
         _merge_file(cfg, config_file)
-    try:
+    with _explained("options KEY VALUE of the command line: an option"):
         cfg.merge_from_list(list(opts))
-    except _UNFIT as error:
-        raise ValueError(f"options KEY VALUE of the command line: {_one_line(error)}") from error
     # Configs of a checkout name its files from its root, wherever the command runs.
     in_checkout = os.path.join(_CHECKOUT, cfg.MODEL.WEIGHTS)
     if not os.path.isfile(cfg.MODEL.WEIGHTS) and os.path.isfile(in_checkout):
@@ -84,27 +87,26 @@ def _merge_file(cfg: CfgNode, config_file: str) -> None:
         raise FileNotFoundError(
             f"no config file '{config_file}'; those of the project are in configs/"
         )
-    try:
+    with _explained(f"config file '{config_file}' or its _BASE_"):
         _check_file(config_file, [], [])
         cfg.merge_from_file(config_file, allow_unsafe=False)
-    except yaml.YAMLError as error:
-        raise ValueError(
-            f"config file '{config_file}' or its _BASE_ is not plain YAML; mend this: "
-            f"{_one_line(error)}"
-        ) from None
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Context in which a config is merged: an error becomes a ValueError of one line."""
+    try:
+        yield
     except _UNFIT as error:
-        raise ValueError(
-            f"config file '{config_file}' or its _BASE_ does not fit; mend this: {_one_line(error)}"
-        ) from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        fault = "is not plain YAML" if isinstance(error, yaml.YAMLError) else "does not fit"
+        raise ValueError(f"{what} {fault}; mend this: {reason}") from error
 
 
 def _check_file(path: str, above: List[str], read: List[str]) -> None:
     """Refuse what would take memory or time without end when it is merged, also in a ``_BASE_``.
 
-    Args:
-        path: of the file.
-        above: those that include it, resolved.
-        read: all that were looked at so far; ``path`` is added.
+    ``above`` are the files that include it, ``read`` all that were looked at; it is added there.
     """
     resolved = os.path.realpath(path)
     read.append(resolved)
@@ -118,9 +120,12 @@ def _check_file(path: str, above: List[str], read: List[str]) -> None:
         text = file.read(_LARGEST_FILE + 1)
     if len(text) > _LARGEST_FILE:
         raise ValueError(f"'{path}': expected at most {_LARGEST_FILE} characters, found more")
-    # A file of ten lines can be a billion values by them.
-    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-        raise ValueError(f"'{path}': expected no aliases (*name), found some; write values out")
+    # A file of ten lines can be a billion values. Dumped configs have aliases, but few.
+    if _num_values(yaml.compose(text, yaml.SafeLoader), {}) > _LARGEST_FILE:
+        raise ValueError(
+            f"'{path}': expected at most {_LARGEST_FILE} values, found more by aliases (*name); "
+            "write values out"
+        )
     content = yaml.safe_load(text)
     if not isinstance(content, dict):
         raise ValueError(f"'{path}': expected lines of KEY: VALUE, found {str(content)!r:.40}")
@@ -133,8 +138,13 @@ def _check_file(path: str, above: List[str], read: List[str]) -> None:
         _check_file(base, [*above, resolved], read)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _num_values(node: Optional[yaml.Node], known: Dict[int, float]) -> float:
+    """Values of a YAML document, those of an alias as often as it stands there."""
+    if isinstance(node, yaml.CollectionNode) and id(node) not in known:
+        known[id(node)] = math.inf  # stays for an alias within itself
+        parts = itertools.chain(*node.value) if isinstance(node, yaml.MappingNode) else node.value
+        known[id(node)] = 1 + sum(_num_values(part, known) for part in parts)
+    return known.get(id(node), 1)
 
 
 def set_num_threads(cfg: CfgNode) -> None:
