@@ -31,11 +31,11 @@ def check_config(cfg: CfgNode) -> None:
     """
     solver = cfg.SOLVER
     parse_protocols(cfg.TEST.PROTOCOLS)
+    check_threshold(cfg.TEST.NO_TARGET_THRESHOLD or None)
     # A rule reads the options it shows. What another option can switch off is read by a check, and
     # only when it is on, so that report_unread_keys still names it.
     checks = (_check_normalisation, _check_batch, _check_precision, _check_average)
-    checks += (_check_metric_names, _check_threshold)
-    problems = [check(cfg) for check in checks]
+    problems = [check(cfg) for check in (*checks, _check_metric_names)]
     rules = (
         (
             cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
@@ -123,24 +123,17 @@ def _check_precision(cfg: CfgNode) -> Optional[str]:
         return f"SOLVER.AMP.PRECISION={precision!r} must be one of {sorted(PRECISIONS)}."
     if precision == "tf32" and device != "cuda":
         return f"SOLVER.AMP.PRECISION='tf32' is for GPUs, not for {device}; set AMP.ENABLED False."
-    if precision in ("bf16", "tf32") and device == "cuda" and torch.version.hip is None:
-        # PyTorch calls bf16 supported on older ones too, where it is emulated.
-        found = torch.cuda.get_device_capability(cfg.MODEL.DEVICE)
-        if found < (8, 0):
-            return (
-                f"SOLVER.AMP.PRECISION={precision!r} needs a GPU of compute capability 8.0, this "
-                f"one ({torch.cuda.get_device_name(cfg.MODEL.DEVICE)}) has {found[0]}.{found[1]}; "
-                "set it to 'fp16'."
-            )
-    return None
-
-
-def _check_threshold(cfg: CfgNode) -> Optional[str]:
-    try:
-        check_threshold(cfg.TEST.NO_TARGET_THRESHOLD or None)
-    except ValueError as error:
-        return str(error)
-    return None
+    if precision == "fp16" or device != "cuda" or torch.version.hip is not None:
+        return None
+    # PyTorch calls bf16 supported on older ones too, where it is emulated.
+    found = torch.cuda.get_device_capability(cfg.MODEL.DEVICE)
+    if found >= (8, 0):
+        return None
+    return (
+        f"SOLVER.AMP.PRECISION={precision!r} needs a GPU of compute capability 8.0, this one "
+        f"({torch.cuda.get_device_name(cfg.MODEL.DEVICE)}) has {found[0]}.{found[1]}; set it to "
+        "'fp16'."
+    )
 
 
 def _check_average(cfg: CfgNode) -> Optional[str]:

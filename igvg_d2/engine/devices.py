@@ -34,12 +34,10 @@ def find_device(wanted: str, num_processes: int = 1, is_default: bool = True) ->
         raise ValueError(
             f"MODEL.DEVICE: expected 'cpu', 'cuda', 'cuda:<number>' or 'mps', found {wanted!r}"
         ) from None
-    if device.type == "cpu":
-        return "cpu"
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError("MODEL.DEVICE 'mps': PyTorch cannot use it here; set 'cuda' or 'cpu'")
     if device.type != "cuda":
-        return wanted
+        return "cpu" if device.type == "cpu" else wanted
     with warnings.catch_warnings(record=True) as reasons:
         warnings.simplefilter("always")
         usable = torch.cuda.device_count() if torch.cuda.is_available() else 0

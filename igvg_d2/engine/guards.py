@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 _Report = Dict[str, Any]
 
+# Share of the training set that may be bad.
+_MAX_RATIO = 0.5
+
 
 class BadSampleLog(HookBase):
     """Writes ``bad_samples.jsonl``: one line per bad sample, however often it was met.
@@ -33,19 +36,16 @@ class BadSampleLog(HookBase):
         self,
         model: nn.Module,
         output_dir: str,
-        max_ratio: float = 0.5,
         periods: Sequence[int] = (20,),
     ):
         """
         Args:
             model: takes the batches; not wrapped for several processes.
             output_dir: folder of the run.
-            max_ratio: share of the training set that may be bad.
             periods: iterations between two exchanges with the other processes, and between two
                 checkpoints, after which a resumed run does not see the samples again.
         """
         self.path = os.path.join(output_dir, "bad_samples.jsonl")
-        self.max_ratio = max_ratio
         self.periods = periods
         self.found: Dict[str, _Report] = {}
         self.dataset_size = 0
@@ -91,7 +91,7 @@ class BadSampleLog(HookBase):
         """Exchange, log and write what is new, now and then.
 
         Raises:
-            ValueError: more of the data set is bad than ``max_ratio``.
+            ValueError: more than half of the data set is bad.
         """
         done = self.trainer.iter + 1
         if any(done % period == 0 for period in self.periods) or done == self.trainer.max_iter:
@@ -124,10 +124,10 @@ class BadSampleLog(HookBase):
                     logger.warning(
                         "Bad sample, replaced by %s: %s", report["replaced_by"], report["reason"]
                     )
-        if self.num_bad > self.max_ratio * max(self.dataset_size, 1):
+        if self.num_bad > _MAX_RATIO * max(self.dataset_size, 1):
             raise ValueError(
                 f"{self.num_bad} of {self.dataset_size} training samples are bad, more than the "
-                f"share of {self.max_ratio} that is skipped; {self.path} lists them"
+                f"share of {_MAX_RATIO} that is skipped; {self.path} lists them"
             )
 
 

@@ -165,12 +165,37 @@ def _run_rank(local_rank: int, main_func: Callable[..., Any], args: Tuple, job: 
 
 
 def _run_in_group(local_rank: int, main_func: Callable[..., Any], args: Tuple, job: Tuple) -> Any:
-    """``main_func(*args)`` as a member of the job; after an error nobody waits for the others."""
-    new_group = distributed.new_group
+    """``main_func(*args)`` as a member of the job; after an error nobody waits for the others.
+
+    Args:
+        local_rank: of this process among those of the machine.
+        main_func, args: see :func:`launch`.
+        job: rank of the machine's first process, processes of the job and of the machine, and
+            address, device and time-out, see :func:`launch`.
+    """
+    first, world_size, local_size, dist_url, device, timeout = job
+    rank, on_gpu, new_group = first + local_rank, device == "cuda", distributed.new_group
+    if on_gpu:
+        torch.cuda.set_device(local_rank)
     # Detectron2 makes groups of its own, with a time-out of 10 or 30 minutes.
-    distributed.new_group = functools.partial(new_group, timeout=job[-1])
+    distributed.new_group = functools.partial(new_group, timeout=timeout)
     try:
-        _join_group(local_rank, *job)
+        try:
+            distributed.init_process_group(
+                backend="nccl" if on_gpu else "gloo",
+                init_method=dist_url,
+                rank=rank,
+                world_size=world_size,
+                timeout=timeout,
+            )
+        except (RuntimeError, ValueError) as error:
+            raise RankFailedError(
+                f"rank {rank} of {world_size} could not meet the others at {dist_url} within "
+                f"{timeout}: {error}. Check that all processes were started, that the address is "
+                "that of the first machine and that the port is free."
+            ) from error
+        comm.create_local_process_group(local_size)
+        comm.synchronize()
         result = main_func(*args)
     except SystemExit as end:
         if end.code == STOPPED_EXIT_CODE:
@@ -180,44 +205,6 @@ def _run_in_group(local_rank: int, main_func: Callable[..., Any], args: Tuple, j
         distributed.new_group = new_group
     distributed.destroy_process_group()
     return result
-
-
-def _join_group(
-    local_rank: int,
-    first: int,
-    world_size: int,
-    local_size: int,
-    dist_url: str,
-    device: str,
-    timeout: timedelta,
-) -> None:
-    """Make this process a member of the job: process groups, GPU, Detectron2's local group.
-
-    Args:
-        local_rank: of this process among those of the machine.
-        first: rank of the machine's first process.
-        world_size, local_size: processes of the job and of the machine.
-        dist_url, device, timeout: see :func:`launch`.
-    """
-    rank, on_gpu = first + local_rank, device.partition(":")[0] == "cuda"
-    if on_gpu:
-        torch.cuda.set_device(local_rank)
-    try:
-        distributed.init_process_group(
-            backend="nccl" if on_gpu else "gloo",
-            init_method=dist_url,
-            rank=rank,
-            world_size=world_size,
-            timeout=timeout,
-        )
-    except (RuntimeError, ValueError) as error:
-        raise RankFailedError(
-            f"rank {rank} of {world_size} could not meet the others at {dist_url} within "
-            f"{timeout}: {error}. Check that all processes were started, that the address is that "
-            "of the first machine and that the port is free."
-        ) from error
-    comm.create_local_process_group(local_size)
-    comm.synchronize()
 
 
 def _wait(processes: multiprocessing.ProcessContext, first: int, world_size: int) -> None:

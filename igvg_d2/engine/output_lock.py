@@ -27,9 +27,6 @@ def output_lock(folder: str) -> Iterator[None]:
     The file ``run.lock`` there has host, number and begin of the process. It is removed at the
     end; one that a killed process of this host left is replaced.
 
-    Args:
-        folder: that exists.
-
     Raises:
         FolderInUseError: the process of such a file runs, or may run, being of another host.
     """
@@ -56,13 +53,11 @@ def _take(path: str) -> None:
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "begin": _begin(os.getpid())}
     while True:
         try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            with open(path, "x") as file:
+                json.dump(owner, file)
+            return
         except FileExistsError:
             _remove_if_stale(path)
-            continue
-        with open(descriptor, "w") as file:
-            json.dump(owner, file)
-        return
 
 
 def _remove_if_stale(path: str) -> None:
@@ -70,25 +65,20 @@ def _remove_if_stale(path: str) -> None:
     try:
         with open(path, "rb") as file:
             found: Dict[str, Any] = json.loads(file.read(1000))
-        host, pid, begin = str(found["host"]), int(found["pid"]), found["begin"]
-        if pid < 1:
-            raise ValueError
+        host, pid, begin = found["host"], int(found["pid"]), found["begin"]
     except FileNotFoundError:
         return
     except (ValueError, TypeError, KeyError):
         host, pid, begin = "of unknown name", 0, None
-    now = _begin(pid)
-    has_ended = now is None or (now != begin and "unknown" not in (now, begin))
-    if host == socket.gethostname() and has_ended:
+    is_known = host == socket.gethostname() and pid > 0
+    if is_known and _begin(pid) not in (begin, "unknown"):
         logger.warning("'%s' is of process %d, which has ended: it is replaced.", path, pid)
         remove_if_there(path)
         return
-    remedy = ""
-    if host != socket.gethostname():
-        remedy = f" If that run ended without removing '{path}', as in a crash, remove the file."
+    remedy = f" If that run ended without removing '{path}', as in a crash, remove the file."
     raise FolderInUseError(
         f"OUTPUT_DIR '{os.path.dirname(path)}' is in use by process {pid} on host {host!r}; wait "
-        f"for that run, end it, or set another OUTPUT_DIR.{remedy}"
+        f"for that run, end it, or set another OUTPUT_DIR.{'' if is_known else remedy}"
     )
 
 
@@ -101,9 +91,10 @@ def _begin(pid: int) -> Optional[str]:
         fields = file.read().rpartition(")")[2].split()
         # A zombie has ended, and waits for its parent to ask.
         return None if fields[0] == "Z" else fields[19]
-    with contextlib.suppress(PermissionError):
-        try:
-            os.kill(pid, 0)
-        except (ProcessLookupError, OverflowError):
-            return None
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return None
+    except PermissionError:
+        pass  # of another user
     return "unknown"

@@ -80,8 +80,7 @@ def is_explained(error: BaseException) -> bool:
 def _run_and_explain(*args: Any) -> None:
     """:func:`run`; an error that needs no traceback ends the process with its message alone."""
     # Detectron2 logs the traceback of any error before this function sees it.
-    train_loop = logging.getLogger("detectron2.engine.train_loop")
-    train_loop.addFilter(_is_needed)
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_is_needed)
     try:
         run(*args)
     except Exception as error:
@@ -91,8 +90,6 @@ def _run_and_explain(*args: Any) -> None:
             logging.getLogger(__name__).error("%s", _message(error))
             raise SystemExit(1) from None
         raise RankFailedError(_message(error)) from None
-    finally:
-        train_loop.removeFilter(_is_needed)
 
 
 def _message(error: BaseException) -> str:
