@@ -75,6 +75,7 @@ def test_large_differs_from_base_by_encoder_and_batch_alone(large):
         expected["DROP_PATH"] = 0.0
     expected = {f"MODEL.BEIT3.{key}": value for key, value in expected.items()}
     expected["SOLVER.IMS_PER_BATCH"] = 4 if "released" in large.name else 32
+    expected["MODEL.WEIGHTS"] = "beit3_large_patch16_224.zip"
     base = large.with_name(large.name.replace("large", "base"))
     assert changed(large, base) == expected
 
