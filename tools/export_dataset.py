@@ -25,6 +25,7 @@ from detectron2.structures import BoxMode
 from igvg_d2.engine.command_line import add_config_file, setup_data
 from igvg_d2.io.atomic import write_atomically
 from igvg_d2.io.json_stream import to_json_text
+from igvg_d2.io.rle import to_json
 from igvg_d2.io.terminal import printable
 
 
@@ -77,9 +78,7 @@ def to_annotation(item, ann_id, image_id):
     """A target as a COCO annotation; polygons stay polygons."""
     segmentation = [polygon.tolist() for polygon in item.get("polygons", ())]
     if not segmentation:
-        segmentation = dict(item["segmentation"])
-        if isinstance(segmentation["counts"], bytes):
-            segmentation["counts"] = segmentation["counts"].decode("ascii")
+        segmentation = to_json(item["segmentation"])
     box = [float(value) for value in item["bbox"]]
     if item["bbox_mode"] != BoxMode.XYWH_ABS:
         box = BoxMode.convert(box, item["bbox_mode"], BoxMode.XYWH_ABS)

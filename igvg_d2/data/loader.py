@@ -321,12 +321,11 @@ def build_grounding_test_loader(
     # Whatever SKIP_BAD_SAMPLES says: without its bad samples it is another benchmark.
     mapper = CheckedMapper(mapper)
     in_process = cfg.DATALOADER.NUM_WORKERS == 0
-    collate = {} if in_process else {"collate_fn": pack_batch}
     loader = build_detection_test_loader(
         _load(dataset_name),
         mapper=mapper if in_process else ErrorsAsSamples(mapper),
         batch_size=batch_size,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
-        **collate,
+        collate_fn=None if in_process else pack_batch,
     )
     return loader if in_process else UnpackingLoader(loader)

@@ -140,10 +140,9 @@ class GroundingDatasetMapper:
             _read_annotations(annotations, sample)
             sample["frame_sizes"] = self.frame_sizes
         try:
-            text_ids = tokenize(self.tokenizer, sample["expression"])
+            sample.update(self._model_input(image, sample["expression"], transform))
         except ValueError as error:
             raise BadSampleError(f"expression of {describe_sample(sample)}: {error}") from error
-        sample.update(self._model_input(image, text_ids, sample["expression"], transform))
         return sample
 
     def prepare(self, image: np.ndarray, expression: str) -> Dict[str, Any]:
@@ -154,8 +153,7 @@ class GroundingDatasetMapper:
             expression: text.
         """
         transform = GeometricTransform(self.resize, image.shape[:2])
-        text_ids = tokenize(self.tokenizer, expression)
-        return self._model_input(transform.apply_image(image), text_ids, expression, transform)
+        return self._model_input(transform.apply_image(image), expression, transform)
 
     def add_targets(self, sample: Dict[str, Any], transform: GeometricTransform) -> None:
         """For subclasses: in training, adds entries of their own to a sample.
@@ -171,13 +169,10 @@ class GroundingDatasetMapper:
         """
 
     def _model_input(
-        self,
-        image: np.ndarray,
-        text_ids: List[int],
-        expression: str,
-        transform: GeometricTransform,
+        self, image: np.ndarray, expression: str, transform: GeometricTransform
     ) -> Dict[str, Any]:
         """See :func:`model_input`; the image is transformed already."""
+        text_ids = tokenize(self.tokenizer, expression)
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         size, content_size = transform.original_size, transform.content_size
         return model_input(pixels, text_ids, expression, size, content_size)
@@ -249,9 +244,8 @@ def _read_targets(
 ) -> Instances:
     """Targets in the network frame; all fields are set also for no target."""
     boxes, rles = _read_annotations(annotations, sample)
-    masks = np.zeros((*transform.original_size, 0), np.uint8)
-    if rles:
-        masks = mask_util.decode(rles)
+    empty = np.zeros((*transform.original_size, 0), np.uint8)
+    masks = mask_util.decode(rles) if rles else empty
     instances = Instances(transform.resize.image_size)
     instances.gt_boxes = Boxes(torch.from_numpy(transform.apply_box(boxes)))
     instances.gt_classes = torch.zeros(len(boxes), dtype=torch.int64)

@@ -65,11 +65,12 @@ def tokenize(tokenizer: Callable[[str], List[int]], expression: str) -> List[int
     return tokenizer(expression)
 
 
-def is_mostly_unknown(ids: Sequence[int]) -> bool:
-    """Whether half of the tokens of an expression, or more, are unknown.
+def is_mostly_unknown(tokenizer: Callable[[str], List[int]], expression: str) -> bool:
+    """Whether half of the tokens of an expression, or more, are unknown; raises as `tokenize`.
 
     Half: BEiT-3's tokenizer puts a known one, the beginning of a word, before every unknown one.
     """
+    ids = tokenize(tokenizer, expression)
     return 2 * sum(index == UNK_ID for index in ids) >= len(ids) - 2
 
 
@@ -86,7 +87,7 @@ def warn_of_unknown_words(
     unknown = []
     for expression in chosen:
         try:
-            if is_mostly_unknown(tokenize(tokenizer, expression)):
+            if is_mostly_unknown(tokenizer, expression):
                 unknown.append(expression)
         except ValueError:
             # No token at all: the mapper refuses the sample, with its name.

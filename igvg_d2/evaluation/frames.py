@@ -26,7 +26,7 @@ from PIL import Image
 
 from igvg_d2.io.rle import to_rle
 
-from .metrics import FARTHEST, check_finite
+from .metrics import FARTHEST, check_boxes
 from .protocols import Protocol
 
 _Annotation = Dict[str, Any]
@@ -86,7 +86,7 @@ class GroundTruth:
             boxes[rows] = BoxMode.convert(found, mode, BoxMode.XYXY_ABS)
         size = (sample["height"], sample["width"])
         try:
-            check_finite(boxes, limit=FARTHEST)
+            check_boxes(boxes, FARTHEST)
             checked = [{**a, "segmentation": to_rle(a["segmentation"], *size)} for a in annotations]
         except ValueError as error:
             raise ValueError(f"ground truth of sample '{sample['sample_id']}': {error}") from error
@@ -143,22 +143,6 @@ def predicted_mask(
     if found.shape != frame:
         raise ValueError(f"the mask for {protocol.resolution} has size {found.shape}")
     return found
-
-
-def needs_ceiling(
-    mask: np.ndarray, resized: Dict[int, np.ndarray], target: GroundTruth, protocol: Protocol
-) -> bool:
-    """Whether `predicted_mask` resizes the mask by itself, and there is a target to miss."""
-    is_resized = protocol.size not in (None, *resized) and mask.shape != (protocol.size,) * 2
-    return is_resized and target.num_targets > 0
-
-
-def perfect_record(record: Dict[str, Any], protocol: Protocol) -> Dict[str, Any]:
-    """The record of a perfect answer: masks as good as `needs_ceiling` allows, right flags."""
-    pixels = record["pixels"]
-    reached = pixels.get(protocol.name + "_ceiling") or pixels[protocol.name][3:] * 4
-    flags = {"pred_no_target": not record["num_targets"], "num_confident": record["num_targets"]}
-    return {**record, **flags, "pixels": {protocol.name: reached}}
 
 
 def undefined_official(sample: Dict[str, Any]) -> Optional[str]:

@@ -12,15 +12,7 @@ from detectron2.utils import comm
 
 from .bootstrap import bootstrap_intervals
 from .calibration import check_threshold
-from .frames import (
-    GroundTruth,
-    needs_ceiling,
-    output_field,
-    perfect_record,
-    predicted_mask,
-    target_mask,
-    to_numpy,
-)
+from .frames import GroundTruth, output_field, predicted_mask, target_mask, to_numpy
 from .metrics import count_by_cardinality, count_pixels, percent
 from .predictions import PredictionWriter, output_to_host
 from .protocols import Protocol, parse_protocols
@@ -175,7 +167,8 @@ class GroundingEvaluator(DatasetEvaluator):
             single = self.official_single_cover and protocol.rules == "official"
             gt = target_mask(target, protocol, self.official_target, single)
             pixels[protocol.name] = count_pixels(pred, gt)
-            if needs_ceiling(mask, resized, target, protocol):
+            is_resized_here = all(pred is not found for found in (mask, *resized.values()))
+            if is_resized_here and target.num_targets:
                 perfect = predicted_mask(target.union, {}, target, protocol)
                 pixels[protocol.name + "_ceiling"] = count_pixels(perfect, gt)
             if single:
@@ -225,9 +218,16 @@ class GroundingEvaluator(DatasetEvaluator):
 
         {} where none was resized: models that resize their own logits have no ceiling.
         """
-        if not any(protocol.name + "_ceiling" in r["pixels"] for r in records):
+        key = protocol.name + "_ceiling"
+        if not any(key in r["pixels"] for r in records):
             return {}
-        ratios = self.ratios([perfect_record(r, protocol) for r in records], protocol)
+        perfect = []
+        for record in records:
+            pixels, targets = record["pixels"], record["num_targets"]
+            flags = {"pred_no_target": not targets, "num_confident": targets}
+            reached = {protocol.name: pixels.get(key) or pixels[protocol.name][3:] * 4}
+            perfect.append({**record, **flags, "pixels": reached})
+        ratios = self.ratios(perfect, protocol)
         return {name: percent(sum(n), sum(d)) for name, (n, d) in ratios.items() if "IoU" in name}
 
     def breakdown(self, records: Sequence[Record]) -> Dict[str, Dict[str, Dict[str, float]]]:

@@ -15,10 +15,9 @@ import numpy as np
 import pycocotools.mask as mask_util
 
 CARDINALITIES = ("0", "1", "2", "3plus")
+PRECISION_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 # Pixels; no image is as large.
 FARTHEST = 1e6
-# Whatever the unit: areas of such boxes are finite in float32.
-_LARGEST = 1e15
 
 
 def percent(numerator: float, denominator: float) -> float:
@@ -116,6 +115,13 @@ def precision_at(ious: Sequence[float], threshold: float) -> float:
     return mean_percent(np.asarray(ious, dtype=np.float64) >= threshold)
 
 
+def mask_results(intersections: Sequence[int], unions: Sequence[int]) -> Dict[str, float]:
+    """{mIoU, oIoU, Pr@0.5 ... Pr@0.9} of samples with a target."""
+    ious = iou_ratio(intersections, unions)
+    results = {"mIoU": mean_percent(ious), "oIoU": overall_iou(intersections, unions)}
+    return {**results, **{f"Pr@{t}": precision_at(ious, t) for t in PRECISION_THRESHOLDS}}
+
+
 def cardinality_groups(num_targets: Sequence[int]) -> Dict[str, np.ndarray]:
     """Samples with 0, 1, 2 and 3 or more ground-truth instances, {"0": bool (N,), ...}."""
     groups = np.minimum(np.asarray(num_targets, dtype=np.int64), len(CARDINALITIES) - 1)
@@ -134,21 +140,20 @@ def count_by_cardinality(num_targets: Sequence[int]) -> Dict[str, int]:
     return {name: int(chosen.sum()) for name, chosen in cardinality_groups(num_targets).items()}
 
 
-def check_finite(*boxes: np.ndarray, limit: float = _LARGEST) -> None:
-    """Refuse boxes whose areas overflow: an overlap of NaN passes for a match in COCOeval and GREC.
+def check_boxes(boxes: np.ndarray, limit: float = 1e15, ordered: bool = False) -> None:
+    """Refuse boxes (N, 4) of which areas overflow: NaN passes for a match in COCOeval and GREC.
 
     Args:
-        boxes: (N, 4) each.
-        limit: largest coordinate.
+        limit: largest coordinate; areas of the default, whatever the unit, are finite in float32.
+        ordered: refuse inverted boxes, too.
     """
-    for numbers in boxes:
-        # Not "greater than", which NaN never is.
-        bad = ~(np.abs(numbers) <= limit)
-        if bad.any():
-            raise ValueError(
-                f"expected XYXY boxes with x1 <= x2 and y1 <= y2, numbers up to {limit:.0e}, got "
-                f"{numbers[bad.any(1)][0]}"
-            )
+    # Not "greater than", which NaN never is.
+    bad = ~(np.abs(boxes) <= limit).all(1) | (ordered & (boxes[:, 2:] < boxes[:, :2]).any(1))
+    if bad.any():
+        raise ValueError(
+            f"expected XYXY boxes with x1 <= x2 and y1 <= y2, numbers up to {limit:.0e}, got "
+            f"{boxes[bad][0]}"
+        )
 
 
 def pairwise_box_iou(boxes1: np.ndarray, boxes2: np.ndarray) -> np.ndarray:
@@ -161,7 +166,8 @@ def pairwise_box_iou(boxes1: np.ndarray, boxes2: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: a coordinate is not finite, or so large that areas are not.
     """
-    check_finite(boxes1, boxes2)
+    check_boxes(boxes1)
+    check_boxes(boxes2)
     if len(boxes1) == 0 or len(boxes2) == 0:
         return np.zeros((len(boxes1), len(boxes2)))
     xywh1, xywh2 = (np.hstack([b[:, :2], b[:, 2:] - b[:, :2]]) for b in (boxes1, boxes2))
@@ -187,11 +193,8 @@ def generalized_iou_scores(boxes1: np.ndarray, boxes2: np.ndarray) -> np.ndarray
     """
     boxes1 = np.asarray(boxes1, dtype=np.float32).reshape(-1, 4)
     boxes2 = np.asarray(boxes2, dtype=np.float32).reshape(-1, 4)
-    check_finite(boxes1, boxes2)
-    for boxes in (boxes1, boxes2):
-        bad = (boxes[:, 2:] < boxes[:, :2]).any(1)
-        if bad.any():
-            raise ValueError(f"expected XYXY boxes with x1 <= x2 and y1 <= y2, got {boxes[bad][0]}")
+    check_boxes(boxes1, ordered=True)
+    check_boxes(boxes2, ordered=True)
     area1, area2 = ((b[:, 2:] - b[:, :2]).prod(1) for b in (boxes1, boxes2))
     upper_left = np.maximum(boxes1[:, None, :2], boxes2[None, :, :2])
     lower_right = np.minimum(boxes1[:, None, 2:], boxes2[None, :, 2:])
@@ -218,8 +221,7 @@ def greedy_match_count(overlaps: np.ndarray, threshold: float) -> int:
     matches = 0
     for _ in range(min(overlaps.shape)):
         row, column = np.unravel_index(np.argmax(overlaps), overlaps.shape)
-        # Not "less than", which NaN never is.
-        if not overlaps[row, column] >= threshold:
+        if not overlaps[row, column] >= threshold:  # nor NaN
             break
         matches += 1
         # Used pairs get 0, not -inf, as upstream; a threshold <= 0 would therefore never stop.

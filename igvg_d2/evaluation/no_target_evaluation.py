@@ -15,10 +15,8 @@ from .grounding_evaluation import (
     pixel_columns,
     target_counts,
 )
-from .metrics import iou_ratio, mean_percent, overall_iou, percent, precision_at
+from .metrics import iou_ratio, mask_results, mean_percent, overall_iou, percent
 from .protocols import Protocol
-
-_PRECISION_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 class _NoTargetEvaluator(GroundingEvaluator):
@@ -53,9 +51,7 @@ class RefZOMEvaluator(_NoTargetEvaluator):
         """See the class for the keys."""
         targeted = target_counts(records) > 0
         intersections, unions, _, _ = pixel_columns(records, protocol.name)[:, targeted]
-        ious = iou_ratio(intersections, unions)
-        results = {"mIoU": mean_percent(ious), "oIoU": overall_iou(intersections, unions)}
-        results.update({f"Pr@{t}": precision_at(ious, t) for t in _PRECISION_THRESHOLDS})
+        results = mask_results(intersections, unions)
         flags = np.array([r["pred_no_target"] for r in records], bool)
         results["Acc"] = mean_percent(_rejected(records, protocol)[~targeted])
         results["Acc_flag"] = mean_percent(flags[~targeted])

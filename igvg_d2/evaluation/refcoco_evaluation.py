@@ -13,7 +13,7 @@ from .grounding_evaluation import (
     Results,
     pixel_columns,
 )
-from .metrics import iou_ratio, mean_percent, overall_iou, precision_at
+from .metrics import PRECISION_THRESHOLDS, iou_ratio, mask_results, precision_at
 from .protocols import Protocol
 
 _MDETR_GIOU_THRESHOLD = 0.5
@@ -41,9 +41,8 @@ class RefCOCOEvaluator(GroundingEvaluator):
 
     official_single_cover = True
 
-    # Smallest IoU of a correct box, and mask IoUs of Pr@X.
+    # Smallest IoU of a correct box.
     iou_threshold = 0.5
-    precision_thresholds = (0.5, 0.6, 0.7, 0.8, 0.9)
 
     def settings(self, protocol: Protocol) -> Dict[str, Any]:
         """See `GroundingEvaluator.settings`."""
@@ -80,25 +79,18 @@ class RefCOCOEvaluator(GroundingEvaluator):
 
     def summarize_protocol(self, records: Sequence[Record], protocol: Protocol) -> Results:
         """See the class for the keys."""
-        results = {"res": self._summarize_masks(records, protocol.name)}
+        results = {"res": mask_results(*pixel_columns(records, protocol.name)[:2])}
         if protocol.rules == "official":
-            results["res_union_gt"] = self._summarize_masks(records, protocol.name + "_union_gt")
+            unions_of_parts = pixel_columns(records, protocol.name + "_union_gt")
+            results["res_union_gt"] = mask_results(*unions_of_parts[:2])
         return {**results, "rec": self._summarize_boxes(records, protocol)}
-
-    def _summarize_masks(self, records: Sequence[Record], key: str) -> Dict[str, float]:
-        """RES with the pixels under `key`."""
-        intersections, unions, _, _ = pixel_columns(records, key)
-        ious = iou_ratio(intersections, unions)
-        results = {"mIoU": mean_percent(ious), "oIoU": overall_iou(intersections, unions)}
-        results.update({f"Pr@{t}": precision_at(ious, t) for t in self.precision_thresholds})
-        return results
 
     def _summarize_boxes(self, records: Sequence[Record], protocol: Protocol) -> Dict[str, float]:
         """REC by the rules of a protocol."""
         ious = [r["rec"][protocol.name]["iou"] for r in records]
         thresholds = [self.iou_threshold]
         if protocol.rules == "released":
-            thresholds += [t for t in self.precision_thresholds if t > self.iou_threshold]
+            thresholds += [t for t in PRECISION_THRESHOLDS if t > self.iou_threshold]
         results = {f"Acc@{t}": precision_at(ious, t) for t in thresholds}
         if protocol.rules == "official":
             complete = len(records) == len(self.samples)

@@ -64,7 +64,7 @@ def warn_of_empty_targets(evaluator: GroundingEvaluator) -> None:
     names = [
         name
         for name, sample in evaluator.samples.items()
-        if not all(mask_util.area([a["segmentation"] for a in sample["annotations"]]))
+        if not all(mask_util.area(a["segmentation"]) for a in sample["annotations"])
     ]
     if names:
         logger.warning(

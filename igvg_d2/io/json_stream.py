@@ -2,9 +2,8 @@
 
 As Python objects, instances.json of gRefCOCO takes 700 MB; prediction files are no smaller.
 
-The library ijson (3.6, yajl) was tried instead. It is no faster (24 MB: 6.4 s in two passes, 6.8 s
-here), writes "?" for half a character, takes 1 GB for 20,000 brackets that nest, and does not see
-that a key occurs twice in the outermost object.
+The library ijson is no faster, writes "?" for half a character, takes 1 GB for 20,000 brackets that
+nest, and does not see that a key occurs twice in the outermost object.
 """
 
 import json

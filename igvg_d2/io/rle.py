@@ -61,14 +61,10 @@ def check_rle(rle: Any, size: Optional[Sequence[int]] = None) -> Tuple[Size, np.
     is_size = is_size and all(type(value) is int and 0 < value <= MAX_SIDE for value in found)
     if not is_size or "counts" not in rle or (size is not None and list(found) != list(size)):
         wanted = "[height, width]" if size is None else f"{list(size)} of the image"
-        what = (
-            f"keys {reprlib.repr(sorted(map(str, rle)))}"
-            if isinstance(rle, dict)
-            else reprlib.repr(rle)
-        )
+        what = f"keys {sorted(map(str, rle))}" if isinstance(rle, dict) else rle
         raise ValueError(
-            f"expected an RLE dict with 'counts' and size {wanted}, found {what} and size "
-            f"{reprlib.repr(found)}"
+            f"expected an RLE dict with 'counts' and size {wanted}, found {reprlib.repr(what)} and "
+            f"size {reprlib.repr(found)}"
         )
     height, width = found
     counts = rle["counts"]

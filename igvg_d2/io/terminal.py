@@ -15,11 +15,7 @@ from typing import Any
 _ACTIVE = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 # Detectron2 and fvcore color their own messages; colors alone do no harm.
 _ACTIVE_BUT_COLORS = r"(?!\x1b\[[0-9;]*m)" + _ACTIVE
-_PATTERNS = {
-    "igvg_d2": _ACTIVE,
-    "detectron2": _ACTIVE_BUT_COLORS,
-    "fvcore": _ACTIVE_BUT_COLORS,
-}
+_PATTERNS = {"igvg_d2": _ACTIVE, **dict.fromkeys(("detectron2", "fvcore"), _ACTIVE_BUT_COLORS)}
 
 
 def printable(value: Any, pattern: str = _ACTIVE) -> str:

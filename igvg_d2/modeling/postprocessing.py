@@ -79,8 +79,13 @@ def grounding_postprocess(
         logits in the same way as in the original one, not from the mask there.
 
     Raises:
-        FloatingPointError: a score or a box is infinite or NaN.
+        FloatingPointError: a score is infinite or NaN, or a box is NaN.
     """
+    has_queries = "pred_logits" in outputs
+    if not has_queries:
+        none = outputs["no_target_logits"].new_zeros(len(original_sizes), 0, 4)
+        none = {"pred_logits": none, "pred_boxes": none, "pred_points": none[..., :2]}
+        outputs = {**outputs, **none}
     contents = content_sizes or [network_size] * len(original_sizes)
     align_corners = options.align_corners and options.mask_resize == "binary"
     samples = [
@@ -88,22 +93,16 @@ def grounding_postprocess(
         for i, content in enumerate(contents)
     ]
     present = _present_probability(outputs["no_target_logits"], options.no_target_test)
-    if "pred_logits" in outputs:
-        ranked, counts = _rank_queries(samples, present, original_sizes, options)
-        no_target = [count == 0 for count in counts]
-    else:
-        ranked = [_no_queries(size, present.device) for size in original_sizes]
-        counts = [0] * len(samples)
-        no_target = (_to_host(present) < 0.5).tolist()
+    ranked = _rank_queries(samples, present, original_sizes, options)
     results = []
     for i, (sample, size) in enumerate(zip(samples, original_sizes)):
-        (candidates, order), count, content = ranked[i], counts[i], contents[i]
+        (candidates, order, count, is_absent), content = ranked[i], contents[i]
         candidates.pred_masks = _instance_masks(sample, order, content, size, options)
         kept = candidates[:count]
         result = {
             "candidates": candidates,
             "instances": kept,
-            "no_target": no_target[i],
+            "no_target": count == 0 if has_queries else is_absent,
             "no_target_score": 1 - present[i],
             "mask": _union_mask(sample, kept.pred_masks, content, size, options),
         }
@@ -123,13 +122,13 @@ def grounding_postprocess(
 
 
 def _to_host(values: torch.Tensor) -> torch.Tensor:
-    """The one copy of a batch that waits for the device; sorting and counting need no other.
+    """The one copy of a batch, float (N, K), that waits for the device.
 
     Raises:
         FloatingPointError: a value is infinite or NaN; it would pass for "no target".
     """
     values = values.cpu()
-    is_finite = values.reshape(len(values), -1).isfinite().all(dim=1).tolist()
+    is_finite = values.isfinite().all(dim=1).tolist()
     if not all(is_finite):
         raise FloatingPointError(
             f"The model's scores or boxes of sample {is_finite.index(False)} of the batch are "
@@ -144,23 +143,13 @@ def _present_probability(logits: torch.Tensor, mode: str) -> torch.Tensor:
     return logits.softmax(-1)[:, 0] if mode == "softmax" else logits[:, 0].sigmoid()
 
 
-def _no_queries(size, device) -> Tuple[Instances, torch.Tensor]:
-    """Candidates without masks, and their order, of a model without that branch."""
-    candidates = Instances(tuple(size))
-    candidates.pred_boxes = Boxes(torch.zeros(0, 4, device=device))
-    candidates.scores = torch.zeros(0, device=device)
-    candidates.pred_classes = torch.zeros(0, dtype=torch.int64, device=device)
-    candidates.pred_points = torch.zeros(0, 2, device=device)
-    return candidates, candidates.pred_classes
-
-
 def _rank_queries(samples, present, sizes, options: PostprocessOptions):
     """All queries of each sample by descending score, without masks yet.
 
     Returns:
-        (candidates, order int64 (Q,)) of each sample, and how many of each are kept.
+        (candidates, order int64 (Q,), how many are kept, a target is improbable) of each sample.
     """
-    scores = torch.stack([x["pred_logits"][0].float().softmax(-1)[:, 0] for x in samples])
+    scores = torch.cat([x["pred_logits"] for x in samples]).float().softmax(-1)[..., 0]
     if options.weight_scores:
         scores = scores * present[:, None]
     limits = torch.tensor([[width, height] * 2 for height, width in sizes], dtype=torch.float32)
@@ -169,16 +158,18 @@ def _rank_queries(samples, present, sizes, options: PostprocessOptions):
     # Clipped first, as in the release: suppression looks at what is inside of the image.
     corners = corners.clamp(min=0).minimum(limits)
     points = torch.cat([x["pred_points"] for x in samples]) * limits[..., :2]
-    host = _to_host(torch.cat([corners, scores[..., None]], dim=-1))
-    host_scores = host[..., 4]
+    host = _to_host(torch.cat([present[:, None], scores, corners.flatten(1)], dim=1))
+    num_queries = scores.shape[1]
+    host_present, host_scores, host_boxes = host.split([1, num_queries, 4 * num_queries], dim=1)
     if options.nms_thresh < 1.0:
         # Suppressed queries stay, because their points count for CoverAcc_all, but with score 0.
-        for boxes, values in zip(host[..., :4], host_scores):
+        for boxes, values in zip(host_boxes.unflatten(1, (num_queries, 4)), host_scores):
             best = nms(boxes, values, options.nms_thresh)
             values.copy_(torch.zeros_like(values).scatter(0, best, values[best]))
     host_scores, host_order = host_scores.sort(descending=True, stable=True)
     # In float64, as the official GREC script: a float32 0.7 is below 0.7.
     counts = (host_scores.double() >= options.score_thresh).sum(dim=1).tolist()
+    is_absent = (host_present[:, 0] < 0.5).tolist()
     scores, order = (to_device(x, corners.device) for x in (host_scores, host_order))
     ranked = []
     for i, size in enumerate(sizes):
@@ -187,8 +178,8 @@ def _rank_queries(samples, present, sizes, options: PostprocessOptions):
         candidates.scores = scores[i]
         candidates.pred_classes = torch.zeros_like(order[i])
         candidates.pred_points = points[i][order[i]]
-        ranked.append((candidates, order[i]))
-    return ranked, counts
+        ranked.append((candidates, order[i], counts[i], is_absent[i]))
+    return ranked
 
 
 def _resize_logits(logits: torch.Tensor, size, align_corners: bool = False) -> torch.Tensor:

@@ -152,7 +152,7 @@ def test_training_groups_are_expanded(write):
         ({**sample(), "expressions": []}, "'expressions': expected one text or a list"),
         (sample(raw=[3]), "'expressions': expected text with a word in it, found 3"),
         (sample(raw=["a dog", "?!"]), "'expressions': expected text with a word in it, found '.!'"),
-        (sample([target(), target()]), "'annotations': expected every object once"),
+        (sample([target(), target()]), "'annotations': expected every id once"),
         (sample(["x"]), "'annotations': expected objects with 'bbox'"),
         (sample([{"segmentation": [SQUARE]}]), "'annotations': expected objects with 'bbox'"),
         (sample([target(id="5")]), "'id': expected an integer"),

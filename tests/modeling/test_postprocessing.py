@@ -216,3 +216,22 @@ def test_suppressed_duplicates_lose_their_score_and_stay():
     assert len(suppressed["candidates"]) == 2 and suppressed["candidates"].scores[1] == 0
     apart = make_outputs(scores=(0.9, 0.8))
     assert len(postprocess(apart, nms_thresh=0.7)["instances"]) == 2
+
+
+@pytest.mark.parametrize(
+    "keys, changed, value",
+    [
+        (None, "pred_logits", float("nan")),
+        (None, "pred_logits", float("inf")),
+        (None, "pred_boxes", float("nan")),
+        (None, "no_target_logits", float("nan")),
+        (("sem_seg", "no_target_logits"), "no_target_logits", float("nan")),
+        (("sem_seg", "no_target_logits"), "no_target_logits", float("inf")),
+    ],
+)
+def test_numbers_that_are_not_finite_are_no_answer(keys, changed, value):
+    one = make_outputs()
+    outputs = {key: torch.cat([one[key], one[key]]) for key in keys or one}
+    outputs[changed][1, ..., 0] = value
+    with pytest.raises(FloatingPointError, match="of sample 1 of the batch are infinite or NaN"):
+        grounding_postprocess(outputs, NETWORK, [ORIGINAL] * 2, OPTIONS)

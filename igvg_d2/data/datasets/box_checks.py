@@ -5,7 +5,8 @@ from typing import Any, Dict, Iterable, List, Sequence, Tuple
 
 import numpy as np
 import pycocotools.mask as mask_util
-from detectron2.structures import BoxMode
+from detectron2.structures import Boxes, BoxMode
+from detectron2.structures.boxes import matched_pairwise_iou
 
 logger = logging.getLogger(__name__)
 
@@ -27,15 +28,18 @@ def contradicting_boxes(annotations: Sequence[Dict[str, Any]]) -> List[Tuple[int
         return []
     boxes = np.array([_to_xywh(item) for item in annotations], dtype=np.float64)
     extents = np.array([mask_util.toBbox(item["segmentation"]) for item in annotations])
-    ious = _pairwise_iou(boxes, extents)
-    as_corners = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-    fits_as_corners = _pairwise_iou(as_corners, extents) >= _LEAST_IOU
-    is_far = np.abs(_corners(boxes) - _corners(extents)).max(axis=1) > _SLACK
+    corners, wanted = (
+        Boxes(np.concatenate([b[:, :2], b[:, :2] + b[:, 2:]], axis=1)) for b in (boxes, extents)
+    )
+    ious, as_corners = (matched_pairwise_iou(b, wanted) for b in (corners, Boxes(boxes)))
+    is_far = (corners.tensor - wanted.tensor).abs().amax(dim=1) > _SLACK
     found = []
-    for i in np.flatnonzero((ious < _LEAST_IOU) & is_far & (extents[:, 2] > 0)):
-        hint = "; it would fit as corners x0, y0, x1, y1" if fits_as_corners[i] else ""
+    # 0 / 0 is NaN: a box without area overlaps by 0.
+    bad = (ious.nan_to_num() < _LEAST_IOU) & is_far & wanted.nonempty()
+    for i in bad.nonzero()[:, 0].tolist():
+        hint = "; it would fit as corners x0, y0, x1, y1" if as_corners[i] >= _LEAST_IOU else ""
         box, extent = ([round(float(v), 1) for v in b] for b in (boxes[i], extents[i]))
-        found.append((int(i), f"box {box}, but its mask has the extent {extent}{hint}"))
+        found.append((i, f"box {box}, but its mask has the extent {extent}{hint}"))
     return found
 
 
@@ -57,16 +61,3 @@ def _to_xywh(item: Dict[str, Any]) -> Sequence[float]:
     """Box [x, y, width, height]; BoxMode.convert takes longer than all the rest."""
     mode, box = item["bbox_mode"], item["bbox"]
     return box if mode == BoxMode.XYWH_ABS else BoxMode.convert(box, mode, BoxMode.XYWH_ABS)
-
-
-def _corners(boxes: np.ndarray) -> np.ndarray:
-    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-
-
-def _pairwise_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """IoU (N,) of boxes (N, 4) [x, y, width, height], row by row; 0 for boxes without area."""
-    low = np.maximum(first[:, :2], second[:, :2])
-    high = np.minimum(_corners(first)[:, 2:], _corners(second)[:, 2:])
-    both = np.maximum(high - low, 0.0).prod(axis=1)
-    areas = [np.maximum(boxes[:, 2:], 0.0).prod(axis=1) for boxes in (first, second)]
-    return both / np.maximum(sum(areas) - both, 1e-9)

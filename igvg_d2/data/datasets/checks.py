@@ -14,7 +14,7 @@ from igvg_d2.io.processes import map_in_processes
 from igvg_d2.io.rle import to_rle
 
 from ..bad_samples import describe_sample
-from ..tokenizer import is_mostly_unknown, tokenize
+from ..tokenizer import is_mostly_unknown
 from .box_checks import contradicting_boxes
 from .fingerprint import file_sha256
 from .registration import load_dataset
@@ -182,10 +182,9 @@ def _check_expressions(
     for sample in samples:
         where = f"{describe_sample(sample)}, expression {sample['expression']!r}"
         try:
-            if is_mostly_unknown(tokenize(tokenizer, sample["expression"])):
-                report.add(
-                    "unknown words", f"{where}: {type(tokenizer).__name__} knows half or less"
-                )
+            if is_mostly_unknown(tokenizer, sample["expression"]):
+                found = f"{type(tokenizer).__name__} knows half or less"
+                report.add("unknown words", f"{where}: {found}")
         except ValueError as error:
             report.add("expressions", f"{where}: {error}")
 

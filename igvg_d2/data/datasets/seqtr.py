@@ -19,6 +19,7 @@ from .common import (
     check_text,
     collect_samples,
     is_int,
+    list_ids,
     log_counts,
     make_sample,
     read_field,
@@ -187,9 +188,7 @@ class _SeqtrReader:
             if key not in self._converted:
                 self._converted[key] = to_annotation(item, self._id(item), height, width)
             targets.append(self._converted[key])
-        ids = [target["id"] for target in targets]
-        if len(set(ids)) < len(ids):
-            raise RecordError("annotations", f"expected every object once, found ids {short(ids)}")
+        list_ids([target["id"] for target in targets], "annotations")
         return targets
 
     def _id(self, item: Dict[str, Any]) -> int:
