@@ -8,6 +8,7 @@ import socket
 from typing import Any, Dict, Iterator, Optional, Tuple
 
 from igvg_d2.io.atomic import remove_if_there
+from igvg_d2.io.json_stream import to_json_text
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def _take(path: str) -> None:
     while True:
         try:
             with open(path, "x") as file:
-                json.dump(owner, file)
+                file.write(to_json_text(owner))
             return
         except FileExistsError:
             _remove_if_stale(path)
