@@ -145,18 +145,48 @@ def test_referred_loss_is_of_whole_samples_and_their_patches(pretraining, cfg, s
     objects[0, :8, :8], objects[0, 8:, 8:] = 0, 1
     referred = torch.zeros(1, pretraining.scenes.MAX_OBJECTS, dtype=torch.bool)
     referred[0, 0] = True
-    with torch.no_grad():
-        model.referred_head.bias.fill_(0.7)
-    grid = torch.zeros(1, 32, 2, 4)
-    found = model._referred_loss(grid, objects, referred, torch.tensor([True]))
+    logits = torch.full((1, 8), 0.7)
+    found = model._referred_loss(logits, objects, referred, torch.tensor([True]), 4)
     # -log p once for the object that is meant, -log (1 - p) for the other and the background.
     error = (F.softplus(torch.tensor(-0.7)) + 2 * F.softplus(torch.tensor(0.7))) / 3
     torch.testing.assert_close(found, error)
-    assert model._referred_loss(grid, objects, referred, torch.tensor([False])) == 0
+    assert model._referred_loss(logits, objects, referred, torch.tensor([False]), 4) == 0
     assert model([other])["loss_referred"] == 0 and loss > 0
     plain = cfg.clone()
     plain.MODEL.PRETRAINING.REFERRED_WEIGHT = 0.0
     assert "loss_referred" not in build_model(plain)([whole])
+
+
+def test_pointers_stand_before_the_last_layer(pretraining, cfg, samples):
+    torch.manual_seed(0)
+    deeper = cfg.clone()
+    deeper.MODEL.BEIT3.DEPTH = 4
+    deeper.MODEL.PRETRAINING.POINTER_WEIGHT = 1.0
+    model = build_model(deeper)
+    whole = [s for s in samples if s["whole"] and s["referred"].any()][:2]
+    model(whole)["loss_pointer"].backward()
+    trained = [layer.text.fc2.weight.grad is not None for layer in model.backbone.encoder.layers]
+    assert trained == [True, True, True, False]
+    pointer = model.pointers[0]
+    patches, ends = torch.randn(2, 5, 32), torch.randn(2, 32)
+    products = (pointer.image(patches) * pointer.text(ends)[:, None]).sum(dim=2)
+    torch.testing.assert_close(pointer(patches, ends), products / 32**0.5 - 1.5)
+    deeper.MODEL.PRETRAINING.POINTER_WEIGHT = 0.0
+    assert "loss_pointer" not in build_model(deeper)(whole)
+
+
+def test_listening_layers_pass_their_input_on(pretraining, cfg):
+    """So an encoder can be made deeper without a change of what it says."""
+    torch.manual_seed(0)
+    deeper = cfg.clone()
+    deeper.MODEL.BEIT3.DEPTH, deeper.MODEL.PRETRAINING.LISTENING_LAYERS = 3, 1
+    shallow, deep = build_model(cfg).backbone.eval(), build_model(deeper).backbone.eval()
+    deep.load_state_dict(shallow.state_dict(), strict=False)
+    ids = torch.tensor([[0, 5, 6, 2]])
+    image, padding = torch.randn(1, 3, 96, 96), torch.zeros(1, 4, dtype=torch.bool)
+    one, two = shallow(image, ids, padding), deep(image, ids, padding)
+    assert torch.equal(one.text, two.text) and torch.equal(one.pooled, two.pooled)
+    assert torch.equal(one.image["last_feat"], two.image["last_feat"])
 
 
 def test_words_change_with_a_flip(pretraining):
@@ -182,6 +212,32 @@ def test_boxes_by_hand(pretraining):
     expected = torch.tensor([[0.5, 0.5, 0.5, 0.5], [7.5 / 8, 3.5 / 4, 1 / 8, 1 / 4]])
     torch.testing.assert_close(boxes[0, :2], expected)
     assert (boxes[0, 2:] == 0).all()
+
+
+def test_neighbors_by_hand(pretraining):
+    from shapes_pretraining import neighbors
+
+    # A red circle, right of it a red square, right and below a blue circle; a slot without object.
+    centers = torch.tensor([[[0.2, 0.5], [0.5, 0.53], [0.8, 0.9], [0.0, 0.0]]])
+    attributes = torch.tensor([[[0, 0, 0], [1, 0, 0], [0, 5, 0], [-1, -1, -1]]])
+    present, further = neighbors.neighbor_targets(centers, attributes)
+    shapes = len(pretraining.scenes.SHAPES)
+    left, right, above, below = present[0].unbind(1)
+    assert left[0].sum() == 0 and right[0].nonzero().flatten().tolist() == [
+        0,
+        1,
+        shapes,
+        shapes + 5,
+    ]
+    assert below[0].nonzero().flatten().tolist() == [0, shapes + 5], "the square is level with it"
+    assert (
+        left[2].nonzero().flatten().tolist()
+        == [0, 1, shapes]
+        == above[2].nonzero().flatten().tolist()
+    )
+    # (direction, group): how many of one shape, colour, both lie further that way.
+    assert further[0, 0].tolist() == [[0, 0, 0], [1, 1, 0], [0, 0, 0], [1, 1, 0]]
+    assert further[0, 1].tolist() == [[0, 1, 0], [0, 0, 0], [0, 1, 0], [0, 0, 0]]
 
 
 def test_every_batch_trains_every_parameter(pretraining, cfg, samples):
@@ -210,19 +266,6 @@ def test_encoder_survives_the_way_through_a_beit3_file(pretraining, cfg):
     assert set(converted) == set(expected)
     assert all(torch.equal(converted[key], value) for key, value in expected.items())
     assert (report.size.embed_dim, report.size.depth, report.size.patch_size) == (32, 2, 8)
-
-
-def test_flatter_attention_changes_queries_of_images_only(pretraining, cfg):
-    torch.manual_seed(0)
-    backbone = build_model(cfg).backbone
-    before = {key: value.clone() for key, value in backbone.state_dict().items()}
-    pretraining.initialization.flatten_attention(backbone, 0.5)
-    after = backbone.state_dict()
-    changed = {key for key, value in after.items() if not torch.equal(value, before[key])}
-    assert changed == {"encoder.layers.1.vision.qkv.weight"}  # biases begin as zeros
-    key = changed.pop()
-    assert torch.equal(after[key][:32], before[key][:32] * 0.5)
-    assert torch.equal(after[key][32:], before[key][32:])
 
 
 def test_muon_moves_equally_in_all_directions(pretraining):

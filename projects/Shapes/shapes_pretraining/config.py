@@ -18,8 +18,11 @@ def add_pretraining_config(cfg: CN) -> None:
     cfg.MODEL.PRETRAINING.TARGETS_WEIGHT = 0.5
     cfg.MODEL.PRETRAINING.COUNT_WEIGHT = 0.5
     cfg.MODEL.PRETRAINING.REFERRED_WEIGHT = 0.0
-    # Factor on the queries of image tokens beyond the first layer, when weights are loaded. Below
-    # 1 the attention of patches becomes flatter, so that they find the text again.
-    cfg.MODEL.PRETRAINING.QUERY_SCALE = 1.0
+    # Weight of what patches tell of the neighbors of their object.
+    cfg.MODEL.PRETRAINING.NEIGHBORS_WEIGHT = 0.0
+    # Weight of the end token's pointing to these patches in the two layers before the last.
+    cfg.MODEL.PRETRAINING.POINTER_WEIGHT = 0.0
+    # Last layers that begin as identities with flat attention; see initialize_locally.
+    cfg.MODEL.PRETRAINING.LISTENING_LAYERS = 0
     # Learning rate of weight matrices under SOLVER.OPTIMIZER "Muon"; BASE_LR is that of the rest.
     cfg.SOLVER.MATRIX_LR = 0.01

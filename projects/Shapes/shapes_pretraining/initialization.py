@@ -16,11 +16,18 @@ TABLE_SCALE = 5.0
 
 
 @torch.no_grad()
-def initialize_locally(backbone: BEiT3) -> None:
+def initialize_locally(backbone: BEiT3, listening: int = 0) -> None:
     """Positions as sines and cosines, and image tokens that attend to like ones, as near ones are.
 
     Everything stays trainable. Attention begins with neighbours instead of everywhere (Beyer et
     al., "Better plain ViT baselines", 2022; Trockman and Kolter, "Mimetic initialization", 2023).
+
+    Args:
+        backbone: as it was built.
+        listening: number of last layers that begin with attention to everything and pass their
+            input on unchanged. Patches that learned to look at patches hardly ever look at words
+            again; such layers do from their first step, and do no harm to a trained encoder that
+            they are put upon.
     """
     embed = backbone.vision_embed
     for layer in backbone.encoder.modules():
@@ -41,20 +48,13 @@ def initialize_locally(backbone: BEiT3) -> None:
     table = torch.cat(parts, dim=1) * POSITION_SCALE
     embed.positions[..., : table.shape[1]].copy_(table)
     dim = backbone.embed_dim
-    for layer in backbone.encoder.layers:
+    layers = backbone.encoder.layers
+    first = len(layers) - listening
+    for layer in layers[first:]:
+        for branch in (layer.vision, layer.text):
+            branch.out_proj.weight.zero_()
+            branch.fc2.weight.zero_()
+    for layer in layers[:first]:
         weight = layer.vision.qkv.weight
         weight[:dim] *= SHARPNESS
         weight[dim : 2 * dim] = weight[:dim]
-
-
-@torch.no_grad()
-def flatten_attention(backbone: BEiT3, factor: float) -> None:
-    """Scale the queries of image tokens in all layers but the first, in place.
-
-    After training on images mostly, patches look at patches with logits so far above those of text
-    that no gradient leads back to the words.
-    """
-    dim = backbone.embed_dim
-    for layer in backbone.encoder.layers[1:]:
-        layer.vision.qkv.weight[:dim] *= factor
-        layer.vision.qkv.bias[:dim] *= factor

@@ -13,6 +13,7 @@ from igvg_d2.data.synthetic.scene import COLORS, SIZES
 from igvg_d2.modeling import VisionLanguageBackbone, build_vl_backbone
 
 from .initialization import initialize_locally
+from .neighbors import NeighborHead
 from .scenes import MAX_OBJECTS
 
 ATTRIBUTES = {"shape": len(SHAPES), "color": len(COLORS), "size": len(SIZES)}
@@ -35,10 +36,14 @@ class BEiT3Pretraining(nn.Module):
 
     * Every patch tells shape, colour and size of the object it shows (or that none is there), its
       box, and which of the patch's cells belong to it, also where the object was painted over.
+    * With a weight for it: the patch also tells which shapes and colours lie left, right, above
+      and below of its object, and which one of its like it is, counted from each side.
     * Every masked word is told.
     * The end token tells shape, colour and size of the objects that the expression means, and CLS
       how many there are.
-    * With a weight for it only: every patch tells whether the expression refers to its object.
+    * With a weight for it only: every patch tells whether the expression refers to its object; and
+      in the two layers before the last, the end token points to the patches that are meant, so that
+      the text knows where to look before the patches have to.
     """
 
     @configurable
@@ -52,6 +57,7 @@ class BEiT3Pretraining(nn.Module):
         pixel_std: Tuple[float, ...],
         hidden_weight: float,
         weights: Dict[str, float],
+        listening_layers: int = 0,
     ):
         """
         Args:
@@ -60,11 +66,13 @@ class BEiT3Pretraining(nn.Module):
             cells: cells along the side of a patch whose membership is predicted.
             pixel_mean, pixel_std: per channel, in the scale of the input image.
             hidden_weight: weight of a patch of a hidden object, relative to others.
-            weights: of "loss_words", "loss_targets", "loss_count" and "loss_referred".
+            weights: of "loss_words", "loss_targets", "loss_count", "loss_directions", "loss_ranks",
+                "loss_referred" and "loss_pointer".
+            listening_layers: see :func:`initialize_locally`.
         """
         super().__init__()
         self.backbone = backbone
-        initialize_locally(backbone)
+        initialize_locally(backbone, listening_layers)
         self.cells = cells
         self.hidden_weight = hidden_weight
         self.weights = {**WEIGHTS, **weights}
@@ -72,10 +80,18 @@ class BEiT3Pretraining(nn.Module):
         self.splits = [n + 1 for n in ATTRIBUTES.values()] + [4, cells * cells]
         self.patch_head = nn.Linear(dim, sum(self.splits))
         self.word_head = nn.Linear(dim, vocab_size)
+        if weights["loss_directions"]:
+            self.neighbor_head = NeighborHead(dim)
         self.target_head = nn.Linear(dim, kinds)
         self.count_head = nn.Linear(dim, COUNTS)
         if weights["loss_referred"]:
             self.referred_head = nn.Linear(dim, 1)
+        self.pointers = nn.ModuleList()
+        self._middle: List[Tuple[torch.Tensor, torch.Tensor]] = []
+        if weights["loss_pointer"]:
+            for layer in backbone.encoder.layers[-3:-1]:
+                self.pointers.append(Pointer(dim))
+                layer.register_forward_hook(lambda *call: self._middle.append(call[2]))
         for name, value in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             self.register_buffer(name, torch.tensor(value).view(-1, 1, 1), persistent=False)
 
@@ -88,12 +104,16 @@ class BEiT3Pretraining(nn.Module):
             "cells": options.CELLS,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
+            "listening_layers": options.LISTENING_LAYERS,
             "hidden_weight": options.HIDDEN_WEIGHT,
             "weights": {
                 "loss_words": options.WORDS_WEIGHT,
                 "loss_targets": options.TARGETS_WEIGHT,
                 "loss_count": options.COUNT_WEIGHT,
+                "loss_directions": options.NEIGHBORS_WEIGHT,
+                "loss_ranks": options.NEIGHBORS_WEIGHT,
                 "loss_referred": options.REFERRED_WEIGHT,
+                "loss_pointer": options.POINTER_WEIGHT,
             },
         }
 
@@ -120,6 +140,7 @@ class BEiT3Pretraining(nn.Module):
         text_ids = _pad([x["text_ids"] for x in batched_inputs], PAD_ID).to(self.device)
         labels = _pad([x["word_labels"] for x in batched_inputs], -1).to(self.device)
         padding = text_ids == PAD_ID
+        self._middle.clear()
         features = self.backbone(images, text_ids, padding)
         objects = self._stack(batched_inputs, "objects").long()
         attributes = self._stack(batched_inputs, "attributes")
@@ -128,14 +149,21 @@ class BEiT3Pretraining(nn.Module):
         losses = self._patch_losses(grid, objects, attributes, hidden)
         losses["loss_words"] = self._word_loss(features.text, labels)
         ends = (~padding).sum(dim=1) - 1
-        end_tokens = features.text[torch.arange(len(ends), device=ends.device), ends]
+        rows = torch.arange(len(ends), device=ends.device)
+        end_tokens = features.text[rows, ends]
         referred = self._stack(batched_inputs, "referred")
         losses["loss_targets"] = self._target_loss(end_tokens, attributes, referred)
         counts = referred.sum(dim=1).clamp(max=COUNTS - 1)
         losses["loss_count"] = F.cross_entropy(self.count_head(features.pooled), counts)
+        whole = self._stack(batched_inputs, "whole")
+        meant = (objects, referred, whole, grid.shape[-1])
         if self.weights["loss_referred"]:
-            whole = self._stack(batched_inputs, "whole")
-            losses["loss_referred"] = self._referred_loss(grid, objects, referred, whole)
+            logits = self.referred_head(grid.flatten(2).transpose(1, 2))[..., 0]
+            losses["loss_referred"] = self._referred_loss(logits, *meant)
+        for pointer, (image, text) in zip(self.pointers, self._middle):
+            loss = self._referred_loss(pointer(image[:, 1:], text[rows, ends]), *meant)
+            losses["loss_pointer"] = losses.get("loss_pointer", 0.0) + loss
+        self._middle.clear()
         return {key: value * self.weights[key] for key, value in losses.items()}
 
     def _stack(self, batched_inputs, key: str) -> torch.Tensor:
@@ -159,24 +187,24 @@ class BEiT3Pretraining(nn.Module):
             total = total - (wanted * part.log_softmax(dim=1)).sum(dim=1).mean()
         return total
 
-    def _referred_loss(self, grid, objects, referred, whole) -> torch.Tensor:
+    def _referred_loss(self, logits, objects, referred, whole, columns: int) -> torch.Tensor:
         """Binary cross-entropy per object, in samples whose expression is whole.
 
         Every object counts the same whatever its size, as in gIoU, and the background counts as one
         that is never meant.
 
         Args:
-            grid: float (N, C, h, w), token grid.
+            logits: float (N, h * w), per patch.
             objects: int64 (N, H, W), ``MAX_OBJECTS`` is the background.
             referred: bool (N, MAX_OBJECTS).
             whole: bool (N,).
+            columns: w.
         """
         shown = F.one_hot(objects, MAX_OBJECTS + 1).permute(0, 3, 1, 2).float()
-        shares = F.avg_pool2d(shown, objects.shape[-1] // grid.shape[-1]).flatten(2)
+        shares = F.avg_pool2d(shown, objects.shape[-1] // columns).flatten(2)
         wanted = (shares * F.pad(referred, (0, 1))[..., None]).sum(dim=1)
         area = shares.sum(dim=2, keepdim=True)
         weight = (shares / area.clamp(min=1e-6)).sum(dim=1) * whole[:, None]
-        logits = self.referred_head(grid.flatten(2).transpose(1, 2))[..., 0]
         error = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
         return (error * weight).sum() / weight.sum().clamp(min=1)
 
@@ -212,6 +240,10 @@ class BEiT3Pretraining(nn.Module):
         wanted = torch.cat([wanted[..., :2] - middles, wanted[..., 2:]], dim=2)
         error = F.smooth_l1_loss(outputs[3], wanted * 4, reduction="none", beta=0.1).sum(dim=2)
         losses["loss_boxes"] = (error * has_object).sum() / count
+        if self.weights["loss_directions"]:
+            patches = grid.flatten(2).transpose(1, 2)
+            shown = (patches, owner, has_object.float())
+            losses.update(self.neighbor_head.losses(*shown, boxes[..., :2], attributes))
         # (N, K, h, c, w, c) -> the owner's cells (N, h * w, c * c)
         cells = fine.view(n, MAX_OBJECTS, h, self.cells, w, self.cells)
         cells = cells.permute(0, 2, 4, 1, 3, 5).flatten(4).flatten(1, 2)
@@ -220,6 +252,26 @@ class BEiT3Pretraining(nn.Module):
         error = F.binary_cross_entropy_with_logits(outputs[4], wanted, reduction="none")
         losses["loss_cells"] = (error.mean(dim=2) * has_object).sum() / count * 2
         return losses
+
+
+class Pointer(nn.Module):
+    """Tells by a product of end token and patch whether the patch is meant."""
+
+    def __init__(self, dim: int, width: int = 64):
+        """
+        Args:
+            dim: C.
+            width: of the space in which both are compared.
+        """
+        super().__init__()
+        self.text = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, width))
+        self.image = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, width))
+        self.bias = nn.Parameter(torch.tensor(-1.5))
+
+    def forward(self, patches: torch.Tensor, end_tokens: torch.Tensor) -> torch.Tensor:
+        """float (N, S, C) and (N, C) -> logits (N, S)."""
+        product = self.image(patches) @ self.text(end_tokens)[..., None]
+        return product[..., 0] / patches.shape[-1] ** 0.5 + self.bias
 
 
 def cell_middles(h: int, w: int, device) -> torch.Tensor:

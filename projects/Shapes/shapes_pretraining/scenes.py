@@ -18,6 +18,12 @@ STREAM_INDEX = 1000
 MAX_OBJECTS = 9
 # A scene is flipped in four ways and has about three expressions, so it is drawn this often.
 VISITS = 12
+# Expressions whose targets take more than to compare attributes are drawn more often than in the
+# data set.
+KIND_SHARES = {
+    **{"attribute": 0.12, "plural": 0.08, "count": 0.06, "coordination": 0.1},
+    **{"order": 0.26, "relation": 0.26, "exclusion": 0.12},
+}
 # Paint of hidden pixels: no object and no background has it.
 HIDDEN_COLOR = (255, 105, 180)
 BACKGROUND = MAX_OBJECTS
@@ -60,7 +66,7 @@ class PreparedScene:
 
 def prepare_scene(seed: int, index: int, size: Tuple[int, int]) -> PreparedScene:
     """Draw scene ``index`` of the stream and resize it to (height, width) ``size``."""
-    split = replace(SPLITS[0], name="pretraining", index=STREAM_INDEX)
+    split = replace(SPLITS[0], name="pretraining", index=STREAM_INDEX, kind_shares=KIND_SHARES)
     scene, image, expressions = generate_image(seed, split, index)
     objects = np.full((scene.height, scene.width), BACKGROUND, dtype=np.uint8)
     attributes = np.full((MAX_OBJECTS, 3), -1, dtype=np.int64)

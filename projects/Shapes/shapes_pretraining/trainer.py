@@ -16,7 +16,6 @@ from igvg_d2.data import build_tokenizer
 from igvg_d2.engine import GroundingTrainer
 
 from .export import beit3_state
-from .initialization import flatten_attention
 from .scenes import VISITS, PretrainingScenes
 
 # What is written into OUTPUT_DIR at the end.
@@ -31,9 +30,6 @@ class PretrainingTrainer(GroundingTrainer):
     def resume_or_load(self, resume=True):
         """See ``DefaultTrainer.resume_or_load``; the stream goes on with scenes not drawn yet."""
         super().resume_or_load(resume)
-        if self.start_iter == 0:
-            model = getattr(self.model, "module", self.model)
-            flatten_attention(model.backbone, self.cfg.MODEL.PRETRAINING.QUERY_SCALE)
         first = -(-self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH // VISITS)
         self._trainer.data_loader.dataset.first_scene = first
 
