@@ -60,7 +60,7 @@ def test_config_merges_and_keeps_no_target_samples(path):
 def test_small_config_builds(path):
     cfg = setup_config(str(path))
     words = cfg.MODEL.BEIT3.VOCAB_SIZE * cfg.MODEL.BEIT3.EMBED_DIM
-    assert sum(p.numel() for p in build_shell(cfg).parameters()) - words < 3e6
+    assert sum(p.numel() for p in build_shell(cfg).parameters()) - words < 3.2e6
 
 
 @pytest.mark.parametrize("path", [p for p in CONFIGS if p not in SMALL], ids=name_of)
