@@ -27,6 +27,8 @@ PRESETS = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.glob("*/instancevg
 MEAN, STD = (np.float32(x) for x in ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)))
 SIDE = 320
 OPTIONS = [
+    "MODEL.WEIGHTS",
+    "",
     *TINY,
     "INPUT.IMAGE_SIZE",
     (SIDE, SIDE),
