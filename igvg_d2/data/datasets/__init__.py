@@ -7,3 +7,6 @@ from .instances import InstanceFile
 from .referring import TARGET_RULES, load_referring
 from .registration import load_dataset, register_grounding, set_skip_invalid
 from .seqtr import load_seqtr
+
+# Name of earlier versions; the rule of gRefCOCO is the default.
+load_grefcoco = load_referring
