@@ -14,7 +14,7 @@ from igvg_d2 import add_igvg_config
 ROOT = Path(__file__).resolve().parent.parent
 # Folders that a checkout may hold beside its own files.
 NOT_OURS = {".git", ".venv", ".pytest_cache", "output", "build"}
-FOLDERS = "igvg_d2|configs|datasets|demo|dev|projects|tests|tools"
+FOLDERS = "igvg_d2|configs|datasets|demo|dev|docs|projects|tests|tools"
 # Names of files that a document tells to write, to download, or that a run writes.
 ELSEWHERE = {
     "config.yaml", "my.yaml", "train.json", "val.json", "my/train.json",
@@ -154,7 +154,7 @@ def test_targets_of_make_exist(name):
 
 def test_the_python_example_runs(monkeypatch):
     monkeypatch.chdir(ROOT)
-    (example,) = re.findall(r"^```python\n(.*?)```", read("GETTING_STARTED.md"), re.M | re.S)
+    example = re.findall(r"^```python\n(.*?)```", read("GETTING_STARTED.md"), re.M | re.S)[0]
     found = {}
     exec(example, found)
     assert found["outputs"]["mask"].shape == found["image"].shape[:2]
