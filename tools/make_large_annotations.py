@@ -13,6 +13,7 @@ writing) and prints time, peak memory and what each worker process of a data loa
 
 import argparse
 import json
+import multiprocessing
 import os
 import resource
 import sys
@@ -173,23 +174,17 @@ def measure(paths, workers, add_config=()):
         cfg.DATALOADER.NUM_WORKERS = workers
         start, cpu = time.perf_counter(), time.process_time()
         loader = build_grounding_train_loader(cfg, mapper=lambda sample: sample)
-        others = set(children())
+        others = set(multiprocessing.active_children())
         batches = iter(loader)
         for _ in range(max(1, number // (4 * cfg.SOLVER.IMS_PER_BATCH))):
             next(batches)
         result.update(loader_seconds=time.perf_counter() - start, peak_mib=peak_memory())
-        result["worker_mib"] = [private_memory(pid) for pid in children() if pid not in others]
+        started = set(multiprocessing.active_children()) - others
+        result["worker_mib"] = [private_memory(worker.pid) for worker in started]
         return result
     finally:
         DatasetCatalog.remove(NAME)
         MetadataCatalog.remove(NAME)
-
-
-def children():
-    """Process ids of the children of this process."""
-    path = f"/proc/self/task/{os.getpid()}/children"
-    with open(path, encoding="ascii") as file:
-        return [int(pid) for pid in file.read().split()]
 
 
 def main(argv=None, add_config=()):
