@@ -1,12 +1,13 @@
 """Fixtures every test folder may use."""
 
-import multiprocessing
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.multiprocessing import start_processes
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -34,27 +35,20 @@ def assert_within(record_property):
 def in_two_processes(tmp_path):
     """Callable (work): runs work(rank) in two forked gloo processes; returns both results.
 
-    Results travel by pickle; tensors as numpy arrays, because a process takes its shared memory
-    along when it ends.
+    What one of them raises is raised here, with its traceback. Results travel by pickle; tensors
+    as numpy arrays, because a process takes its shared memory along when it ends.
     """
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
 
-    def process(work, rank):
+    def process(rank, work):
         address = f"file://{tmp_path}/rendezvous"
         torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-        queue.put((rank, work(rank)))
+        (tmp_path / f"result{rank}").write_bytes(pickle.dumps(work(rank)))
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
     def run(work):
-        workers = [context.Process(target=process, args=(work, rank)) for rank in (0, 1)]
-        for worker in workers:
-            worker.start()
-        results = dict(queue.get(timeout=60) for _ in workers)
-        for worker in workers:
-            worker.join(60)
-        return [results[rank] for rank in (0, 1)]
+        start_processes(process, (work,), nprocs=2, start_method="fork")
+        return [pickle.loads((tmp_path / f"result{rank}").read_bytes()) for rank in (0, 1)]
 
     return run
 

@@ -1,7 +1,5 @@
 """Frozen parts, and BatchNorm over all processes."""
 
-import multiprocessing
-
 import pytest
 import torch
 from detectron2.layers import get_norm
@@ -31,31 +29,17 @@ def step(layer, x):
     return {"y": y.detach(), "x.grad": x.grad, **{name: value.clone() for name, value in named}}
 
 
-def work(rank, path, x, queue):
-    """One of two processes with half the batch."""
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{path}", rank=rank, world_size=2
-    )
-    layer = make_layer("SyncBN")
-    # PyTorch's own layer is refused here.
-    torch.nn.parallel.DistributedDataParallel(layer)
-    queue.put((rank, {k: v.numpy() for k, v in step(layer, x.chunk(2)[rank]).items()}))
-    torch.distributed.destroy_process_group()
-
-
-def test_two_cpu_processes_equal_one_with_the_whole_batch(tmp_path):
+def test_two_cpu_processes_equal_one_with_the_whole_batch(in_two_processes):
     x = 5 + 2 * torch.randn(8, 3, 4, 5, generator=torch.Generator().manual_seed(1))
+
+    def work(rank):
+        layer = make_layer("SyncBN")
+        # PyTorch's own layer is refused here.
+        torch.nn.parallel.DistributedDataParallel(layer)
+        return {k: v.numpy() for k, v in step(layer, x.chunk(2)[rank]).items()}
+
     expected = step(make_layer(), x)
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    workers = [
-        context.Process(target=work, args=(rank, tmp_path / "store", x, queue)) for rank in (0, 1)
-    ]
-    for worker in workers:
-        worker.start()
-    parts = dict(queue.get(timeout=60) for _ in workers)
-    for worker in workers:
-        worker.join(60)
+    parts = in_two_processes(work)
     for name, value in expected.items():
         found = [torch.from_numpy(parts[rank][name]) for rank in (0, 1)]
         if name in ("y", "x.grad"):
