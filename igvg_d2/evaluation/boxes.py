@@ -5,8 +5,10 @@ from typing import Any, Dict, List, Sequence
 import numpy as np
 from detectron2.structures import Instances
 
+from igvg_d2.io.rle import FARTHEST
+
 from .frames import GroundTruth, output_field, to_numpy
-from .metrics import FARTHEST, generalized_iou_scores, grec_f1, pairwise_box_iou
+from .metrics import generalized_iou_scores, grec_f1, pairwise_box_iou
 from .protocols import Protocol
 
 # The release calls a sample a no-target one if no box scores above this, strictly.

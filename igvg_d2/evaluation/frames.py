@@ -24,9 +24,9 @@ import torch
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from igvg_d2.io.rle import to_rle
+from igvg_d2.io.rle import FARTHEST, to_rle
 
-from .metrics import FARTHEST, check_boxes
+from .metrics import check_boxes
 from .protocols import Protocol
 
 _Annotation = Dict[str, Any]

@@ -16,8 +16,6 @@ import pycocotools.mask as mask_util
 
 CARDINALITIES = ("0", "1", "2", "3plus")
 PRECISION_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
-# Pixels; no image is as large.
-FARTHEST = 1e6
 
 
 def percent(numerator: float, denominator: float) -> float:

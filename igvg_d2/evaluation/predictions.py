@@ -31,6 +31,7 @@ from igvg_d2.config import PROTOCOL_SIZES
 from igvg_d2.io.atomic import atomic_path
 from igvg_d2.io.json_stream import JSONError, iterate_records, to_json_text
 from igvg_d2.io.rle import (
+    FARTHEST,
     RLEMasks,
     check_rle,
     mask_to_rle,
@@ -39,8 +40,6 @@ from igvg_d2.io.rle import (
     to_json,
 )
 from igvg_d2.io.terminal import is_printable
-
-from .metrics import FARTHEST
 
 Prediction = Dict[str, Any]
 

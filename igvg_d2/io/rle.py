@@ -16,6 +16,8 @@ Size = Tuple[int, int]
 
 # The largest side of an image, that of a JPEG.
 MAX_SIDE = 65535
+# No coordinate of a box is farther from the image, in pixels; areas are exact in float64.
+FARTHEST = 1e6
 
 # Of a compressed RLE: 6 bits each above "0"; 5 of them count, the highest says that more follow.
 _ZERO, _SYMBOLS, _MORE, _SIGN, _VALUE = 48, 64, 0x20, 0x10, 0x1F

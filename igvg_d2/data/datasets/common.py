@@ -26,7 +26,7 @@ import reprlib
 from collections import Counter
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
-from igvg_d2.io.rle import MAX_SIDE
+from igvg_d2.io.rle import FARTHEST, MAX_SIDE
 
 from ..tokenizer import has_lone_surrogate
 from .box_checks import warn_of_contradicting_boxes
@@ -34,9 +34,6 @@ from .box_checks import warn_of_contradicting_boxes
 logger = logging.getLogger(__name__)
 
 Sample = Dict[str, Any]
-
-# No coordinate of a box is farther from the image, in pixels; float("1e400") is none either.
-_FARTHEST = 1e6
 
 
 def make_sample(
@@ -216,7 +213,7 @@ def read_box(record: Dict[str, Any], field: str) -> Optional[List[float]]:
 
 def _is_near(value: Any) -> bool:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and abs(value) <= _FARTHEST
+    return is_number and abs(value) <= FARTHEST
 
 
 def list_ids(ann_id: Any, field: str = "ann_id") -> Sequence[int]:
