@@ -118,7 +118,8 @@ class GroundingStepTrainer(SimpleTrainer):
         if not norm.isfinite():
             raise FloatingPointError(
                 f"The gradient became infinite or NaN at iteration={self.iter}, and the losses are "
-                "finite! The weights are those of the iteration before."
+                "finite! The weights are those of the iteration before. A lower SOLVER.BASE_LR or "
+                "SOLVER.CLIP_TOTAL_NORM may help."
             )
         get_event_storage().put_scalar("grad_norm", norm, smoothing_hint=False)
 
