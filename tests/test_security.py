@@ -83,7 +83,7 @@ def test_growth_is_seen():
     assert 90 << 20 <= grows_by(lambda: np.ones(96 << 20, np.uint8)) <= 110 << 20
 
 
-@pytest.mark.parametrize("kind", ["RGB", "P", "1", "I;16", "CMYK"])
+@pytest.mark.parametrize("kind", ["RGB", "P", "1", "I;16", "CMYK", "RGBA"])
 def test_memory_of_an_image(tmp_path, kind):
     size = (2000, 1500)
     path = str(tmp_path / ("a.jpg" if kind == "CMYK" else "a.png"))

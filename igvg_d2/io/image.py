@@ -1,29 +1,41 @@
-"""The one reader of images."""
+"""The one reader of images, which gives them as a person sees them."""
 
 import functools
+import importlib
+import importlib.util
+import logging
 import os
 import stat
 import unicodedata
-from typing import Dict, Tuple
+from typing import BinaryIO, Dict, Tuple
 
 import numpy as np
-from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.utils.file_io import PathManager
-from PIL import Image, ImageOps
+from detectron2.utils.logger import log_first_n
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 # What is opened, whatever the ending of a file; of the others that PIL knows, EPS starts a program.
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
+# HEIF is that of the package pillow-heif, AVIF that of Pillow since 11.3.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "HEIF")
 _LONGEST_NAME = 255
 _ORIENTATION = 0x0112  # EXIF tag; from 5 on, height and width are exchanged
+# Pixels that are converted at a time: an image of 108 million pixels takes 0.8 GB instead of 1.9.
+_STRIP = 1 << 18
+
+
+class _Unfit(Exception):
+    """Why an image is refused that is not damaged."""
 
 
 def read_image(path: str, image_format: str) -> np.ndarray:
-    """An image after EXIF rotation, as Detectron2's ``read_image`` gives it.
+    """An image as a person sees it: turned by its EXIF tag, its transparent parts over white.
 
-    Grey values of 16 bits are scaled to 8; those of other ranges are refused.
+    Others than that it gives as Detectron2's ``read_image`` does. Grey values of 16 bits are
+    scaled to 8; those without a known range are refused. Of an animation, or a file of several
+    pages, the first is read, which is logged.
 
     Args:
-        path: file in one of ``FORMATS``, whatever its ending.
+        path: file in one of ``FORMATS``, as far as Pillow has them, whatever its ending.
         image_format: "RGB" or "BGR".
 
     Returns:
@@ -31,33 +43,80 @@ def read_image(path: str, image_format: str) -> np.ndarray:
 
     Raises:
         FileNotFoundError: see :func:`missing_image`.
-        ValueError: it is no regular file, cannot be decoded, or has values without a known range.
+        ValueError: it is no regular file, cannot be decoded, has values without a known range, or
+            more pixels than Pillow's limit, 2 * ``PIL.Image.MAX_IMAGE_PIXELS``.
     """
     local = PathManager.get_local_path(path)
     try:
         if not stat.S_ISREG(os.stat(local).st_mode):
-            raise ValueError("it is not a regular file")
-        with open(local, "rb") as file:
-            image = Image.open(file, formats=FORMATS)
-            turned = ImageOps.exif_transpose(image)
-            return convert_PIL_to_numpy(_to_8_bits(turned, image.format), image_format)
+            raise _Unfit("it is not a regular file")
+        with open(local, "rb") as file, _open(file) as image:
+            # A phone's JPEG may hold a preview or a depth map beside the photo, in format MPO.
+            if getattr(image, "is_animated", False) and image.format != "MPO":
+                text = f"image '{path}' has several frames or pages, of which the first is read"
+                log_first_n(logging.WARNING, text, name=__name__, key="message")
+            pixels = _to_pixels(image)
     except FileNotFoundError:
         raise FileNotFoundError(missing_image(path)) from None
+    except _Unfit as error:
+        raise ValueError(f"image '{path}': {error}") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"image '{path}': {error} If you trust it, set PIL.Image.MAX_IMAGE_PIXELS to half of "
+            "its pixels or more; demo.py: --max-pixels"
+        ) from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more
         raise ValueError(
             f"cannot decode the image '{path}': {error!r}; download or write it again"
         ) from error
+    return pixels if image_format == "RGB" else pixels[:, :, ::-1]
+
+
+def _open(file: BinaryIO) -> Image.Image:
+    """``Image.open`` of the formats that are known here."""
+    head = file.read(64)
+    is_heic = head[4:8] == b"ftyp" and b"hei" in head[8:]
+    if is_heic and "HEIF" not in Image.OPEN and importlib.util.find_spec("pillow_heif"):
+        importlib.import_module("pillow_heif").register_heif_opener()
+    Image.init()
+    try:
+        return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    except UnidentifiedImageError:
+        if not is_heic or "HEIF" in Image.OPEN:
+            raise
+        reason = "a HEIC file, which Pillow reads after 'pip install pillow-heif'; or save as JPEG"
+        raise _Unfit(reason) from None
+
+
+def _to_pixels(image: Image.Image) -> np.ndarray:
+    """RGB uint8 (height, width, 3) of an opened file."""
+    # exif_transpose copies also what it need not turn.
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        turned = ImageOps.exif_transpose(image)
+        turned.format = image.format
+        image.close()
+        image = turned
+    width, height = image.size
+    pixels = np.empty((height, width, 3), dtype=np.uint8)
+    rows = max(1, _STRIP // width)
+    for top in range(0, height, rows):
+        strip = _to_8_bits(image.crop((0, top, width, min(top + rows, height))), image.format)
+        if strip.mode in ("LA", "PA", "RGBA") or "transparency" in strip.info:
+            white = Image.new("RGBA", strip.size, "white")
+            strip = Image.alpha_composite(white, strip.convert("RGBA"))
+        pixels[top : top + rows] = np.asarray(strip.convert("RGB"))
+    return pixels
 
 
 def _to_8_bits(image: Image.Image, file_format: str) -> Image.Image:
     """Grey values of 16 bits over 257; refuses those whose black and white are not known."""
-    # Older releases of PIL open a PNG of 16 bits as one of 32.
-    if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG"):
+    # PIL opens a PGM of 16 bits, and older releases also a PNG, as one of 32.
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):
         values = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((values + 128) // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
         kind = "whole numbers of 32 bits" if image.mode == "I" else "floating point numbers"
-        raise ValueError(f"its pixels are {kind}, of which no range is known; save it with 8 bits")
+        raise _Unfit(f"its pixels are {kind}, of which no range is known; save it with 8 bits")
     return image
 
 
@@ -106,8 +165,8 @@ def size_mismatch(path: str, found: Tuple[int, int], stated: Tuple[int, int]) ->
     """
     reason = ""
     if found == stated[::-1]:
-        with open(PathManager.get_local_path(path), "rb") as file:
-            turns = Image.open(file, formats=FORMATS).getexif().get(_ORIENTATION, 1) > 4
+        with open(PathManager.get_local_path(path), "rb") as file, _open(file) as image:
+            turns = image.getexif().get(_ORIENTATION, 1) > 4
         if turns:
             reason = (
                 "; its EXIF tag turns it, and the annotations are of the image as stored: remove "
