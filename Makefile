@@ -25,7 +25,7 @@ SHAPES = $(DATASETS)/shapes
 export PYTHONWARNINGS ?= ignore:`torch.jit.script` is deprecated:FutureWarning,ignore:Grad strides do not match bucket view strides:UserWarning,ignore:`broadcast_buffers` is deprecated:FutureWarning
 
 .DEFAULT_GOAL := help
-.PHONY: help env data train report demo test test-gpu lint fuzz clean clean-all
+.PHONY: help env data train report demo test test-gpu lint fuzz docs clean clean-all
 # Targets of `make demo` build on one another; -j must not reorder them.
 .NOTPARALLEL:
 
@@ -36,6 +36,7 @@ help:
 	@echo "  make test       the tests"
 	@echo "  make test-gpu   those that need a GPU or two, see GETTING_STARTED.md"
 	@echo "  make fuzz       FUZZ=$(FUZZ) damaged or hostile files of each kind: annotations, predictions, weights, ..."
+	@echo "  make docs       these documents and the docstrings as pages, build/docs/index.html"
 	@echo "  make lint       format and style check (dev/linter.sh --fix repairs what a tool can repair)"
 	@echo
 	@echo "  make env        only create $(VENV) and install; the targets above do it themselves, once"
@@ -88,6 +89,13 @@ fuzz: env
 	OMP_NUM_THREADS=1 "$(PY)" dev/fuzz_annotations.py --count $(FUZZ)
 	OMP_NUM_THREADS=1 "$(PY)" dev/fuzz_predictions.py --count $(FUZZ)
 	OMP_NUM_THREADS=1 "$(PY)" dev/fuzz_files.py --count $(FUZZ)
+
+# -W: a docstring or a link that Sphinx warns of is an error.
+docs: env
+	@"$(PY)" -c "import myst_parser, sphinx" 2>/dev/null || \
+		"$(PY)" -m pip install -qq --no-build-isolation --use-pep517 --editable ".[docs]"
+	"$(PY)" -m sphinx -q -W --keep-going -c docs -d build/doctrees . build/docs
+	@echo "docs: build/docs/index.html"
 
 clean:
 	rm -rf .pytest_cache .mypy_cache build

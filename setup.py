@@ -21,6 +21,7 @@ CHECK = runpy.run_path(str(ROOT / "igvg_d2" / "requirements_check.py"))
 LINT = ["black>=26.1,<27", "flake8>=6.0", "isort>=5.12"]
 # pytest-xdist: make test shares the files out over the cores, which halves its time on two.
 TEST = ["pytest>=7.0", "pytest-xdist>=3.8"]
+DOCS = ["sphinx>=8.1", "myst-parser>=4.0"]
 
 setup(
     name="igvg_d2",
@@ -35,7 +36,11 @@ setup(
     package_data={"igvg_d2.visualization": ["templates/*"]},
     # Detectron2 itself is not on PyPI under its name; requirements_check.py reports it when absent.
     install_requires=[f"{r.distributions[0]}>={r.minimum}" for r in CHECK["REQUIREMENTS"]],
-    extras_require={"dev": LINT + TEST, "all": LINT + TEST + ["mypy>=1.8"]},
+    extras_require={
+        "dev": LINT + TEST,
+        "docs": DOCS,
+        "all": LINT + TEST + DOCS + ["mypy>=1.8"],
+    },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3",

@@ -1,6 +1,7 @@
 """What pip and make are told: package metadata, and the commands behind `make`."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+import yaml
 
 import igvg_d2
 from igvg_d2.requirements_check import REQUIREMENTS
@@ -51,7 +53,16 @@ def test_metadata(metadata):
     assert fields["Name"].replace("-", "_") == "igvg_d2"
     assert fields["Version"] == igvg_d2.__version__
     assert fields["Requires-Python"] == ">=3.10"
-    assert {"dev", "all"} <= set(fields.get_all("Provides-Extra"))
+    assert {"dev", "docs", "all"} <= set(fields.get_all("Provides-Extra"))
+
+
+def test_the_version_stands_in_one_place():
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## \[([^]]+)\]", changes, re.MULTILINE)[0] == igvg_d2.__version__
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    for name in ("setup.py", "CITATION.cff", "docs/conf.py", "README.md", "INSTALL.md"):
+        assert igvg_d2.__version__ not in (ROOT / name).read_text(encoding="utf-8"), name
 
 
 def test_runtime_requirements_are_lower_bounds_only(metadata):

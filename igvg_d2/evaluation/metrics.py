@@ -70,14 +70,14 @@ def gres_counts(
 ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Apply the no-target rules of the GRES benchmark (ReLA's evaluator) to raw pixel counts.
 
-    ============  ========  ==========  ==============  =====
-    ground truth  flagged   I           U               IoU
-    ============  ========  ==========  ==============  =====
-    no target     yes       0           0               1, whatever the mask
-    no target     no        0           pixels of P     0, even when P is empty
-    target        yes       0           ``|P or G|``    0
-    target        no        ``|P & G|`` ``|P or G|``    I / U
-    ============  ========  ==========  ==============  =====
+    ============  =======  ===========  ============  =======================
+    ground truth  flagged  I            U             IoU
+    ============  =======  ===========  ============  =======================
+    no target     yes      0            0             1, whatever the mask
+    no target     no       0            pixels of P   0, even when P is empty
+    target        yes      0            ``|P or G|``  0
+    target        no       ``|P & G|``  ``|P or G|``  I / U
+    ============  =======  ===========  ============  =======================
 
     Args:
         intersections, unions: int (N,) of the predicted mask P (never cleared by the flag) and the

@@ -146,6 +146,7 @@ class IGVG(nn.Module):
         """
         Args:
             batched_inputs: one dict per expression with
+
                 * "image": uint8 or float (3, H, W), one size for the batch;
                 * "text_ids": int64 (L,), "text_padding_mask": bool (L,), True = padding;
                 * "instances" (training): ``Instances`` with gt_boxes, gt_masks, network frame;

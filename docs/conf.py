@@ -1,0 +1,72 @@
+"""Sphinx: the documents of the checkout as they are, and the docstrings of the library.
+
+The source folder is the root of the checkout (``make docs``), so that a link from one document to
+another leads to its page, as it does in a browser of repositories.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import igvg_d2  # noqa: E402
+
+project = "igvg_d2"
+author = "the authors of igvg_d2"
+version = release = igvg_d2.__version__
+html_title = f"igvg_d2 {version}"
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+root_doc = "docs/index"
+include_patterns = ["*.md", "datasets/README.md", "dev/README.md", "projects/**/README.md"]
+include_patterns += ["docs/**.md"]
+# Runs, data and environments are not even listed.
+exclude_patterns = [".*", "build", "output", "datasets/*/**", "tests", "igvg_d2", "configs"]
+
+myst_heading_anchors = 3
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_default_options = {"members": True, "show-inheritance": True, "ignore-module-all": True}
+
+# Nothing is loaded from elsewhere: it reads the same offline.
+html_theme = "alabaster"
+html_theme_options = {"page_width": "auto", "body_max_width": "62em", "font_size": "15px"}
+html_theme_options |= {"description": "Generalized visual grounding on Detectron2"}
+html_sidebars = {"**": ["about.html", "searchfield.html", "navigation.html"]}
+html_show_sourcelink = False
+# The front page has the address that a browser looks for.
+html_additional_pages = {"index": "front.html"}
+templates_path = ["templates"]
+
+
+def add_modules(app, docname, source):
+    """Every page of docs/api/ gets the modules of its room, also those added tomorrow."""
+    folder, _, room = docname.rpartition("/")
+    if folder != "docs/api":
+        return
+    package = ROOT / "igvg_d2"
+    paths = package.glob("*.py") if room == "package" else (package / room).rglob("*.py")
+    names = [path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in paths]
+    for name in sorted(name.removesuffix(".__init__") for name in names):
+        source[0] += f"\n## {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n```\n"
+
+
+def unlink(app, docname, source):
+    """Of links to folders, which have no page, and to weights, which weigh, the text stays."""
+    here = (ROOT / docname).parent
+
+    def text_alone(link):
+        target = here / link[2]
+        return link[1] if target.is_dir() or target.suffix == ".safetensors" else link[0]
+
+    source[0] = re.sub(r"(?<!!)\[([^\]]*)\]\(([\w./-]+)\)", text_alone, source[0])
+
+
+def setup(app):
+    """Connect the two functions above to the reading of a page."""
+    app.connect("source-read", add_modules)
+    app.connect("source-read", unlink)
