@@ -1,10 +1,10 @@
 """Tokenizers: from an expression to the token ids of the text branch."""
 
+import bisect
 import functools
 import logging
 import os
 import re
-import reprlib
 import string
 import tempfile
 from typing import Any, Callable, List, Sequence
@@ -41,6 +41,8 @@ _CLEANING = str.maketrans({**{c: None for c in ".,'!?\"()*#:;"}, "-": " ", "/": 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # Expressions, evenly spread, that are looked at for unknown words: seconds, not minutes.
 _LOOKED_AT = 2000
+# Characters of a text that is cut, on either side of the cut, that a message shows.
+_SHOWN = 60
 _PUNCTUATION_TO_SPACE = str.maketrans({character: " " for character in string.punctuation})
 
 
@@ -74,6 +76,25 @@ def is_mostly_unknown(tokenizer: Callable[[str], List[int]], expression: str) ->
     return 2 * sum(index == UNK_ID for index in ids) >= len(ids) - 2
 
 
+def unknown_words(tokenizer: Callable[[str], List[int]], expression: str) -> List[str]:
+    """Words, each once and in order, that a tokenizer does not know: all alike to the model.
+
+    Raises:
+        ValueError: see :func:`tokenize`.
+    """
+    if UNK_ID not in tokenize(tokenizer, expression):
+        return []
+    found = []
+    for word in dict.fromkeys(expression.split()):
+        try:
+            if UNK_ID in tokenize(tokenizer, word):
+                found.append(word.strip(string.punctuation) or word)
+        except ValueError:
+            # Punctuation alone has no token.
+            continue
+    return found
+
+
 def warn_of_unknown_words(
     tokenizer: Callable[[str], List[int]], expressions: Sequence[str]
 ) -> None:
@@ -102,21 +123,38 @@ def warn_of_unknown_words(
         )
 
 
-def _add_special_ids(ids: Sequence[int], expression: str, max_tokens: int) -> List[int]:
-    """Enclose ids in BOS and EOS and cut the tail off, never the EOS; say so once per text."""
+def _add_special_ids(
+    ids_of: Callable[[str], Sequence[int]], expression: str, max_tokens: int
+) -> List[int]:
+    """Ids in BOS and EOS; the tail is cut off, never the EOS, which is said once per text."""
+    ids, room = ids_of(expression), max_tokens - 2
     if not ids:
         raise ValueError(
             f"the expression {expression!r} has no token; remove the sample or give it words"
         )
-    if len(ids) > max_tokens - 2:
+    if len(ids) > room:
+        words = expression.split()
+        read = bisect.bisect(
+            range(1, len(words) + 1), room, key=lambda count: len(ids_of(" ".join(words[:count])))
+        )
         log_first_n(
             logging.WARNING,
-            f"an expression has {len(ids)} tokens and is cut after {max_tokens - 2} "
-            f"(INPUT.TOKENIZER.MAX_TOKENS {max_tokens}): {reprlib.repr(expression)}",
+            f"an expression has {len(ids)} tokens and is cut after {room} "
+            f"(INPUT.TOKENIZER.MAX_TOKENS {max_tokens}): "
+            f"'{_ellipsis(words[:read], -_SHOWN)}' is read, "
+            f"'{_ellipsis(words[read:], _SHOWN)}' is not",
             name=__name__,
             key="message",
         )
-    return [BOS_ID, *ids[: max_tokens - 2], EOS_ID]
+    return [BOS_ID, *ids[:room], EOS_ID]
+
+
+def _ellipsis(words: Sequence[str], length: int) -> str:
+    """A text shortened to its first ``length`` characters, or its last if that is negative."""
+    text = " ".join(words)
+    if len(text) <= abs(length):
+        return text
+    return f"{text[:length]}..." if length > 0 else f"...{text[length:]}"
 
 
 def _check_max_tokens(max_tokens: int) -> int:
@@ -197,9 +235,11 @@ class BEiT3Tokenizer:
 
     def __call__(self, expression: str) -> List[int]:
         """Token ids of an expression, length 3 to ``max_tokens``, BOS first and EOS last."""
+        return _add_special_ids(self._ids_of, expression, self.max_tokens)
+
+    def _ids_of(self, expression: str) -> List[int]:
         text = expression.lower().translate(_CLEANING) if self.clean_text else expression
-        ids = _load_xlm_roberta(self.path)(text, add_special_tokens=False)["input_ids"]
-        return _add_special_ids(ids, expression, self.max_tokens)
+        return _load_xlm_roberta(self.path)(text, add_special_tokens=False)["input_ids"]
 
 
 @TOKENIZER_REGISTRY.register()
@@ -230,6 +270,8 @@ class ShapesTokenizer:
 
     def __call__(self, expression: str) -> List[int]:
         """Token ids of an expression, length 3 to ``max_tokens``, BOS first and EOS last."""
+        return _add_special_ids(self._ids_of, expression, self.max_tokens)
+
+    def _ids_of(self, expression: str) -> List[int]:
         separated = expression.lower().translate(_PUNCTUATION_TO_SPACE)
-        ids = [self.word_ids.get(word, UNK_ID) for word in separated.split()]
-        return _add_special_ids(ids, expression, self.max_tokens)
+        return [self.word_ids.get(word, UNK_ID) for word in separated.split()]

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 
 import pytest
 from detectron2.config import CfgNode
@@ -17,6 +18,7 @@ from igvg_d2.data.tokenizer import (
     ShapesTokenizer,
     build_tokenizer,
     tokenize,
+    unknown_words,
     warn_of_unknown_words,
 )
 from igvg_d2.engine import setup_config
@@ -206,7 +208,31 @@ def test_a_cut_is_said_once_per_expression(caplog):
     tokenizer("the red star")
     assert [r.levelname for r in caplog.records] == ["WARNING"]
     text = caplog.text
-    assert "10 tokens and is cut after 3" in text and "MAX_TOKENS 5" in text and "red star" in text
+    assert "10 tokens and is cut after 3" in text and "MAX_TOKENS 5" in text
+    assert "'the red star' is read, 'and the blue ring of this test' is not" in text
+    tokenizer(f"the red star, {'x' * 99} {'y' * 99}")
+    assert f"'the red star,' is read, '{'x' * 60}...' is not" in caplog.text
+
+
+def test_a_cut_is_said_where_a_word_has_several_tokens(caplog, beit3_file):
+    text = "a brachiosaurus and the pterodactyl on the left " * 3
+    tokenizer = BEiT3Tokenizer(file=str(beit3_file), max_tokens=12)
+    ids = tokenizer(text)
+    read, lost = re.findall("'([^']*)'", caplog.text)
+    whole = BEiT3Tokenizer(file=str(beit3_file))(read)
+    assert ids[: len(whole) - 1] == whole[:-1] and len(whole) <= 12 == len(ids)
+    assert read and text.startswith(f"{read} {lost[:60]}") and lost.endswith("...")
+
+
+def test_unknown_words_are_named(beit3_file):
+    shapes = ShapesTokenizer()
+    assert unknown_words(shapes, "the red Zebra, the red zebra-cross ... zebra?") == [
+        *("Zebra", "zebra-cross", "zebra"),
+    ]
+    assert unknown_words(shapes, "The red star!") == []
+    assert unknown_words(BEiT3Tokenizer(file=str(beit3_file)), "the zebra \u732b") == ["\u732b"]
+    with pytest.raises(ValueError, match="no token"):
+        unknown_words(shapes, "...")
 
 
 def test_unknown_words_are_told_with_counts(caplog, beit3_file):
