@@ -11,6 +11,7 @@ check_requirements()
 
 from . import data, modeling  # noqa: E402  (register data sets and models)
 from .config import add_igvg_config  # noqa: E402
+from .io import hub  # noqa: E402, F401  (hf:// addresses for PathManager)
 from .io.terminal import escape_messages  # noqa: E402
 
 escape_messages()

@@ -39,6 +39,7 @@ REQUIREMENTS: Tuple[Requirement, ...] = (
     Requirement("pycocotools", "2.0.6", ("pycocotools",)),
     Requirement("fvcore", "0.1.5", ("fvcore",)),
     Requirement("transformers", "4.40", ("transformers",)),
+    Requirement("huggingface_hub", "0.24", ("huggingface_hub",)),
     Requirement("sentencepiece", "0.1.99", ("sentencepiece",)),
     Requirement("safetensors", "0.4", ("safetensors",)),
     Requirement("tensorboard", "2.11", ("tensorboard",)),

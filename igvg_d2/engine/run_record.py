@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
-from igvg_d2.data.datasets.fingerprint import file_sha256
+from igvg_d2.io.hub import file_sha256
 
 from .config_checks import flatten
 

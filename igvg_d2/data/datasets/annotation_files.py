@@ -9,6 +9,7 @@ from typing import Any, Iterator, List, Sequence, Tuple
 
 from detectron2.utils.file_io import PathManager
 
+from igvg_d2.io.hub import file_sha256
 from igvg_d2.io.json_stream import (
     JSONReader,
     WrongContentError,
@@ -17,7 +18,6 @@ from igvg_d2.io.json_stream import (
     without_repetition,
 )
 
-from .fingerprint import file_sha256
 from .pickles import loads_plain
 
 logger = logging.getLogger(__name__)

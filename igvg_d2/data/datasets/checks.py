@@ -9,6 +9,7 @@ import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 
+from igvg_d2.io.hub import file_sha256
 from igvg_d2.io.image import missing_image, read_image, size_mismatch
 from igvg_d2.io.processes import map_in_processes
 from igvg_d2.io.rle import to_rle
@@ -16,7 +17,6 @@ from igvg_d2.io.rle import to_rle
 from ..bad_samples import describe_sample
 from ..tokenizer import is_mostly_unknown
 from .box_checks import contradicting_boxes
-from .fingerprint import file_sha256
 from .registration import load_dataset
 
 # Expressions of the public files by number of targets: (none, one, several).

@@ -5,8 +5,6 @@ import json
 import os
 from typing import Any, Dict, Iterable
 
-from detectron2.utils.file_io import PathManager
-
 from igvg_d2.io.rle import to_json
 
 
@@ -37,15 +35,6 @@ def fingerprint(samples: Iterable[Dict[str, Any]]) -> str:
         ]
         digests.append(_digest([*facts, sorted(answer)]))
     return _digest(sorted(digests))
-
-
-def file_sha256(path: str) -> str:
-    """SHA-256 of a file, 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with PathManager.open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _target_facts(annotation: Dict[str, Any]) -> list:
