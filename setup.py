@@ -33,7 +33,11 @@ setup(
     license_files=["LICENSE"],
     python_requires=f">={CHECK['MIN_PYTHON']}",
     packages=find_packages(include=["igvg_d2", "igvg_d2.*"]),
-    package_data={"igvg_d2.visualization": ["templates/*"]},
+    package_data={
+        # Links in a checkout, files in a wheel: models by name work without the checkout.
+        "igvg_d2": ["configs/*.yaml", "configs/*/*.yaml", "weights/*"],
+        "igvg_d2.visualization": ["templates/*"],
+    },
     # Detectron2 itself is not on PyPI under its name; requirements_check.py reports it when absent.
     install_requires=[f"{r.distributions[0]}>={r.minimum}" for r in CHECK["REQUIREMENTS"]],
     extras_require={

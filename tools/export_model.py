@@ -4,8 +4,9 @@
     python tools/export_model.py output/shapes_tiny output/igvg_tiny.safetensors
 
 Reads config.yaml, model_final.pth, run_summary.json and inference/*/*_metrics.json of the run. The
-file holds no optimizer and can be used as MODEL.WEIGHTS; its header says the command, the seed and
-the metrics of the last evaluation (--show prints the header of such a file). Of a run with
+file holds no optimizer. Its header carries the config, so that the file alone is a model: scripts
+take it in place of a config file. It also says the command, the seed and the metrics of the last
+evaluation (--show prints the header). Of a run with
 SOLVER.EMA it holds the averaged weights, which are those that were evaluated.
 """
 
@@ -23,6 +24,7 @@ from detectron2.modeling import build_model
 import igvg_d2.modeling  # noqa: F401  registers the models
 from igvg_d2.checkpoint import GroundingCheckpointer, export_safetensors, read_metadata
 from igvg_d2.engine import setup_config
+from igvg_d2.engine.config_files import config_for_header
 from igvg_d2.io.json_stream import to_json_text
 
 _RUN_FILES = ("config.yaml", "model_final.pth", "run_summary.json")
@@ -78,6 +80,7 @@ def main(argv=None, add_config=()):
     facts = read_facts(args.run)
     if cfg.SOLVER.EMA.ENABLED:
         facts["weights"] = f"moving average, SOLVER.EMA.DECAY {cfg.SOLVER.EMA.DECAY}"
+    facts["config"] = config_for_header(cfg)
     export_safetensors(model, args.output, facts)
     size = os.path.getsize(args.output) / 1e6
     print(

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from igvg_d2.io.atomic import atomic_path, write_atomically
+from igvg_d2.model_zoo import resolve_weights
 
 from .files import read_weights
 from .recovery import choose_checkpoint, list_checkpoints, named_checkpoint
@@ -95,16 +96,19 @@ class GroundingCheckpointer(DetectionCheckpointer):
     def load(self, path: str, checkpointables: Optional[List[str]] = None) -> Dict[str, Any]:
         """See ``Checkpointer.load``; an empty path loads nothing, and every key must match.
 
+        The path may be a name of ``igvg_d2.model_zoo`` or an address (``hf://``, ``https://``).
+
         Raises:
-            FileNotFoundError: a local file that does not exist.
+            FileNotFoundError: there is no such file.
             ValueError: the file is no checkpoint, or its keys or shapes differ from the model's.
         """
-        if not find_weights(path):
+        local = find_weights(path)
+        if not local:
             logger.info("No checkpoint: the model has its initial weights")
             return {}
         wanted = list(self.checkpointables) if checkpointables is None else checkpointables
         # Not mapped: a training run writes its checkpoints again.
-        content = read_weights(self.path_manager.get_local_path(path), mmap=False)
+        content = read_weights(local, mmap=False)
         return self._load_content(path, content, wanted)
 
     def _load_content(self, path: str, loaded: Dict[str, Any], wanted: List[str]) -> Dict[str, Any]:
@@ -170,21 +174,12 @@ class GroundingCheckpointer(DetectionCheckpointer):
 
 
 def find_weights(path: str) -> str:
-    """``path``, of ``MODEL.WEIGHTS``; empty for none.
+    """Local path of ``MODEL.WEIGHTS``, downloaded if need be; empty for none.
 
     Raises:
-        FileNotFoundError: a local file that does not exist.
+        FileNotFoundError, ValueError: see :func:`igvg_d2.model_zoo.resolve_weights`.
     """
-    if not path or "://" in path or os.path.isfile(path):
-        return path
-    remedy = "train a model first, or set it to a checkpoint (.pth or .safetensors)"
-    if os.path.basename(path).startswith(("beit3_base", "beit3_large")):
-        remedy = (
-            "download that file of BEiT-3 (github.com/microsoft/unilm, folder beit3, 'Pretrained "
-            'models\') and set MODEL.WEIGHTS to where it is; MODEL.WEIGHTS "" trains from random '
-            "weights"
-        )
-    raise FileNotFoundError(f"MODEL.WEIGHTS: no file '{path}'; {remedy}.")
+    return resolve_weights(path) if path else ""
 
 
 def _describe(what: str, keys) -> str:

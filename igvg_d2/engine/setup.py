@@ -1,25 +1,22 @@
 """Config of a run: defaults, file, command line, a device that exists, iterations for epochs."""
 
-import contextlib
-import itertools
 import logging
-import math
 import os
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Callable, Sequence
 
 import torch
-import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 
 import igvg_d2
 from igvg_d2.config import add_igvg_config
 from igvg_d2.data import GroundingTrainLoader
 from igvg_d2.data.datasets import register_expressions, set_skip_invalid
 from igvg_d2.io.atomic import write_atomically
+from igvg_d2.model_zoo import MODELS
 
+from .config_files import explained, merge_config
 from .devices import find_device
 
 logger = logging.getLogger(__name__)
@@ -27,13 +24,6 @@ logger = logging.getLogger(__name__)
 AddConfig = Sequence[Callable[[CfgNode], None]]
 
 _CHECKOUT = os.path.dirname(os.path.dirname(igvg_d2.__file__))
-# Characters of a config file, also its values with aliases (*name) written out, and files that it
-# may lead to by _BASE_.
-_LARGEST_FILE = 200_000
-_MOST_FILES = 50
-# What merging raises for options that are unknown, of another type or not of the form of a config.
-_UNFIT = (AssertionError, AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError)
-_UNFIT += (yaml.YAMLError,)
 
 
 def setup_config(
@@ -45,7 +35,9 @@ def setup_config(
     """Read a config the Detectron2 way.
 
     Args:
-        config_file: YAML file; empty for the defaults alone.
+        config_file: YAML file; or a name of `igvg_d2.model_zoo`, or a file of safetensors that
+            carries its config, and ``MODEL.WEIGHTS`` is then that. Empty for the config of a name
+            given as MODEL.WEIGHTS in ``opts``, or else for the defaults alone.
         opts: KEY VALUE pairs of the command line, the strongest.
         add_config: functions of outside projects, such as ``add_center_queries_config``, that add
             their keys to the config in place. ``main`` of train_net.py, of the demo and of each
@@ -66,10 +58,16 @@ def setup_config(
     for add in (add_igvg_config, *add_config):
         add(cfg)
     default, cfg.MODEL.DEVICE = cfg.MODEL.DEVICE, ""
+    weights = dict(zip(opts[::2], opts[1::2])).get("MODEL.WEIGHTS")
+    if not config_file and weights in MODELS:
+        config_file = weights
     if config_file:
-        _merge_file(cfg, config_file)
-    with _explained("options KEY VALUE of the command line: an option"):
+        merge_config(cfg, config_file)
+    with explained("options KEY VALUE of the command line: an option"):
         cfg.merge_from_list(list(opts))
+    model = MODELS.get(cfg.MODEL.WEIGHTS)
+    if model is not None and not cfg.INPUT.TOKENIZER.FILE:
+        cfg.INPUT.TOKENIZER.FILE = model.tokenizer
     # Configs of a checkout name its files from its root, wherever the command runs.
     in_checkout = os.path.join(_CHECKOUT, cfg.MODEL.WEIGHTS)
     if not os.path.isfile(cfg.MODEL.WEIGHTS) and os.path.isfile(in_checkout):
@@ -79,72 +77,6 @@ def setup_config(
     _register_expression_files(cfg)
     set_skip_invalid((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST), cfg.DATASETS.SKIP_INVALID)
     return cfg
-
-
-def _merge_file(cfg: CfgNode, config_file: str) -> None:
-    """``cfg.merge_from_file`` of plain YAML: tags, also those of a ``_BASE_``, could run code."""
-    if not PathManager.isfile(config_file):
-        raise FileNotFoundError(
-            f"no config file '{config_file}'; those of the project are in configs/"
-        )
-    with _explained(f"config file '{config_file}' or its _BASE_"):
-        _check_file(config_file, [], [])
-        cfg.merge_from_file(config_file, allow_unsafe=False)
-
-
-@contextlib.contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Context in which a config is merged: an error becomes a ValueError of one line."""
-    try:
-        yield
-    except _UNFIT as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        fault = "is not plain YAML" if isinstance(error, yaml.YAMLError) else "does not fit"
-        raise ValueError(f"{what} {fault}; mend this: {reason}") from error
-
-
-def _check_file(path: str, above: List[str], read: List[str]) -> None:
-    """Refuse what would take memory or time without end when it is merged, also in a ``_BASE_``.
-
-    ``above`` are the files that include it, ``read`` all that were looked at; it is added there.
-    """
-    resolved = os.path.realpath(path)
-    read.append(resolved)
-    if resolved in above:
-        raise ValueError(f"'{path}': it is its own _BASE_; name another file there")
-    if len(read) > _MOST_FILES:
-        raise ValueError(f"expected _BASE_ to lead to at most {_MOST_FILES} files, found more")
-    if not PathManager.isfile(path):
-        raise FileNotFoundError(f"'{path}', named as _BASE_, is not there")
-    with PathManager.open(path, "r") as file:
-        text = file.read(_LARGEST_FILE + 1)
-    if len(text) > _LARGEST_FILE:
-        raise ValueError(f"'{path}': expected at most {_LARGEST_FILE} characters, found more")
-    # A file of ten lines can be a billion values. Dumped configs have aliases, but few.
-    if _num_values(yaml.compose(text, yaml.SafeLoader), {}) > _LARGEST_FILE:
-        raise ValueError(
-            f"'{path}': expected at most {_LARGEST_FILE} values, found more by aliases (*name); "
-            "write values out"
-        )
-    content = yaml.safe_load(text)
-    if not isinstance(content, dict):
-        raise ValueError(f"'{path}': expected lines of KEY: VALUE, found {str(content)!r:.40}")
-    bases = content.get("_BASE_", [])
-    for base in [bases] if isinstance(bases, str) else bases:
-        # As fvcore finds it.
-        base = os.path.expanduser(base)
-        if not base.startswith(("/", "https://", "http://")):
-            base = os.path.join(os.path.dirname(path), base)
-        _check_file(base, [*above, resolved], read)
-
-
-def _num_values(node: Optional[yaml.Node], known: Dict[int, float]) -> float:
-    """Values of a YAML document, those of an alias as often as it stands there."""
-    if isinstance(node, yaml.CollectionNode) and id(node) not in known:
-        known[id(node)] = math.inf  # stays for an alias within itself
-        parts = itertools.chain(*node.value) if isinstance(node, yaml.MappingNode) else node.value
-        known[id(node)] = 1 + sum(_num_values(part, known) for part in parts)
-    return known.get(id(node), 1)
 
 
 def set_num_threads(cfg: CfgNode) -> None:

@@ -13,6 +13,7 @@ import igvg_d2.modeling  # noqa: F401
 from igvg_d2.checkpoint import find_weights
 from igvg_d2.config import REMOVED_KEYS, add_igvg_config
 from igvg_d2.engine import resolve_epochs, setup_config
+from igvg_d2.io.hub import BEIT3_TOKENIZER
 from igvg_d2.solver import build_lr_scheduler
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -241,15 +242,19 @@ def test_files_of_the_checkout_are_found_from_anywhere(monkeypatch, tmp_path):
     assert setup_config(str(path)).MODEL.WEIGHTS == "demo/beit3_tiny_shapes.safetensors"
 
 
-def test_paper_configs_demand_weights(tmp_path):
-    """BEiT-3's, by name; an empty value trains from random weights."""
+def test_paper_configs_name_their_encoder(tmp_path):
+    """Base by a name that is downloaded; a file that is not there stops; empty is random."""
     for path in CONFIGS:
-        if path.parent.name in BENCHMARKS:
-            weights = setup_config(str(path)).MODEL.WEIGHTS
-            size = "large" if "large" in path.name else "base"
-            assert weights == f"beit3_{size}_patch16_224.zip"
-            with pytest.raises(FileNotFoundError, match='microsoft/unilm.*MODEL.WEIGHTS "" trains'):
-                find_weights(str(tmp_path / weights))
+        if path.parent.name not in BENCHMARKS:
+            continue
+        cfg = setup_config(str(path))
+        name = "beit3-base" if "released" in path.name else "beit3-base-indomain"
+        weights = "beit3_large_patch16_224.zip" if "large" in path.name else name
+        assert (cfg.MODEL.WEIGHTS, cfg.INPUT.TOKENIZER.FILE) == (weights, BEIT3_TOKENIZER)
+    for size in ("base", "large"):
+        path = str(tmp_path / f"beit3_{size}_patch16_224.zip")
+        with pytest.raises(FileNotFoundError, match='microsoft/unilm.*MODEL.WEIGHTS "" trains'):
+            find_weights(path)
     assert find_weights("") == ""
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
 import igvg_d2.modeling  # noqa: F401
+from igvg_d2 import model_zoo
 from igvg_d2.checkpoint import GroundingCheckpointer, read_metadata
 from igvg_d2.engine import GroundingPredictor
 from igvg_d2.engine.train_step import WeightAverage
@@ -133,7 +135,13 @@ def test_export_of_a_run_carries_its_facts(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["export_model.py", str(tmp_path), output])
     export.main()
     facts = {"command": "train_net.py --x", "seed": "3", "shapes_val/gres/gIoU": "61.23"}
-    assert read_metadata(output) == facts
+    found = read_metadata(output)
+    config = found.pop("config")
+    assert found == facts
+    # The file alone is the model.
+    again = model_zoo.load(output, device="cpu")
+    assert again.MODEL.WEIGHTS == output and yaml.safe_load(config)["MODEL"]["WEIGHTS"] == ""
+    GroundingCheckpointer(build_model(again)).load(output)
     other = build_model(cfg)
     GroundingCheckpointer(other).load(output)
     for name, value in model.state_dict().items():
@@ -141,7 +149,7 @@ def test_export_of_a_run_carries_its_facts(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["export_model.py", "--show", output])
     capsys.readouterr()
     export.main()
-    assert json.loads(capsys.readouterr().out) == facts
+    assert json.loads(capsys.readouterr().out) == {**facts, "config": config}
     monkeypatch.setattr("sys.argv", ["export_model.py", str(tmp_path / "absent"), output])
     with pytest.raises(SystemExit, match="model_final.pth"):
         export.main()
