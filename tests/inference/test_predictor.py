@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from igvg_d2.engine import predictor as predictor_module
 from igvg_d2.engine import setup_config
-from igvg_d2.engine.predictor import GroundingPredictor
+from igvg_d2.inference import GroundingPredictor
+from igvg_d2.inference import predictor as predictor_module
 
 
 class _FakeModel(torch.nn.Module):

@@ -12,9 +12,8 @@ from detectron2.modeling import build_model
 from igvg_d2.checkpoint import GroundingCheckpointer
 from igvg_d2.data import GroundingDatasetMapper
 from igvg_d2.data.tokenizer import UNK_ID
+from igvg_d2.engine.devices import with_usable_device
 from igvg_d2.io.image import read_image
-
-from .devices import with_usable_device
 
 logger = logging.getLogger(__name__)
 
