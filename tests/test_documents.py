@@ -157,7 +157,8 @@ def test_the_python_example_runs(monkeypatch):
     example = re.findall(r"^```python\n(.*?)```", read("GETTING_STARTED.md"), re.M | re.S)[0]
     found = {}
     exec(example, found)
-    assert found["outputs"]["mask"].shape == found["image"].shape[:2]
+    result = found["result"]
+    assert result.mask.shape == result.orig_shape == result.plot().shape[:2]
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

@@ -19,8 +19,8 @@ import igvg_d2  # noqa: F401  (first: it names a missing requirement in one line
 # isort: split
 from detectron2.utils.logger import setup_logger
 
-from igvg_d2.engine import GroundingPredictor
 from igvg_d2.engine.command_line import add_config_file, setup_data
+from igvg_d2.inference import GroundingPredictor
 from igvg_d2.io.terminal import printable
 from igvg_d2.visualization.result_images import load_records, render_result_pictures
 

@@ -1,103 +1,281 @@
-"""One image and one expression in, one answer out."""
+"""Images and expressions in, answers out."""
 
 import logging
 import os
-from typing import Any, Dict, Union
+import threading
+from dataclasses import replace
+from itertools import islice
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.logger import log_first_n
+from PIL import Image
 
+import igvg_d2.modeling  # noqa: F401  registers the models
+from igvg_d2 import model_zoo
 from igvg_d2.checkpoint import GroundingCheckpointer
 from igvg_d2.data import GroundingDatasetMapper
-from igvg_d2.data.tokenizer import UNK_ID
+from igvg_d2.data.mapper import model_input
+from igvg_d2.data.tokenizer import UNK_ID, tokenize
+from igvg_d2.data.transforms import GeometricTransform
 from igvg_d2.engine.devices import with_usable_device
-from igvg_d2.io.image import read_image
+from igvg_d2.modeling.postprocessing import RankedOutput
+
+from .images import ImageLike, local_path, to_rgb
+from .result import GroundingResult, check_thresholds, with_options
 
 logger = logging.getLogger(__name__)
 
+Expressions = Union[str, Sequence[str]]
+Images = Union[ImageLike, Sequence[ImageLike]]
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class _Loaded(NamedTuple):
+    """An image of a batch: network input uint8 (3, H, W), sizes, and where a drawing finds it."""
+
+    pixels: torch.Tensor
+    size: Tuple[int, int]
+    content_size: Tuple[int, int]
+    source: ImageLike
+
 
 class GroundingPredictor:
-    """End-to-end predictor for single images, like Detectron2's ``DefaultPredictor``.
+    """Answers questions about images; the resize and the tokenizer are those of the evaluation.
 
-    It builds the model of a config, loads ``MODEL.WEIGHTS``, and applies the same resize and
-    tokenizer as the evaluation. For benchmarks use a data loader and an evaluator instead: this
-    class neither batches nor prefetches.
+    Several threads may use one predictor.
 
     Attributes:
+        cfg: config of the model, frozen.
         model: the model in evaluation mode.
-        image_format: channel order of arrays passed in, ``cfg.INPUT.FORMAT``.
+        image_format: channel order of the network input, ``cfg.INPUT.FORMAT``.
 
     Example:
-        predictor = GroundingPredictor(cfg)
-        output = predictor("street.jpg", "the two men on the left")
+        predictor = GroundingPredictor.from_pretrained("shapes-tiny")
+        result = predictor("street.jpg", "the two men on the left")
+        result.boxes, result.mask, result.no_target
     """
 
-    def __init__(self, cfg: CfgNode):
+    def __init__(self, cfg: CfgNode, *, dtype: Union[str, torch.dtype, None] = None):
         """
         Args:
             cfg: complete config; it is cloned, and a machine without a GPU takes its CPU. Without
                 ``MODEL.WEIGHTS`` the model answers at random, which is logged as a warning.
+            dtype: "float16" or "bfloat16" computes by automatic mixed precision, in which scores
+                and masks stay float32; by default float32.
         """
-        cfg = with_usable_device(cfg)
-        self._mapper = GroundingDatasetMapper(cfg, is_train=False)
+        self.cfg = with_usable_device(cfg)
+        dtype = _DTYPES.get(dtype, dtype) or torch.float32
+        if dtype not in _DTYPES.values():
+            raise ValueError(f"dtype must be one of {sorted(_DTYPES)}, got {dtype!r}.")
+        self._dtype, self._device_type = dtype, torch.device(self.cfg.MODEL.DEVICE).type
+        self._mapper = GroundingDatasetMapper(self.cfg, is_train=False)
         self.image_format = self._mapper.image_format
-        self.model = build_model(cfg)
+        self.model = build_model(self.cfg)
         self.model.eval()
-        if cfg.MODEL.WEIGHTS:
-            GroundingCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        if self.cfg.MODEL.WEIGHTS:
+            GroundingCheckpointer(self.model).load(self.cfg.MODEL.WEIGHTS)
         else:
             logger.warning("MODEL.WEIGHTS is empty: the model is untrained and answers at random")
+        self.cfg.freeze()
+        # Tokenizers of the tokenizers library fail when two threads use one at once.
+        self._tokenizing = threading.Lock()
 
-    def __call__(
-        self, image: Union[str, os.PathLike, np.ndarray], expression: str
-    ) -> Dict[str, Any]:
-        """Ground one expression in one image.
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_file: str,
+        device: str = "auto",
+        dtype: Union[str, torch.dtype, None] = None,
+        opts: Sequence[Any] = (),
+    ) -> "GroundingPredictor":
+        """A predictor of weights that bring their config along.
 
         Args:
-            image: path of an image file, or uint8 (height, width, 3) in ``image_format``.
-            expression: what to look for, in words.
+            name_or_file: name of :mod:`igvg_d2.model_zoo`, address ``hf://``, or a ``.safetensors``
+                file whose header has the config.
+            device: "auto" takes a GPU if there is one; or "cpu", "cuda", "cuda:1", "mps" (which
+                nobody has tested).
+            dtype: see the class.
+            opts: KEY VALUE pairs for the config, the strongest.
+        """
+        return cls(model_zoo.load(name_or_file, device=device, opts=opts), dtype=dtype)
+
+    def __call__(
+        self,
+        images: Images,
+        expressions: Expressions,
+        *,
+        threshold: Optional[float] = None,
+        mask_threshold: Optional[float] = None,
+        no_target_threshold: Optional[float] = None,
+        batch_size: int = 8,
+        channel_order: Optional[str] = None,
+    ) -> Union[GroundingResult, List[GroundingResult]]:
+        """Ground one or many expressions in one or many images.
+
+        Args:
+            images: an image or a list of them: path, ``file://`` URL, ``PIL.Image``, numpy uint8
+                (height, width, 3) or (height, width), torch uint8 (3, height, width).
+            expressions: what to look for, in words: a text or a list of them.
+            threshold, mask_threshold, no_target_threshold: see
+                :meth:`GroundingResult.with_thresholds`; None takes those of the config.
+            batch_size: questions per forward pass.
+            channel_order: of arrays and tensors, "RGB" or "BGR"; None is RGB, with a warning that
+                OpenCV reads BGR.
 
         Returns:
-            the model's output dict in the original frame: "instances" (kept, may be empty),
-            "candidates" (all queries), "mask" bool (height, width), "no_target" bool,
-            "no_target_score" in [0, 1], and "sem_seg" and "attention_map" if the model has them.
+            the result of one image and one text; else a list of results: of one image and each
+            text, of each image and one text, or of pairs of two lists of the same length.
 
         Raises:
-            FileNotFoundError: the path does not exist.
-            ValueError: the file is not an image, the array has another shape or type, or the
-                expression is empty.
+            FileNotFoundError: a path does not exist.
+            ValueError: an image cannot be read or has another shape or type, an expression is
+                empty, the lists differ in length, or a threshold is not in its range.
         """
-        array = self.read_image(image)
-        inputs = self._prepare(array, expression)
-        with torch.no_grad():
-            return self.model([inputs])[0]
+        many_images, many_texts = (isinstance(x, (list, tuple)) for x in (images, expressions))
+        if many_images and many_texts and len(images) != len(expressions):
+            raise ValueError(
+                f"{len(images)} images and {len(expressions)} expressions: lists must be of the "
+                "same length; for all expressions about one image pass that image, not a list."
+            )
+        count = len(images) if many_images else len(expressions) if many_texts else 1
+        pairs = zip(
+            images if many_images else [images] * count,
+            expressions if many_texts else [expressions] * count,
+        )
+        results = self.stream(
+            pairs,
+            threshold=threshold,
+            mask_threshold=mask_threshold,
+            no_target_threshold=no_target_threshold,
+            batch_size=batch_size,
+            channel_order=channel_order,
+        )
+        return list(results) if many_images or many_texts else next(results)
 
-    def read_image(self, image: Union[str, os.PathLike, np.ndarray]) -> np.ndarray:
-        """A path or array as a checked uint8 (height, width, 3) array in ``image_format``."""
-        if isinstance(image, np.ndarray):
-            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-                raise ValueError(
-                    f"image must be uint8 of shape (height, width, 3), got {image.dtype} of shape "
-                    f"{image.shape}."
+    def stream(
+        self,
+        pairs: Iterable[Tuple[ImageLike, str]],
+        *,
+        threshold: Optional[float] = None,
+        mask_threshold: Optional[float] = None,
+        no_target_threshold: Optional[float] = None,
+        batch_size: int = 8,
+        channel_order: Optional[str] = None,
+    ) -> Iterator[GroundingResult]:
+        """Results of (image, expression) pairs in their order, each batch when it is asked for.
+
+        Args:
+            pairs: may be endless. An image that occurs again in the same batch is read once.
+            threshold, mask_threshold, no_target_threshold, batch_size, channel_order: see
+                :meth:`__call__`.
+        """
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be a whole number of 1 or more, got {batch_size!r}.")
+        check_thresholds(threshold, mask_threshold, no_target_threshold)
+        thresholds = (threshold, mask_threshold, no_target_threshold)
+        remaining = iter(pairs)
+        while batch := list(islice(remaining, batch_size)):
+            yield from self._answer(batch, thresholds, channel_order)
+
+    def read_image(self, image: ImageLike, channel_order: Optional[str] = None) -> np.ndarray:
+        """An image as the predictor sees it, RGB uint8 (height, width, 3)."""
+        return to_rgb(image, channel_order or "RGB")
+
+    def _answer(self, pairs, thresholds, channel_order) -> List[Any]:
+        """Results of one batch."""
+        loaded: Dict[Any, _Loaded] = {}
+        keys = [str(x) if isinstance(x, (str, os.PathLike)) else id(x) for x, _ in pairs]
+        inputs = []
+        for key, (image, expression) in zip(keys, pairs):
+            if key not in loaded:
+                loaded[key] = self._load(image, channel_order)
+            inputs.append(self._make_input(loaded[key], expression))
+        with torch.no_grad(), torch.autocast(
+            self._device_type, self._dtype, enabled=self._dtype != torch.float32
+        ):
+            outputs = self.model(inputs)
+        if "ranked" not in outputs[0]:
+            # A model of an outside project, which knows nothing of deferred masks.
+            return outputs
+        results = []
+        for key, output, x in zip(keys, outputs, inputs):
+            ranked = to_host(output["ranked"])
+            results.append(
+                GroundingResult(
+                    replace(ranked, options=with_options(ranked.options, *thresholds[:2])),
+                    x["expression"],
+                    source=loaded[key].source,
+                    frame_sizes=self._mapper.frame_sizes,
+                    no_target_threshold=thresholds[2],
                 )
-            return image
-        return read_image(os.fspath(image), self.image_format)
+            )
+        return results
 
-    def _prepare(self, image: np.ndarray, expression: str) -> Dict[str, Any]:
-        """Model input dict of one sample."""
+    def _load(self, image: ImageLike, channel_order: Optional[str]) -> _Loaded:
+        """Read an image and resize it to the network's input."""
+        if channel_order is None and isinstance(image, (np.ndarray, torch.Tensor)):
+            text = "arrays are taken as RGB; OpenCV reads BGR: pass channel_order='BGR' (or 'RGB')"
+            log_first_n(logging.WARNING, text, name=__name__, key="message")
+        pixels = to_rgb(image, channel_order or "RGB")
+        is_path = isinstance(image, (str, os.PathLike))
+        source = (
+            local_path(image) if is_path else image if isinstance(image, Image.Image) else pixels
+        )
+        size = pixels.shape[:2]
+        transform = GeometricTransform(self._mapper.resize, size)
+        resized = transform.apply_image(pixels if self.image_format == "RGB" else pixels[..., ::-1])
+        network = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+        return _Loaded(network, size, transform.content_size, source)
+
+    def _make_input(self, loaded: _Loaded, expression: str) -> Dict[str, Any]:
+        """Model input dict of one question."""
         if not isinstance(expression, str) or not expression.strip():
             raise ValueError(
                 f"expression must be a text with at least one word, got {expression!r}."
             )
-        inputs = self._mapper.prepare(image, expression)
-        unknown = int((inputs["text_ids"] == UNK_ID).sum())
+        with self._tokenizing:
+            text_ids = tokenize(self._mapper.tokenizer, expression)
+        unknown = text_ids.count(UNK_ID)
         if unknown:
             logger.warning(
                 "%d of the %d words of %r are unknown to the tokenizer",
                 unknown,
-                len(inputs["text_ids"]) - 2,
+                len(text_ids) - 2,
                 expression,
             )
-        return {**inputs, "sample_id": "", "file_name": "", "image_id": 0}
+        sample = model_input(loaded.pixels, text_ids, expression, loaded.size, loaded.content_size)
+        sample["frame_sizes"] = self._mapper.frame_sizes
+        return {**sample, "sample_id": "", "file_name": "", "image_id": 0, "defer_masks": True}
+
+
+def to_host(ranked: RankedOutput) -> RankedOutput:
+    """A copy on the host, float32, that holds nothing of the batch."""
+
+    def own(value: Optional[torch.Tensor]) -> Optional[torch.Tensor]:
+        if value is None:
+            return None
+        return torch.empty(value.shape, dtype=torch.float32).copy_(value)
+
+    found = ranked.candidates
+    candidates = Instances(
+        found.image_size,
+        pred_boxes=Boxes(own(found.pred_boxes.tensor)),
+        scores=own(ranked.scores),
+        pred_classes=torch.zeros(len(found), dtype=torch.int64),
+        pred_points=own(found.pred_points),
+    )
+    return replace(
+        ranked,
+        candidates=candidates,
+        scores=candidates.scores,
+        no_target_score=own(ranked.no_target_score),
+        mask_logits=own(ranked.mask_logits),
+        sem_seg=own(ranked.sem_seg),
+        attention_map=own(ranked.attention_map),
+    )

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
-import torch.nn.functional as F
 from detectron2.layers import nms
 from detectron2.structures import Boxes, Instances
 
 from .letterbox import crop_outputs
 from .losses import cxcywh_to_xyxy
+from .mask_resize import resize_logits, resize_nearest, smallest_logit
 from .transfer import to_device
 
 
@@ -48,6 +48,77 @@ class PostprocessOptions:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
 
 
+@dataclass
+class RankedOutput:
+    """What the model says about one sample before any threshold: small, and masks still logits.
+
+    Attributes:
+        candidates: ``Instances`` of the original frame, all queries by descending score, with
+            pred_boxes, scores, pred_classes and pred_points (pixels); none without an instance
+            branch.
+        scores: float32 (Q,), those of the candidates on the host.
+        no_target_score: float32 scalar, probability that there is no target.
+        no_target: the decision of a model without queries by that score; None with queries, where
+            no kept query means no target.
+        mask_logits: float (Q, Hm, Wm) in the order of the candidates, None without instance masks.
+        sem_seg: float (1, Hm, Wm) logits of the global mask, or None.
+        attention_map: float (Hi, Wi), or None.
+        content_size: (rows, columns) of the network input that the logits show.
+        options: thresholds and modes; the thresholds may be replaced.
+    """
+
+    candidates: Instances
+    scores: torch.Tensor
+    no_target_score: torch.Tensor
+    no_target: Optional[bool]
+    mask_logits: Optional[torch.Tensor]
+    sem_seg: Optional[torch.Tensor]
+    attention_map: Optional[torch.Tensor]
+    content_size: Tuple[int, int]
+    options: PostprocessOptions
+
+    def num_kept(self) -> int:
+        """How many candidates, the first ones, reach the threshold."""
+        # In float64, as the official GREC script: a float32 0.7 is below 0.7.
+        return int((self.scores.double() >= self.options.score_thresh).sum())
+
+    def is_no_target(self) -> bool:
+        """The model's decision."""
+        return self.num_kept() == 0 if self.no_target is None else self.no_target
+
+    def instances(self, count: int, size: Sequence[int]) -> Instances:
+        """The first candidates with pred_masks bool (count, *size) of the whole image."""
+        instances = self.candidates[:count]
+        if self.mask_logits is None or not count:
+            device = instances.scores.device
+            masks = torch.zeros(count, *size, dtype=torch.bool, device=device)
+        else:
+            masks = self.make_masks(self.mask_logits[:count], size)
+        instances.pred_masks = masks
+        return instances
+
+    def union_mask(self, masks: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+        """Union bool ``size`` of the global mask and instance masks (n, *size), as is asked for."""
+        if not self.has_global_mask:
+            return masks.any(dim=0)
+        mask = self.make_masks(self.sem_seg, size)[0]
+        return mask | masks.any(dim=0) if self.options.output_mask == "merge" else mask
+
+    @property
+    def has_global_mask(self) -> bool:
+        """Whether the global mask is a part of the union."""
+        return self.sem_seg is not None and self.options.output_mask != "instance"
+
+    def make_masks(self, logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+        """Logits float (M, Hm, Wm) of this sample -> bool masks (M, *size)."""
+        options = self.options
+        smallest = smallest_logit(options.mask_thresh)
+        if options.mask_resize == "logits":
+            return resize_logits(logits, size) >= smallest
+        masks = resize_logits(logits, self.content_size, options.align_corners) >= smallest
+        return resize_nearest(masks, tuple(size))
+
+
 def grounding_postprocess(
     outputs: Dict[str, Optional[torch.Tensor]],
     network_size: Tuple[int, int],
@@ -59,15 +130,8 @@ def grounding_postprocess(
     """Scores, thresholds, and boxes and masks at the original resolution.
 
     Args:
-        outputs: "no_target_logits" (N, 2), "sem_seg" (N, 1, Hm, Wm) or None, and, if there is an
-            instance branch, "pred_logits", "pred_boxes", "pred_masks", "pred_points" (see
-            ``GROUNDING_HEAD_REGISTRY``) and optionally "attention_map" (N, Hi, Wi).
-        network_size: (H, W) of the network input.
-        original_sizes: (height, width) of each original image.
-        options: thresholds and modes.
+        outputs, network_size, original_sizes, options, content_sizes: see :func:`rank_outputs`.
         frame_sizes: of each image, sides of the square frames in which the union mask is made too.
-        content_sizes: (rows, columns) of each image in the top left corner of a padded network
-            input; default: nothing is padded.
 
     Returns:
         N dicts in the original frame: "candidates" (all queries by descending score) and
@@ -77,6 +141,63 @@ def grounding_postprocess(
         "no_target_score" float scalar; "attention_map" float (Hi, Wi) if there is one; for
         `frame_sizes` "resized_masks" {size: bool (size, size)}, "mask" made in that frame from the
         logits in the same way as in the original one, not from the mask there.
+
+    Raises:
+        FloatingPointError: a score is infinite or NaN, or a box is NaN.
+    """
+    ranked = rank_outputs(outputs, network_size, original_sizes, options, content_sizes)
+    frame_sizes = frame_sizes or [()] * len(ranked)
+    return [make_answer(x, frames) for x, frames in zip(ranked, frame_sizes)]
+
+
+def make_answer(ranked: RankedOutput, frame_sizes: Sequence[int] = ()) -> Dict:
+    """The answer about one sample; see :func:`grounding_postprocess`."""
+    size = ranked.candidates.image_size
+    candidates = ranked.instances(len(ranked.candidates), size)
+    kept = candidates[: ranked.num_kept()]
+    answer = {
+        "candidates": candidates,
+        "instances": kept,
+        "no_target": ranked.is_no_target(),
+        "no_target_score": ranked.no_target_score,
+        "mask": ranked.union_mask(kept.pred_masks, size),
+    }
+    if ranked.sem_seg is not None:
+        answer["sem_seg"] = resize_logits(ranked.sem_seg, size)
+    if frame_sizes:
+        answer["resized_masks"] = resized_masks(ranked, frame_sizes)
+    if ranked.attention_map is not None:
+        answer["attention_map"] = ranked.attention_map
+    return answer
+
+
+def resized_masks(ranked: RankedOutput, frame_sizes: Sequence[int]) -> Dict[int, torch.Tensor]:
+    """{side: union mask bool (side, side)} of kept queries in square frames."""
+    count, masks = ranked.num_kept(), {}
+    for side in frame_sizes:
+        kept = ranked.instances(count, (side, side)).pred_masks
+        masks[side] = ranked.union_mask(kept, (side, side))
+    return masks
+
+
+def rank_outputs(
+    outputs: Dict[str, Optional[torch.Tensor]],
+    network_size: Tuple[int, int],
+    original_sizes: List[Tuple[int, int]],
+    options: PostprocessOptions,
+    content_sizes: Optional[List[Tuple[int, int]]] = None,
+) -> List[RankedOutput]:
+    """Everything of :func:`grounding_postprocess` that needs no pixel of the original images.
+
+    Args:
+        outputs: "no_target_logits" (N, 2), "sem_seg" (N, 1, Hm, Wm) or None, and, if there is an
+            instance branch, "pred_logits", "pred_boxes", "pred_masks", "pred_points" (see
+            ``GROUNDING_HEAD_REGISTRY``) and optionally "attention_map" (N, Hi, Wi).
+        network_size: (H, W) of the network input.
+        original_sizes: (height, width) of each original image.
+        options: modes, and thresholds to be applied later.
+        content_sizes: (rows, columns) of each image in the top left corner of a padded network
+            input; default: nothing is padded.
 
     Raises:
         FloatingPointError: a score is infinite or NaN, or a box is NaN.
@@ -93,32 +214,26 @@ def grounding_postprocess(
         for i, content in enumerate(contents)
     ]
     present = _present_probability(outputs["no_target_logits"], options.no_target_test)
-    ranked = _rank_queries(samples, present, original_sizes, options)
-    results = []
-    for i, (sample, size) in enumerate(zip(samples, original_sizes)):
-        (candidates, order, count, is_absent), content = ranked[i], contents[i]
-        candidates.pred_masks = _instance_masks(sample, order, content, size, options)
-        kept = candidates[:count]
-        result = {
-            "candidates": candidates,
-            "instances": kept,
-            "no_target": count == 0 if has_queries else is_absent,
-            "no_target_score": 1 - present[i],
-            "mask": _union_mask(sample, kept.pred_masks, content, size, options),
-        }
-        if sample["sem_seg"] is not None:
-            result["sem_seg"] = _resize_logits(sample["sem_seg"][0], size)
-        if frame_sizes is not None and frame_sizes[i]:
-            result["resized_masks"] = {}
-            for frame in frame_sizes[i]:
-                square = (frame, frame)
-                masks = _instance_masks(sample, order[:count], content, square, options)
-                mask = _union_mask(sample, masks, content, square, options)
-                result["resized_masks"][frame] = mask
-        if sample.get("attention_map") is not None:
-            result["attention_map"] = sample["attention_map"][0]
-        results.append(result)
-    return results
+    ranked = []
+    for i, (candidates, scores, order, is_absent) in enumerate(
+        _rank_queries(samples, present, original_sizes, options)
+    ):
+        masks, attention = samples[i].get("pred_masks"), samples[i].get("attention_map")
+        sem_seg = samples[i]["sem_seg"]
+        ranked.append(
+            RankedOutput(
+                candidates=candidates,
+                scores=scores,
+                no_target_score=1 - present[i],
+                no_target=None if has_queries else is_absent,
+                mask_logits=None if masks is None else masks[0][order],
+                sem_seg=None if sem_seg is None else sem_seg[0],
+                attention_map=None if attention is None else attention[0],
+                content_size=tuple(contents[i]),
+                options=options,
+            )
+        )
+    return ranked
 
 
 def _to_host(values: torch.Tensor) -> torch.Tensor:
@@ -147,7 +262,8 @@ def _rank_queries(samples, present, sizes, options: PostprocessOptions):
     """All queries of each sample by descending score, without masks yet.
 
     Returns:
-        (candidates, order int64 (Q,), how many are kept, a target is improbable) of each sample.
+        (candidates, their scores on the host, order int64 (Q,), a target is improbable) of each
+        sample.
     """
     scores = torch.cat([x["pred_logits"] for x in samples]).float().softmax(-1)[..., 0]
     if options.weight_scores:
@@ -167,8 +283,6 @@ def _rank_queries(samples, present, sizes, options: PostprocessOptions):
             best = nms(boxes, values, options.nms_thresh)
             values.copy_(torch.zeros_like(values).scatter(0, best, values[best]))
     host_scores, host_order = host_scores.sort(descending=True, stable=True)
-    # In float64, as the official GREC script: a float32 0.7 is below 0.7.
-    counts = (host_scores.double() >= options.score_thresh).sum(dim=1).tolist()
     is_absent = (host_present[:, 0] < 0.5).tolist()
     scores, order = (to_device(x, corners.device) for x in (host_scores, host_order))
     ranked = []
@@ -178,39 +292,5 @@ def _rank_queries(samples, present, sizes, options: PostprocessOptions):
         candidates.scores = scores[i]
         candidates.pred_classes = torch.zeros_like(order[i])
         candidates.pred_points = points[i][order[i]]
-        ranked.append((candidates, order[i], counts[i], is_absent[i]))
+        ranked.append((candidates, host_scores[i], order[i], is_absent[i]))
     return ranked
-
-
-def _resize_logits(logits: torch.Tensor, size, align_corners: bool = False) -> torch.Tensor:
-    """float (M, Hm, Wm) -> float (M, *size), bilinear."""
-    return F.interpolate(
-        logits[None].float(), size=tuple(size), mode="bilinear", align_corners=align_corners
-    )[0]
-
-
-def _resize_masks(logits, network_size, size, options: PostprocessOptions) -> torch.Tensor:
-    """Logits float (M, Hm, Wm) -> bool masks (M, *size)."""
-    if options.mask_resize == "logits":
-        return _resize_logits(logits, size).sigmoid() >= options.mask_thresh
-    masks = _resize_logits(logits, network_size, options.align_corners).sigmoid()
-    masks = masks >= options.mask_thresh
-    if tuple(size) == tuple(network_size):
-        return masks
-    return F.interpolate(masks[None].float(), size=tuple(size), mode="nearest")[0] > 0.5
-
-
-def _instance_masks(sample, order, content_size, size, options) -> torch.Tensor:
-    """Masks bool (n, *size) of the queries ``order`` int64 (n,); empty ones without a mask head."""
-    if sample.get("pred_masks") is None or not len(order):
-        return torch.zeros(len(order), *size, dtype=torch.bool, device=order.device)
-    return _resize_masks(sample["pred_masks"][0][order], content_size, size, options)
-
-
-def _union_mask(sample, masks, content_size, size, options) -> torch.Tensor:
-    """Union bool ``size`` of the global mask and instance masks (n, *size), as is asked for."""
-    instances = masks.any(dim=0)
-    if sample["sem_seg"] is None or options.output_mask == "instance":
-        return instances
-    global_mask = _resize_masks(sample["sem_seg"][0], content_size, size, options)[0]
-    return global_mask | instances if options.output_mask == "merge" else global_mask

@@ -108,7 +108,7 @@ def test_corrupt_file(predictor, tmp_path, content):
 @pytest.mark.parametrize(
     "array",
     [
-        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4), np.float32),
         np.zeros((4, 4, 4), np.uint8),
         np.zeros((4, 4, 3), np.float32),
         np.zeros((0, 4, 3), np.uint8),

@@ -14,7 +14,7 @@ from ..global_head import GlobalHead
 from ..grounding_head import build_grounding_head
 from ..neck import build_neck
 from ..pixel_decoder import build_pixel_decoder
-from ..postprocessing import PostprocessOptions, grounding_postprocess
+from ..postprocessing import PostprocessOptions, grounding_postprocess, rank_outputs
 from ..query_generator import build_query_generator
 from ..targets import BatchTotals, GroundingTargets
 from ..training_options import freeze_parameters, replace_sync_batch_norm
@@ -156,7 +156,9 @@ class IGVG(nn.Module):
                 * "content_size" (inference): (rows, columns) of the image in the top left corner
                   of a padded input, default (H, W);
                 * "frame_sizes" (inference): sides of square frames in which the union mask is
-                  wanted too, default none.
+                  wanted too, default none;
+                * "defer_masks" (inference): True for {"ranked": ``RankedOutput``} as the output,
+                  of which masks can be made later; the same for the whole batch.
 
         Returns:
             In training, a dict of weighted scalar losses with constant keys. At inference, a list
@@ -212,7 +214,7 @@ class IGVG(nn.Module):
         return outputs, losses
 
     def inference(self, batched_inputs, outputs, network_size) -> List[Dict]:
-        """Post-process to the sizes the inputs ask for; see :func:`grounding_postprocess`."""
+        """Post-process as the inputs ask for; see :meth:`forward`."""
         sizes = [
             (x.get("height", network_size[0]), x.get("width", network_size[1]))
             for x in batched_inputs
@@ -220,6 +222,9 @@ class IGVG(nn.Module):
         network_size = tuple(network_size)
         frames = [x.get("frame_sizes", ()) for x in batched_inputs]
         contents = [tuple(x.get("content_size", network_size)) for x in batched_inputs]
+        if batched_inputs[0].get("defer_masks"):
+            ranked = rank_outputs(outputs, network_size, sizes, self.postprocess, contents)
+            return [{"ranked": x} for x in ranked]
         return grounding_postprocess(
             outputs, network_size, sizes, self.postprocess, frames, contents
         )
