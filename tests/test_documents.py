@@ -152,15 +152,6 @@ def test_targets_of_make_exist(name):
     assert set(re.findall(r"(?:`|^)make ([a-z][\w-]*)", read(name), re.M)) <= targets
 
 
-def test_the_python_example_runs(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    example = re.findall(r"^```python\n(.*?)```", read("GETTING_STARTED.md"), re.M | re.S)[0]
-    found = {}
-    exec(example, found)
-    result = found["result"]
-    assert result.mask.shape == result.orig_shape == result.plot().shape[:2]
-
-
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_imports_from_the_library_work(name):
     for module, names in re.findall(r"from (igvg_d2[\w.]*) import ([\w, ]+)", read(name)):
