@@ -138,10 +138,8 @@ ALL = list(dict.fromkeys(ALL))
 
 
 def argv_of(text):
-    """Environment, and arguments after "python"; the words that stand for something are filled in."""
-    text = re.sub(
-        r"\[[^][]*\]", lambda found: found[0][1:-1] if "--" in found[0] else found[0], text
-    )
+    """Environment, and arguments after "python"; words that stand for something are filled in."""
+    text = re.sub(r"\[(--[^][]*)\]", r"\1", text)
     text = re.sub(r"( [^-\s]\S*) \.\.\.$", r"\1", text)
     text = re.sub(r"(?<=--num-machines )\S+|(?<=--machine-rank )\S+", "0", text)
     text = re.sub(r"(?<= )(KIND \.\.\.|KIND)(?= |$)", "images", text)

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from email.parser import Parser
 from pathlib import Path
 
@@ -17,16 +18,24 @@ from igvg_d2.requirements_check import REQUIREMENTS
 ROOT = Path(__file__).resolve().parent.parent
 
 # Arguments: the checkout, a folder for the result. Run on a copy, as it leaves egg-info behind.
-BUILD_METADATA = """
+BUILD_WHEEL = """
 import os, sys, setuptools.build_meta as backend
 os.chdir(sys.argv[1])
-print("dist-info:" + backend.prepare_metadata_for_build_wheel(sys.argv[2]))
+print("wheel:" + backend.build_wheel(sys.argv[2]))
+"""
+# Run in a folder that is not the checkout. Argument: an image.
+ASK_THE_WHEEL = """
+import sys, igvg_d2
+from igvg_d2.inference import GroundingPredictor
+predictor = GroundingPredictor.from_pretrained("shapes-tiny", device="cpu")
+result = predictor(sys.argv[1], "all triangles")
+print("answer:", igvg_d2.__file__, predictor.cfg.MODEL.WEIGHTS, len(result), sep="\\n")
 """
 
 
 @pytest.fixture(scope="module")
-def metadata(tmp_path_factory):
-    """Parsed METADATA of the package as pip would see it."""
+def wheel(tmp_path_factory):
+    """The unpacked wheel as a user installs it, and the copy of the checkout that it is made of."""
     pytest.importorskip("setuptools.build_meta")
     copy = tmp_path_factory.mktemp("checkout")
     for name in ("setup.py", "setup.cfg", "README.md", "LICENSE"):
@@ -35,21 +44,29 @@ def metadata(tmp_path_factory):
     shutil.copytree(ROOT / "igvg_d2", copy / "igvg_d2", ignore=ignored)
     (copy / "tests").mkdir()
     (copy / "tests" / "__init__.py").touch()
-    out = tmp_path_factory.mktemp("metadata")
+    out = tmp_path_factory.mktemp("wheel")
     run = subprocess.run(
-        [sys.executable, "-c", BUILD_METADATA, str(copy), str(out)],
+        [sys.executable, "-c", BUILD_WHEEL, str(copy), str(out)],
         capture_output=True,
         text=True,
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    (line,) = [line for line in run.stdout.splitlines() if line.startswith("dist-info:")]
-    text = (out / line.partition(":")[2] / "METADATA").read_text(encoding="utf-8")
-    return Parser().parsestr(text), copy
+    (line,) = [line for line in run.stdout.splitlines() if line.startswith("wheel:")]
+    unpacked = tmp_path_factory.mktemp("site-packages")
+    zipfile.ZipFile(out / line.partition(":")[2]).extractall(unpacked)
+    return unpacked, copy
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel):
+    """Parsed METADATA of the package as pip sees it."""
+    (path,) = wheel[0].glob("*.dist-info/METADATA")
+    return Parser().parsestr(path.read_text(encoding="utf-8"))
 
 
 def test_metadata(metadata):
-    fields, _ = metadata
+    fields = metadata
     assert fields["Name"].replace("-", "_") == "igvg_d2"
     assert fields["Version"] == igvg_d2.__version__
     assert fields["Requires-Python"] == ">=3.10"
@@ -66,25 +83,37 @@ def test_the_version_stands_in_one_place():
 
 
 def test_runtime_requirements_are_lower_bounds_only(metadata):
-    fields, _ = metadata
+    fields = metadata
     required = {line.lower() for line in fields.get_all("Requires-Dist") if "extra" not in line}
     assert required == {f"{r.distributions[0]}>={r.minimum}" for r in REQUIREMENTS}
     # Not on PyPI under its own name: an install would fail for everybody.
     assert not any("detectron2" in line for line in required)
 
 
-def test_only_the_library_is_packaged(metadata, tmp_path):
+def test_only_the_library_is_packaged(wheel):
     """Every file of igvg_d2 is installed, templates too, and no top-level "tests" beside it."""
-    _, copy = metadata
-    subprocess.run(
-        [sys.executable, "setup.py", "--quiet", "build_py", "--build-lib", str(tmp_path)],
-        cwd=copy,
+    unpacked, copy = wheel
+    files = (path.relative_to(unpacked) for path in unpacked.rglob("*") if path.is_file())
+    built = {path for path in files if not path.parts[0].endswith(".dist-info")}
+    assert built == {path.relative_to(copy) for path in copy.glob("igvg_d2/**/*") if path.is_file()}
+    names = {path.as_posix() for path in built}
+    assert "igvg_d2/configs/Shapes/igvg_tiny.yaml" in names
+    assert "igvg_d2/weights/igvg_tiny_shapes.safetensors" in names
+
+
+def test_the_wheel_answers_without_the_checkout(wheel, tmp_path):
+    image = shutil.copy(ROOT / "demo/images/scene.jpg", tmp_path)
+    run = subprocess.run(
+        [sys.executable, "-c", ASK_THE_WHEEL, image],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(wheel[0]), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
-        check=True,
+        text=True,
     )
-    built = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
-    ours = {path.relative_to(copy) for path in copy.glob("igvg_d2/**/*") if path.is_file()}
-    assert built == ours
+    assert run.returncode == 0, run.stderr
+    module, weights, count = run.stdout.partition("answer:\n")[2].split()
+    assert Path(module).is_relative_to(wheel[0]) and Path(weights).is_relative_to(wheel[0])
+    assert count == "3"
 
 
 def make(*arguments):
