@@ -1,123 +1,281 @@
 #!/usr/bin/env python
-"""Ask a question about an image: masks, boxes and points of what an expression refers to.
-
-    python demo/demo.py --input scene.png --expression "the two red circles" --output answer.png
-
-Without further options the small model trained on the Shapes data set answers, which knows coloured
-shapes only. Other models: --config-file FILE --opts MODEL.WEIGHTS FILE.
-"""
+"""Ask questions about images: boxes, masks and points of what each expression refers to."""
 
 import argparse
 import logging
 import os
+import signal
 import sys
-from typing import List
+import tempfile
+import warnings
+from typing import Callable, Dict, Iterator, List, Tuple
 
 import igvg_d2  # noqa: F401  (first: it names a missing requirement in one line)
 
 # isort: split
-from detectron2.data.detection_utils import convert_image_to_rgb
+import numpy as np
 from detectron2.utils.logger import setup_logger
 from PIL import Image
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
-from igvg_d2.engine import GroundingPredictor, setup_config
+from igvg_d2 import model_zoo
+from igvg_d2.data.tokenizer import build_tokenizer, warn_of_unknown_words_in
+from igvg_d2.inference import GroundingPredictor, GroundingResult
+from igvg_d2.inference.images import to_rgb
 from igvg_d2.io.terminal import printable
-from igvg_d2.visualization import GroundingVisualizer
+
+# Not there when a test or another project runs this file.
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from answers import KINDS, AnswerFiles  # noqa: E402
+from questions import STDIN, Row, assign, find_images, read_expressions  # noqa: E402
 
 logger = logging.getLogger("igvg_d2.demo")
 
-_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-DEFAULT_CONFIG = os.path.join(_ROOT, "configs", "Shapes", "igvg_tiny.yaml")
-DEFAULT_WEIGHTS = os.path.join(_ROOT, "demo", "igvg_tiny_shapes.safetensors")
-_IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+EXAMPLES = """examples:
+  python demo/demo.py --input demo/images/scene.jpg --expression "the yellow cross" "all circles"
+      Two questions about one image, answered by the small model that ships with the project. It
+      knows coloured shapes only.
+
+  python demo/demo.py --model instancevg-grefcoco --input photos "more/**/*.jpg" \\
+      --expression "every dog" --save overlay,masks,coco --output output/dogs
+      All images of a folder and of the folders below another one, asked of a released model.
+
+  find photos -name "*.jpg" | python demo/demo.py --input - --expressions-file questions.txt \\
+      --output - | jq -c '[.path, .expression, .boxes]'
+      Names through a pipe, answers as lines of JSON.
+
+Every answer has a file name of its own, and no input is overwritten. The exit status is 1 if an
+image could not be read; the others are answered.
+"""
+# Of images in memory at a time, however many answers the model gives at once.
+_MAX_PIXELS_HELD = 50_000_000
 
 
-def parse_args(argv=None):
-    """Command line; the flags are those of Detectron2's demo, plus --expression."""
-    parser = argparse.ArgumentParser(description="Ground an expression in images.")
-    parser.add_argument("--input", nargs="+", required=True, help="image files")
-    parser.add_argument("--expression", required=True, help="what to look for, in words")
-    parser.add_argument(
+def parse_args(argv=None) -> argparse.Namespace:
+    """Command line; --input, --output, --config-file and --opts are those of Detectron2's demo."""
+    parser = argparse.ArgumentParser(
+        description="Ask what expressions refer to in images: every object, or nothing.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    _add_questions(parser)
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument(
+        "--model",
+        metavar="NAME",
+        help="a name that 'python -m igvg_d2.model_zoo --list' prints, or an exported .safetensors "
+        "(default: shapes-tiny)",
+    )
+    model.add_argument("--config-file", metavar="FILE", help="of a model of your own; see --opts")
+    add(
         "--output",
         default="output/demo",
-        help="folder, or a file name for a single image (default: %(default)s)",
+        help="folder; a file name, for one drawing; - writes each answer as a line of JSON to "
+        "standard output, and no file (default: %(default)s)",
     )
-    parser.add_argument("--config-file", metavar="FILE", help="default: the small Shapes model")
+    add(
+        "--save",
+        type=_kinds,
+        default=["overlay"],
+        metavar="KINDS",
+        help=f"what to write, of {','.join(KINDS)} (default: overlay)",
+    )
+    add("--threshold", "--confidence-threshold", type=float, help="least score of an object")
+    add("--mask-threshold", type=float, help="least probability of a pixel of a mask")
+    add("--no-target-threshold", type=float, help="least no-target score of the answer 'none'")
+    add("--batch-size", type=int, default=8, help="answers at a time (default: %(default)s)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: %(default)s)")
+    add("--max-pixels", type=int, help="largest image; 178,956,970 pixels if not given")
+    add("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs of the config")
+    args = parser.parse_args(argv)
+    if args.batch_size < 1 or (args.max_pixels or 1) < 1:
+        parser.error("--batch-size and --max-pixels must be 1 or more")
+    return args
+
+
+def _add_questions(parser: argparse.ArgumentParser) -> None:
+    """The options for images and expressions."""
     parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for the config"
+        *("--input", "-i"),
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="PATH",
+        help="images, folders, patterns (quoted; ** is any depth), or - for names, or the bytes of "
+        "one image, through standard input",
     )
-    return parser.parse_args(argv)
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument(
+        *("--expression", "-e"),
+        nargs="+",
+        action="extend",
+        metavar="TEXT",
+        help="what to look for, each in quotes; all are asked about all images",
+    )
+    asked.add_argument(
+        "--expressions-file",
+        metavar="FILE",
+        help=".txt (one a line), .csv with a column expression, or .json (a list); a column image "
+        "in a .csv, or {image, expression} in a .json, asks about single images: those of --input, "
+        "or else paths from the folder of the file",
+    )
 
 
-def setup_cfg(args, add_config=()):
-    """Config with weights; those of `make demo` unless others are named."""
-    config_file = args.config_file or DEFAULT_CONFIG
-    if not os.path.isfile(config_file):
-        raise FileNotFoundError(f"no config file '{config_file}'; pass one by --config-file")
-    defaults = [] if args.config_file else ["MODEL.WEIGHTS", DEFAULT_WEIGHTS]
-    cfg = setup_config(config_file, [*defaults, *args.opts], add_config)
-    cfg.freeze()
-    if not cfg.MODEL.WEIGHTS or not os.path.isfile(cfg.MODEL.WEIGHTS):
-        raise FileNotFoundError(
-            f"no trained model at MODEL.WEIGHTS '{cfg.MODEL.WEIGHTS}'. Train one with 'make demo' "
-            "and pass --config-file configs/Shapes/igvg_tiny.yaml --opts MODEL.WEIGHTS "
-            "output/shapes_tiny/model_final.pth"
-        )
-    return cfg
+def _kinds(text: str) -> List[str]:
+    """The value of --save."""
+    kinds = list(dict.fromkeys(text.split(",")))
+    if set(kinds) - set(KINDS):
+        raise argparse.ArgumentTypeError(f"expected some of {','.join(KINDS)}, got '{text}'")
+    return kinds
 
 
-def output_paths(inputs: List[str], output: str) -> List[str]:
-    """One output file per input; names get a number where two inputs are called alike."""
-    if output.lower().endswith(_IMAGE_ENDINGS):
-        if len(inputs) > 1:
-            raise ValueError(f"--output '{output}' is one file, but there are {len(inputs)} images")
-        os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
-        return [output]
-    os.makedirs(output, exist_ok=True)
-    paths: List[str] = []
-    for path in inputs:
-        stem = os.path.splitext(os.path.basename(path))[0]
-        candidate, number = os.path.join(output, f"{stem}.png"), 1
-        while candidate in paths:
-            number += 1
-            candidate = os.path.join(output, f"{stem}_{number}.png")
-        paths.append(candidate)
-    return paths
+def load_predictor(args: argparse.Namespace, add_config=()) -> GroundingPredictor:
+    """The model of the command line with its weights."""
+    name = args.model or args.config_file or "shapes-tiny"
+    cfg = model_zoo.load(name, args.device, args.opts, add_config)
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError(f"no weights for '{name}': add --opts MODEL.WEIGHTS FILE")
+    return GroundingPredictor(cfg)
 
 
-def describe(output) -> str:
+def describe(result: GroundingResult) -> str:
     """The answer in words."""
-    score = float(output["no_target_score"])
-    if output["no_target"]:
-        return f"no target (score {score:.2f})"
-    instances = output["instances"]
+    if result.no_target:
+        return f"no target (score {result.no_target_score:.2f})"
+    if not len(result):
+        return f"a mask of {np.count_nonzero(result.mask):,} pixels"
     boxes = [
-        f"box ({', '.join(f'{x:.0f}' for x in box)}) score {s:.2f}"
-        for box, s in zip(instances.pred_boxes.tensor.tolist(), instances.scores.tolist())
+        f"box ({', '.join(f'{x:.0f}' for x in box)}) score {score:.2f}"
+        for box, score in zip(result.boxes.tolist(), result.scores.tolist())
     ]
-    count = "1 target" if len(boxes) == 1 else f"{len(boxes)} targets"
-    return "; ".join([count, *boxes])
+    return "; ".join(["1 target" if len(boxes) == 1 else f"{len(boxes)} targets", *boxes])
+
+
+def read_in_groups(
+    asked: Dict[str, List[str]], size: int, skip: Callable[[str, Exception], None]
+) -> Iterator[List[Tuple[str, np.ndarray, str]]]:
+    """(path, RGB image, expression), at most ``size`` at a time; each image is read once.
+
+    ``skip`` is called with the path and the error of an image that cannot be read.
+    """
+    group: List[Tuple[str, np.ndarray, str]] = []
+    pixels = 0
+    for path, expressions in asked.items():
+        try:
+            image = to_rgb(path)
+        except (FileNotFoundError, ValueError) as error:
+            skip(path, error)
+            continue
+        pixels += image.shape[0] * image.shape[1]
+        for number, expression in enumerate(expressions, start=1):
+            group.append((path, image, expression))
+            is_last = number == len(expressions)
+            if len(group) == size or (is_last and pixels > _MAX_PIXELS_HELD):
+                yield group
+                group, pixels = [], 0
+    if group:
+        yield group
+
+
+def answer(
+    args, predictor: GroundingPredictor, asked: Dict[str, List[str]], stdin: str = ""
+) -> List[str]:
+    """Answer and write everything; returns the paths of images that cannot be read.
+
+    Args:
+        asked: expressions by path of the image.
+        stdin: path of the image that came through standard input.
+    """
+    inputs = [path for path in (args.expressions_file, args.config_file, args.model) if path]
+    files = None if args.output == "-" else AnswerFiles(args.output, args.save, asked, inputs)
+    unread: List[str] = []
+    bar = tqdm(total=sum(map(len, asked.values())), unit=" answers", disable=None)
+
+    def skip(path: str, error: Exception) -> None:
+        logger.error("%s", error)
+        unread.append(path)
+        bar.update(len(asked[path]))
+
+    with bar, logging_redirect_tqdm([logging.getLogger("igvg_d2")]):
+        try:
+            for group in read_in_groups(asked, args.batch_size, skip):
+                paths, images, expressions = map(list, zip(*group))
+                results = predictor(
+                    images,
+                    expressions,
+                    threshold=args.threshold,
+                    mask_threshold=args.mask_threshold,
+                    no_target_threshold=args.no_target_threshold,
+                    batch_size=args.batch_size,
+                    channel_order="RGB",
+                )
+                for path, image, result in zip(paths, images, results):
+                    result.path = "-" if path == stdin else path
+                    if files is None:
+                        print(result.to_json(), flush=True)
+                    else:
+                        first, *more = files.write(result, image, path) or [args.output]
+                        written = f"{first} and {len(more)} more" if more else first
+                        text = f"'{result.expression}': {describe(result)}"
+                        logger.info("%s: %s -> %s", path, text, written)
+                    bar.update()
+        finally:
+            # Also of what was answered before an interrupt.
+            if files is not None:
+                files.close()
+    return unread
+
+
+def run(args, add_config=()) -> str:
+    """Everything after the command line; returns a message about images that were not read."""
+    with tempfile.TemporaryDirectory() as folder:
+        images = find_images(args.input, folder)
+        rows = [Row(text, None) for text in args.expression or ()]
+        if args.expressions_file:
+            rows = read_expressions(args.expressions_file)
+        asked = assign(rows, images, os.path.dirname(args.expressions_file or ""))
+        unasked = [path for path, expressions in asked.items() if not expressions]
+        if unasked:
+            logger.warning("%d images have no expression: %s", len(unasked), _first(unasked))
+            asked = {path: expressions for path, expressions in asked.items() if expressions}
+        predictor = load_predictor(args, add_config)
+        # Before the first answer: a text without a word is refused, what is not read is said.
+        tokenizer = build_tokenizer(predictor.cfg)
+        for expression in dict.fromkeys(row.expression for row in rows):
+            warn_of_unknown_words_in(tokenizer, expression)
+        unread = answer(args, predictor, asked, os.path.join(folder, STDIN))
+    if not unread:
+        return ""
+    return f"{len(unread)} of {len(asked)} images could not be read: {_first(unread)}"
+
+
+def _first(paths: List[str]) -> str:
+    return ", ".join(paths[:5]) + ", ..." * (len(paths) > 5)
 
 
 def main(argv=None, add_config=()) -> None:
-    """Answer for every image and draw the answers."""
+    """Answer every question about every image; see EXAMPLES."""
     args = parse_args(argv)
-    setup_logger(name="igvg_d2")
+    for handler in setup_logger(name="igvg_d2").handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.stream = sys.stderr  # standard output is for answers
+    if args.max_pixels:
+        # Pillow warns above this, and refuses above twice as many.
+        Image.MAX_IMAGE_PIXELS = -(-args.max_pixels // 2)
     try:
-        predictor = GroundingPredictor(setup_cfg(args, add_config))
-        visualizer = GroundingVisualizer()
-        for source, target in zip(args.input, output_paths(args.input, args.output)):
-            image = predictor.read_image(source)
-            output = predictor(image, args.expression)
-            logger.info("%s: %s", source, describe(output))
-            rgb = convert_image_to_rgb(image, predictor.image_format)
-            drawn = visualizer.draw_prediction(rgb, args.expression, output)
-            Image.fromarray(drawn).save(target)
-            logger.info("Wrote %s", target)
-    except (FileNotFoundError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            message = run(args, add_config)
+    except (OSError, ValueError) as error:
         # What the user mistyped is told in one line, without a traceback.
         sys.exit(printable(f"demo.py: {error}"))
+    if message:
+        sys.exit(printable(f"demo.py: {message}"))
 
 
 if __name__ == "__main__":
+    # A pipe that is closed early, as by head, is no error.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     main()

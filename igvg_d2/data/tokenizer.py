@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 import re
+import reprlib
 import string
 import tempfile
 from typing import Any, Callable, List, Sequence
@@ -93,6 +94,20 @@ def unknown_words(tokenizer: Callable[[str], List[int]], expression: str) -> Lis
             # Punctuation alone has no token.
             continue
     return found
+
+
+def warn_of_unknown_words_in(tokenizer: Callable[[str], List[int]], expression: str) -> None:
+    """Log, once per text, which words of a question are unknown; raises as :func:`tokenize`."""
+    unknown = unknown_words(tokenizer, expression)
+    if unknown:
+        text = ", ".join(map(repr, unknown[:10])) + ", ..." * (len(unknown) > 10)
+        log_first_n(
+            logging.WARNING,
+            f"{text} in {reprlib.repr(expression)}: unknown to the tokenizer, and all unknown "
+            "words are alike to the model",
+            name=__name__,
+            key="message",
+        )
 
 
 def warn_of_unknown_words(

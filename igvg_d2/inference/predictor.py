@@ -20,7 +20,7 @@ from igvg_d2 import model_zoo
 from igvg_d2.checkpoint import GroundingCheckpointer
 from igvg_d2.data import GroundingDatasetMapper
 from igvg_d2.data.mapper import model_input
-from igvg_d2.data.tokenizer import UNK_ID, tokenize
+from igvg_d2.data.tokenizer import tokenize, warn_of_unknown_words_in
 from igvg_d2.data.transforms import GeometricTransform
 from igvg_d2.engine.devices import with_usable_device
 from igvg_d2.modeling.postprocessing import RankedOutput
@@ -241,14 +241,7 @@ class GroundingPredictor:
             )
         with self._tokenizing:
             text_ids = tokenize(self._mapper.tokenizer, expression)
-        unknown = text_ids.count(UNK_ID)
-        if unknown:
-            logger.warning(
-                "%d of the %d words of %r are unknown to the tokenizer",
-                unknown,
-                len(text_ids) - 2,
-                expression,
-            )
+            warn_of_unknown_words_in(self._mapper.tokenizer, expression)
         sample = model_input(loaded.pixels, text_ids, expression, loaded.size, loaded.content_size)
         sample["frame_sizes"] = self._mapper.frame_sizes
         return {**sample, "sample_id": "", "file_name": "", "image_id": 0, "defer_masks": True}

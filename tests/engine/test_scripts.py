@@ -1,4 +1,4 @@
-"""The command line scripts around images: demo and tools."""
+"""The command line scripts around images."""
 
 import importlib.util
 import json
@@ -9,7 +9,6 @@ import torch
 import yaml
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
 
 import igvg_d2.modeling  # noqa: F401
 from igvg_d2 import model_zoo
@@ -28,44 +27,6 @@ def load_script(path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(scope="module")
-def demo():
-    return load_script("demo/demo.py")
-
-
-def test_demo_says_what_to_do_without_a_model(demo, tmp_path, monkeypatch):
-    config = tmp_path / "config.yaml"
-    config.write_text("VERSION: 2\n")
-    monkeypatch.setattr(demo, "DEFAULT_CONFIG", str(config))
-    monkeypatch.setattr(demo, "DEFAULT_WEIGHTS", str(tmp_path / "absent.safetensors"))
-    with pytest.raises(SystemExit, match="absent.safetensors.*make demo"):
-        demo.main(["--input", "a.png", "--expression", "x"])
-    monkeypatch.setattr(demo, "DEFAULT_CONFIG", str(tmp_path / "absent.yaml"))
-    with pytest.raises(SystemExit, match="absent.yaml"):
-        demo.main(["--input", "a.png", "--expression", "x"])
-
-
-def test_demo_output_paths(demo, tmp_path):
-    folder = str(tmp_path / "out")
-    paths = demo.output_paths(["a/x.jpg", "b/x.jpg", "y.png"], folder)
-    assert [Path(p).name for p in paths] == ["x.png", "x_2.png", "y.png"]
-    single = str(tmp_path / "new" / "answer.PNG")
-    assert demo.output_paths(["a.jpg"], single) == [single]
-    assert (tmp_path / "new").is_dir()
-    with pytest.raises(ValueError, match="one file, but there are 2 images"):
-        demo.output_paths(["a", "b"], single)
-
-
-def test_demo_tells_the_answer_in_words(demo):
-    instances = Instances((10, 10))
-    instances.pred_boxes = Boxes(torch.tensor([[1.0, 2, 3, 4]]))
-    instances.scores = torch.tensor([0.914])
-    output = {"instances": instances, "no_target": False, "no_target_score": torch.tensor(0.1)}
-    assert demo.describe(output) == "1 target; box (1, 2, 3, 4) score 0.91"
-    output.update(no_target=True, no_target_score=torch.tensor(0.876))
-    assert demo.describe(output) == "no target (score 0.88)"
 
 
 def test_make_report(tmp_path):

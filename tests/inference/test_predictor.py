@@ -89,7 +89,7 @@ def test_unknown_words_are_reported(predictor, image, caplog):
     logger.propagate = True
     with caplog.at_level(logging.WARNING):
         predictor(image, "the zxqwv circle")
-    assert "1 of the 3 words" in caplog.text
+    assert "'zxqwv' in 'the zxqwv circle': unknown to the tokenizer" in caplog.text
 
 
 def test_missing_file(predictor, tmp_path):
