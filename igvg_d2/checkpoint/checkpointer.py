@@ -2,7 +2,7 @@
 
 import logging
 import os
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -12,6 +12,7 @@ from torch import nn
 from igvg_d2.io.atomic import atomic_path, write_atomically
 from igvg_d2.model_zoo import resolve_weights
 
+from .changed import NUM_QUERIES, change_tensors, suggest_options
 from .files import read_weights
 from .recovery import choose_checkpoint, list_checkpoints, named_checkpoint
 from .released_files import ENCODER_ONLY, adapt_checkpoint
@@ -111,24 +112,65 @@ class GroundingCheckpointer(DetectionCheckpointer):
         content = read_weights(local, mmap=False)
         return self._load_content(path, content, wanted)
 
+    def load_changed(
+        self, path: str, resize: Sequence[str] = (), reset: Sequence[str] = ()
+    ) -> Tuple[List[str], str]:
+        """Load weights alone, of a model with another vocabulary, number of queries or parts.
+
+        What may differ is named by the beginnings of names of tensors; all else must fit.
+
+        Args:
+            path: see :meth:`load`.
+            resize: tables of which the rows that file and model share are loaded; the model's
+                others keep their initial values. "num_queries" accepts another N_q.
+            reset: not taken from the file, neither what the model has nor what it lacks.
+
+        Returns:
+            a line per tensor that is resized, new or left out, and the origin of the weights
+            ("BEiT-3" for an encoder without the other parts, "InstanceVG", or "").
+
+        Raises:
+            ValueError: see :meth:`load`, with the names to give; or a name matches nothing.
+        """
+        content = read_weights(self.path_manager.get_local_path(path), mmap=False)
+        checkpoint, tensors = self._convert(path, content, [], NUM_QUERIES in resize)
+        author = checkpoint.get("__author__") or ""
+        model = self.model.state_dict()
+        tensors, lines = change_tensors(tensors, model, resize, reset)
+        try:
+            self._check_tensors(path, tensors, author)
+        except ValueError as error:
+            if author == ENCODER_ONLY:
+                model = {key: value for key, value in model.items() if key.startswith("backbone.")}
+            raise ValueError(f"{error}{suggest_options(tensors, model)}") from None
+        self.model.load_state_dict(tensors, strict=False)
+        return lines, author
+
     def _load_content(self, path: str, loaded: Dict[str, Any], wanted: List[str]) -> Dict[str, Any]:
         """Load the weights and the wanted checkpointables; returns what else there is."""
-        logger.info("Loading from %s", path)
-        average = loaded.get("ema")
-        if isinstance(average, dict) and "num_updates" in average and "trainer" not in wanted:
-            logger.info("'%s' has averaged weights (SOLVER.EMA): these are loaded.", path)
-            loaded = {**loaded, "model": average["model"]}
-        checkpoint = dict(adapt_checkpoint(loaded, path, self.model))
-        tensors = {
-            key.removeprefix("module."): torch.as_tensor(value)
-            for key, value in checkpoint.pop("model").items()
-        }
+        checkpoint, tensors = self._convert(path, loaded, wanted)
         self._check_tensors(path, tensors, checkpoint.get("__author__"))
         self.model.load_state_dict(tensors, strict=False)
         for key in wanted:
             if key in checkpoint:
                 self.checkpointables[key].load_state_dict(checkpoint.pop(key))
         return checkpoint
+
+    def _convert(
+        self, path: str, loaded: Dict[str, Any], wanted: List[str], any_queries: bool = False
+    ) -> Tuple[Dict[str, Any], Dict[str, torch.Tensor]]:
+        """What a file has beside the weights, and the weights by our names."""
+        logger.info("Loading from %s", path)
+        average = loaded.get("ema")
+        if isinstance(average, dict) and "num_updates" in average and "trainer" not in wanted:
+            logger.info("'%s' has averaged weights (SOLVER.EMA): these are loaded.", path)
+            loaded = {**loaded, "model": average["model"]}
+        checkpoint = dict(adapt_checkpoint(loaded, path, self.model, any_queries))
+        tensors = {
+            key.removeprefix("module."): torch.as_tensor(value)
+            for key, value in checkpoint.pop("model").items()
+        }
+        return checkpoint, tensors
 
     def _check_tensors(
         self, path: str, tensors: Dict[str, torch.Tensor], author: Optional[str]

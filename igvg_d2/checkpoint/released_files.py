@@ -19,7 +19,9 @@ _TOKENS = "backbone.text_embed.tokens.weight"
 _PATCHES = "backbone.vision_embed.proj.weight"
 
 
-def adapt_checkpoint(loaded: Dict[str, Any], path: str, model: nn.Module) -> Dict[str, Any]:
+def adapt_checkpoint(
+    loaded: Dict[str, Any], path: str, model: nn.Module, any_queries: bool = False
+) -> Dict[str, Any]:
     """Bring a loaded file to our parameter names.
 
     Args:
@@ -27,6 +29,7 @@ def adapt_checkpoint(loaded: Dict[str, Any], path: str, model: nn.Module) -> Dic
             converted, the latter to the image and patch size of ``model``; others pass unchanged.
         path: of the file, for messages.
         model: that the weights are for.
+        any_queries: accept another number of queries.
 
     Returns:
         dict with the tensors under "model", their origin under "__author__", and N_q under
@@ -48,7 +51,8 @@ def adapt_checkpoint(loaded: Dict[str, Any], path: str, model: nn.Module) -> Dic
             adapted, report = loaded if "model" in loaded else {"model": loaded}, None
             check_tensors(adapted["model"])
         _check_encoder(adapted["model"], model)
-        _check_queries(adapted.get("num_queries"), model)
+        if not any_queries:
+            _check_queries(adapted.get("num_queries"), model)
     except ValueError as error:
         raise ValueError(f"'{path}': {error}") from error
     if report is not None:
