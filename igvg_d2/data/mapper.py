@@ -10,7 +10,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 
 from igvg_d2.config import PROTOCOL_SIZES
-from igvg_d2.io.image import read_image, size_mismatch
+from igvg_d2.io.image import read_reduced_image, size_mismatch
 from igvg_d2.io.rle import to_rle
 
 from .bad_samples import (
@@ -126,7 +126,7 @@ class GroundingDatasetMapper:
         rng = sample.pop("rng", None)
         if rng is None:
             rng = np.random.default_rng(np.random.randint(2**32, dtype=np.uint64))
-        image = _read_image(sample, self.image_format)
+        image = self._read_sample(sample)
         flips = self._draw_flips(sample, rng) if self.is_train else []
         transform = GeometricTransform(self.resize, (sample["height"], sample["width"]), flips)
         image = transform.apply_image(image)
@@ -144,6 +144,15 @@ class GroundingDatasetMapper:
         except ValueError as error:
             raise BadSampleError(f"expression of {describe_sample(sample)}: {error}") from error
         return sample
+
+    def read_image(self, path: str) -> Tuple[np.ndarray, Tuple[int, int]]:
+        """Pixels of a file for :meth:`prepare`, and (height, width) of the image, original frame.
+
+        A JPEG of more than 2**25 pixels may be decoded smaller where the resize filters, to at
+        least 4 times the network's input, which moves that input by 0.15 of 255 in the mean; see
+        :func:`igvg_d2.io.image.read_reduced_image`.
+        """
+        return read_reduced_image(path, self.image_format, self.resize.least_side)
 
     def prepare(self, image: np.ndarray, expression: str) -> Dict[str, Any]:
         """:func:`model_input` of an image in memory, as inference makes it of a file.
@@ -167,6 +176,26 @@ class GroundingDatasetMapper:
                 ``instances``; to be changed in place. Must be picklable.
             transform: of this visit, from the original to the network frame.
         """
+
+    def _read_sample(self, sample: Dict[str, Any]) -> np.ndarray:
+        """Pixels after EXIF rotation of an image that has the size the sample states."""
+        try:
+            image, size = self.read_image(sample["file_name"])
+        except FileNotFoundError as error:
+            raise MissingImageError(
+                f"no image file for {describe_sample(sample)}: {error}; see datasets/README.md for "
+                "where images belong"
+            ) from error
+        except ValueError as error:
+            raise BadSampleError(f"image of {describe_sample(sample)}: {error}") from error
+        expected = (sample.setdefault("height", size[0]), sample.setdefault("width", size[1]))
+        if size != expected:
+            raise ImageSizeError(
+                f"image of {describe_sample(sample)}: "
+                f"{size_mismatch(sample['file_name'], size, expected)}; image folder and "
+                "annotation file do not belong together"
+            )
+        return image
 
     def _model_input(
         self, image: np.ndarray, expression: str, transform: GeometricTransform
@@ -267,25 +296,3 @@ def _read_boxes(annotations: List[Dict[str, Any]], sample: Dict[str, Any]) -> np
         boxes[:, 2:] += boxes[:, :2]
         return boxes
     return BoxMode.convert(boxes, modes.pop(), BoxMode.XYXY_ABS)
-
-
-def _read_image(sample: Dict[str, Any], image_format: str) -> np.ndarray:
-    """Image uint8 (height, width, 3) after EXIF rotation, of the size the sample states."""
-    try:
-        image = read_image(sample["file_name"], image_format)
-    except FileNotFoundError as error:
-        raise MissingImageError(
-            f"no image file for {describe_sample(sample)}: {error}; see datasets/README.md for "
-            "where images belong"
-        ) from error
-    except ValueError as error:
-        raise BadSampleError(f"image of {describe_sample(sample)}: {error}") from error
-    height, width = image.shape[:2]
-    expected = (sample.setdefault("height", height), sample.setdefault("width", width))
-    if (height, width) != expected:
-        raise ImageSizeError(
-            f"image of {describe_sample(sample)}: "
-            f"{size_mismatch(sample['file_name'], (height, width), expected)}; image folder and "
-            "annotation file do not belong together"
-        )
-    return image

@@ -5,7 +5,7 @@ A resize squashes or letterboxes, by one of two rules. "pil" filters before it s
 which samples without filtering.
 """
 
-from typing import Sequence, Tuple, Type
+from typing import Optional, Sequence, Tuple, Type
 
 import cv2
 import numpy as np
@@ -27,6 +27,11 @@ class SquashResize:
         if len(image_size) != 2 or min(image_size) <= 0:
             raise ValueError(f"INPUT.IMAGE_SIZE: expected positive (H, W), found {image_size}")
         self.image_size = (int(image_size[0]), int(image_size[1]))
+
+    @property
+    def least_side(self) -> Optional[int]:
+        """Pixels that both sides of a decoded image need at least; None for all it has."""
+        return None
 
     def resize_image(self, image: np.ndarray) -> np.ndarray:
         """uint8 (height, width, 3), original frame -> uint8 (H, W, 3), network frame."""
@@ -88,6 +93,11 @@ class AntialiasedResize(SquashResize):
     cover half of any pixel keeps every pixel it touches, because a target without a mask would be
     taught as "nothing there".
     """
+
+    @property
+    def least_side(self) -> Optional[int]:
+        """See :class:`SquashResize`; the filter takes the mean of 4 pixels or more anyway."""
+        return 4 * max(self.image_size)
 
     def resize_image(self, image: np.ndarray) -> np.ndarray:
         """See :meth:`SquashResize.resize_image`."""

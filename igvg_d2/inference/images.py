@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from igvg_d2.io.image import read_image
+from igvg_d2.io.image import read_image, to_pixels
 
 ImageLike = Union[str, os.PathLike, Image.Image, np.ndarray, torch.Tensor]
 
@@ -31,7 +31,7 @@ def to_rgb(image: ImageLike, channel_order: str = "RGB") -> np.ndarray:
     if isinstance(image, (str, os.PathLike)):
         return read_image(local_path(image), "RGB")
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        return to_pixels(image)
     array, layout = image, "(height, width, 3) or (height, width)"
     if isinstance(image, torch.Tensor):
         array, layout = image.detach().cpu().numpy(), "(3, height, width)"

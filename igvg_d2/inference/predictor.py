@@ -222,14 +222,15 @@ class GroundingPredictor:
         if channel_order is None and isinstance(image, (np.ndarray, torch.Tensor)):
             text = "arrays are taken as RGB; OpenCV reads BGR: pass channel_order='BGR' (or 'RGB')"
             log_first_n(logging.WARNING, text, name=__name__, key="message")
-        pixels = to_rgb(image, channel_order or "RGB")
-        is_path = isinstance(image, (str, os.PathLike))
-        source = (
-            local_path(image) if is_path else image if isinstance(image, Image.Image) else pixels
-        )
-        size = pixels.shape[:2]
+        if isinstance(image, (str, os.PathLike)):
+            source = local_path(image)
+            pixels, size = self._mapper.read_image(source)
+        else:
+            pixels = to_rgb(image, channel_order or "RGB")
+            source, size = image if isinstance(image, Image.Image) else pixels, pixels.shape[:2]
+            pixels = pixels if self.image_format == "RGB" else pixels[..., ::-1]
         transform = GeometricTransform(self._mapper.resize, size)
-        resized = transform.apply_image(pixels if self.image_format == "RGB" else pixels[..., ::-1])
+        resized = transform.apply_image(pixels)
         network = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
         return _Loaded(network, size, transform.content_size, source)
 

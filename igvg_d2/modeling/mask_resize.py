@@ -92,6 +92,8 @@ def resize_logits(
     # Whole rows are copied faster than single columns, so the first pass is of the transpose.
     for target in (size[1], size[0]):
         logits = logits.transpose(1, 2).contiguous()
+        if logits.shape[1] == target:
+            continue
         low, high, weight_low, weight_high = (
             to_device(torch.from_numpy(x), logits.device)
             for x in bilinear_taps(logits.shape[1], target, align_corners)
