@@ -6,8 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
 from torch.multiprocessing import start_processes
+
+from igvg_d2.io.hub import HANDLER
+from tests.io.hub_server import running_hub
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -72,3 +76,22 @@ def image_samples(tmp_path):
         ]
 
     return make
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A running server that huggingface_hub takes for the real hub, with an empty cache."""
+    with running_hub() as server:
+        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        for name, value in {
+            "ENDPOINT": server.endpoint,
+            "HUGGINGFACE_CO_URL_TEMPLATE": template,
+            "HF_URL_HOSTS": frozenset({server.endpoint.removeprefix("http://")}),
+            "HF_HUB_CACHE": str(tmp_path / "cache"),
+            "HF_HUB_OFFLINE": False,
+        }.items():
+            monkeypatch.setattr(constants, name, value, raising=False)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        # What this process has been told of another server.
+        monkeypatch.setattr(HANDLER, "_paths", {})
+        yield server

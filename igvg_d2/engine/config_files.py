@@ -12,7 +12,7 @@ from detectron2.utils.file_io import PathManager
 
 import igvg_d2
 from igvg_d2.checkpoint import read_metadata
-from igvg_d2.io.hub import BEIT3_TOKENIZER
+from igvg_d2.io.hub import BEIT3_TOKENIZER, parse_address
 from igvg_d2.model_zoo import MODELS, resolve_weights
 
 # Characters of a config file, also its values with aliases (*name) written out, and files that it
@@ -31,7 +31,9 @@ def find_config_file(name_or_file: str) -> str:
     model = MODELS.get(name_or_file)
     if model is not None:
         return os.path.join(_CONFIGS, model.config) if model.config else ""
-    return "" if name_or_file.endswith(".safetensors") else name_or_file
+    is_hub = name_or_file.startswith("hf://")
+    path = parse_address(name_or_file).path if is_hub else name_or_file
+    return "" if path.endswith(".safetensors") else name_or_file
 
 
 def merge_config(cfg: CfgNode, name_or_file: str) -> None:

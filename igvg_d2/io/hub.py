@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 import re
-from typing import IO, Any, List, NamedTuple, Optional
+from typing import IO, Any, Dict, List, NamedTuple, Optional
 
 from detectron2.utils.file_io import PathHandler, PathManager
 
@@ -184,7 +184,7 @@ def _explain(address: str, error: Exception) -> OSError:
         advice = f"no space left in {constants.HF_HUB_CACHE}; free some, or set HF_HOME elsewhere"
         return OSError(errno.ENOSPC, f"'{address}' was not downloaded: {advice}")
     else:
-        advice = f"{reason}; run the command again: it continues where the transfer broke off"
+        advice = f"{reason}; run the command again"
         return ConnectionError(f"'{address}' was not downloaded: {advice}")
     return FileNotFoundError(f"'{address}' was not downloaded: {advice}")
 
@@ -203,25 +203,35 @@ def _check_sha256(address: str, path: str, known: Optional[str]) -> None:
 
 
 class HubPathHandler(PathHandler):
-    """``PathManager`` for ``hf://``: files are downloaded when they are opened or asked for."""
+    """``PathManager`` for ``hf://``: files are downloaded when they are opened or asked for.
+
+    The hub is asked once in a process for each address.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._paths: Dict[str, str] = {}
 
     def _get_supported_prefixes(self) -> List[str]:
         return ["hf://"]
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
         self._check_kwargs(kwargs)
-        return download(path)
+        if force or not os.path.isfile(self._paths.get(path, "")):
+            self._paths[path] = download(path)
+        return self._paths[path]
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO:
         if mode not in ("r", "rb"):
             raise OSError(f"'{path}': files of the hub can be read only, not opened as '{mode}'")
-        return open(download(path), mode, buffering, **kwargs)
+        return open(self._get_local_path(path), mode, buffering, **kwargs)
 
     def _isfile(self, path: str, **kwargs: Any) -> bool:
         """True, or the error that says why not and what is there instead."""
-        return os.path.isfile(download(path))
+        return os.path.isfile(self._get_local_path(path))
 
     _exists = _isfile
 
 
-PathManager.register_handler(HubPathHandler())
+HANDLER = HubPathHandler()
+PathManager.register_handler(HANDLER)
