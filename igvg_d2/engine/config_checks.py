@@ -6,6 +6,7 @@ from typing import Any, Dict, Iterator, Optional, Tuple
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils import comm
+from detectron2.utils.logger import log_first_n
 from tabulate import tabulate
 
 from igvg_d2.config import add_igvg_config
@@ -157,6 +158,27 @@ def _check_metric_names(cfg: CfgNode) -> Optional[str]:
                 "for instance 'shapes_val/gres'."
             )
     return None
+
+
+def warn_of_random_encoder(cfg: CfgNode) -> None:
+    """Say, once, what it costs when a training run starts from a BEiT-3 of random numbers."""
+    is_grounding = cfg.MODEL.META_ARCHITECTURE == "IGVG" and cfg.MODEL.BACKBONE.NAME == "BEiT3"
+    if cfg.MODEL.WEIGHTS or not is_grounding:
+        return
+    width = cfg.MODEL.BEIT3.EMBED_DIM
+    weights = {
+        768: "beit3-base-indomain (554 MB, downloaded once) or a file of BEiT-3 base",
+        1024: "a file of BEiT-3 large (beit3_large_patch16_224.zip)",
+    }.get(width, f"weights of an encoder of this size (MODEL.BEIT3.EMBED_DIM {width})")
+    log_first_n(
+        logging.WARNING,
+        "MODEL.WEIGHTS is empty: the BEiT-3 encoder starts from random numbers and knows of images "
+        "and words only what these training data show. A long training run then learns them by "
+        "heart and stays far below published results on other images. Set MODEL.WEIGHTS to "
+        f"{weights}, unless that is meant",
+        name=__name__,
+        key="message",
+    )
 
 
 def check_vocabulary(cfg: CfgNode, model: torch.nn.Module) -> None:

@@ -19,6 +19,7 @@ from igvg_d2.io.atomic import check_writable
 from igvg_d2.io.terminal import printable
 from igvg_d2.visualization.result_images import write_report
 
+from .config_checks import warn_of_random_encoder
 from .config_files import find_config_file
 from .launch import RankFailedError, launch, place_in_job
 from .output_lock import output_lock
@@ -107,10 +108,13 @@ def setup(args: argparse.Namespace, add_config: AddConfig = ()) -> CfgNode:
     opts = ["TEST.SAVE_PREDICTIONS", args.eval_only, *args.opts]
     cfg = setup_config(args.config_file, opts, add_config)
     cfg.freeze()
+    setup_logger(output=cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="igvg_d2")
+    if not (args.eval_only or args.resume):
+        # Before the pages that Detectron2 logs.
+        warn_of_random_encoder(cfg)
     # Logs the config file as text.
     shown = {**vars(args), "config_file": find_config_file(args.config_file)}
     default_setup(cfg, argparse.Namespace(**shown))
-    setup_logger(output=cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="igvg_d2")
     set_num_threads(cfg)
     return cfg
 

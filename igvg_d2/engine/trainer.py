@@ -24,7 +24,13 @@ from igvg_d2.evaluation import build_grounding_evaluator
 from igvg_d2.solver import build_lr_scheduler, build_optimizer
 
 from .checkpointing import BestModelHook, CheckpointHook
-from .config_checks import check_config, check_vocabulary, record_reads, report_unread_keys
+from .config_checks import (
+    check_config,
+    check_vocabulary,
+    record_reads,
+    report_unread_keys,
+    warn_of_random_encoder,
+)
 from .devices import with_usable_device
 from .evaluation_hook import EvaluationHook
 from .guards import BadSampleLog, LossGuard
@@ -96,6 +102,8 @@ class GroundingTrainer(DefaultTrainer):
         The average of the weights continues, or begins with those that were loaded.
         """
         super().resume_or_load(resume)
+        if self.start_iter == 0:
+            warn_of_random_encoder(self.cfg)
         if self.ema is not None and self.ema.num_updates == 0:
             self.ema.restart()
         data_loader = self._trainer.data_loader

@@ -2,19 +2,22 @@
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_model
+from detectron2.utils.logger import _LOG_COUNTER as log_first_n_counter
 from safetensors.torch import load_file, save_file
 
 import igvg_d2
 from igvg_d2 import model_zoo
 from igvg_d2.checkpoint import GroundingCheckpointer, read_metadata
-from igvg_d2.engine import setup_config
+from igvg_d2.engine import setup_config, train_net
 from igvg_d2.io.hub import BEIT3_TOKENIZER
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -155,3 +158,41 @@ def test_what_the_exported_header_says(tmp_path):
     assert config["MODEL"]["WEIGHTS"] == "" and config["MODEL"]["DEVICE"] == ""
     assert str(ROOT) not in facts["config"] and "train_net.py" in facts["command"]
     assert Path(igvg_d2.__file__).parent.joinpath("configs/Base-IGVG.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    "opts, advice",
+    [
+        ([], "Set MODEL.WEIGHTS to beit3-base-indomain .554 MB, downloaded once."),
+        (["MODEL.BEIT3.EMBED_DIM", "1024"], "Set MODEL.WEIGHTS to a file of BEiT-3 large"),
+        (["MODEL.BEIT3.EMBED_DIM", "64"], "an encoder of this size .MODEL.BEIT3.EMBED_DIM 64."),
+        (["MODEL.META_ARCHITECTURE", "BEiT3Pretraining"], None),
+        (["MODEL.WEIGHTS", "beit3-base"], None),
+    ],
+)
+def test_what_random_weights_cost_is_a_warning_in_the_first_lines(opts, advice, tmp_path):
+    config = str(ROOT / "configs/Training-IGVG.yaml")
+    first = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path)]
+    args = default_argument_parser().parse_args(["--config-file", config, *first, *opts])
+    log_first_n_counter.clear()
+    train_net.setup(args)
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    if advice is None:
+        assert not any("MODEL.WEIGHTS is empty" in line for line in lines)
+        return
+    assert re.search("WARNING.*MODEL.WEIGHTS is empty: .* random numbers.*by heart", lines[0])
+    assert re.search(advice, lines[0])
+
+
+def test_a_name_in_place_of_a_config_file(tmp_path):
+    """Detectron2 logs the config file, which a name or a header does not have."""
+    for name in ("shapes-tiny", "instancevg-grefcoco"):
+        folder = tmp_path / name
+        opts = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(folder)]
+        args = default_argument_parser().parse_args(["--eval-only", "--config-file", name, *opts])
+        cfg = train_net.setup(args)
+        assert cfg.MODEL.WEIGHTS == name and cfg.TEST.SAVE_PREDICTIONS
+        # The config of the run names it, too.
+        again = setup_config(str(folder / "config.yaml"))
+        assert again.MODEL.WEIGHTS == name
+        assert again.INPUT.TOKENIZER.FILE == model_zoo.get(name).tokenizer
