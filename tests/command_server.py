@@ -34,7 +34,11 @@ class Parsed(Exception):
 
 
 def run(argv):
-    """A script as the interpreter runs it."""
+    """A script, or -m and a module, as the interpreter runs it."""
+    if argv[0] == "-m":
+        sys.argv = argv[1:]
+        runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
+        return
     sys.argv, sys.orig_argv = argv, [sys.executable, *argv]
     sys.path[0] = os.path.dirname(os.path.abspath(argv[0]))
     runpy.run_path(argv[0], run_name="__main__")

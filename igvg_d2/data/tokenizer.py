@@ -15,6 +15,8 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
 from detectron2.utils.registry import Registry
 
+from igvg_d2.io.hub import BEIT3_TOKENIZER
+
 logger = logging.getLogger(__name__)
 
 TOKENIZER_REGISTRY = Registry("TOKENIZER")
@@ -232,7 +234,8 @@ class BEiT3Tokenizer:
                 f"INPUT.TOKENIZER.FILE: expected BEiT-3's sentencepiece model beit3.spm, found no "
                 f"file at {file!r}. Get it (1,356,293 bytes) from the BEiT-3 release page "
                 f"(github.com/microsoft/unilm, folder beit3, 'Text Tokenizer') and put it at "
-                f"{os.path.abspath(file or 'beit3.spm')}, or set INPUT.TOKENIZER.FILE to its path."
+                f"{os.path.abspath(file or 'beit3.spm')}, or set INPUT.TOKENIZER.FILE to its path "
+                f"or to {BEIT3_TOKENIZER}, which is downloaded."
             )
         self.path = path
         self.max_tokens = _check_max_tokens(max_tokens)

@@ -12,6 +12,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from igvg_d2.engine import setup_config
+from igvg_d2.io.hub import BEIT3_TOKENIZER, parse_address
 from igvg_d2.io.image import read_image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +30,7 @@ def test_photographs_are_not_flipped_and_english_is_known(path):
 
 
 @pytest.fixture
-def folder(shared_dir, tmp_path, monkeypatch):
+def folder(shared_dir, tmp_path, monkeypatch, hub):
     """A folder with the photographs, annotated, and what the recipe says to put there."""
     source = shared_dir / "data/coco_ref_overlap"
     coco = json.loads((source / "instances_train2014_subset.json").read_text())
@@ -55,7 +56,9 @@ def folder(shared_dir, tmp_path, monkeypatch):
         ]
         (tmp_path / "my" / f"{name}.json").write_text(json.dumps(content))
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    (tmp_path / "beit3.spm").symlink_to(shared_dir / "data/beit3_spm/beit3.spm")
+    file = parse_address(BEIT3_TOKENIZER)
+    content = (shared_dir / "data/beit3_spm/beit3.spm").read_bytes()
+    hub.files = {f"models/{file.repo}": {file.path: content}}
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     for name in ("my_train", "my_val"):
