@@ -117,13 +117,14 @@ def _open(file: BinaryIO) -> Image.Image:
     if is_heic and "HEIF" not in Image.OPEN and importlib.util.find_spec("pillow_heif"):
         importlib.import_module("pillow_heif").register_heif_opener()
     Image.init()
+    known = [name for name in FORMATS if name in Image.OPEN]
     try:
-        return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+        return Image.open(file, formats=known)
     except UnidentifiedImageError:
-        if not is_heic or "HEIF" in Image.OPEN:
-            raise
-        reason = "a HEIC file, which Pillow reads after 'pip install pillow-heif'; or save as JPEG"
-        raise _Unfit(reason) from None
+        if is_heic and "HEIF" not in known:
+            reason = "a HEIC file, which needs 'pip install pillow-heif'; or save it as JPEG"
+            raise _Unfit(reason) from None
+        raise UnidentifiedImageError(f"none of the formats {', '.join(known)}") from None
 
 
 def _to_pixels(image: Image.Image) -> np.ndarray:
