@@ -56,12 +56,12 @@ def add_modules(app, docname, source):
 
 
 def unlink(app, docname, source):
-    """Of links to folders, which have no page, and to weights, which weigh, the text stays."""
+    """Of links to folders and notebooks, which have no page, and to weights the text stays."""
     here = (ROOT / docname).parent
 
     def text_alone(link):
         target = here / link[2]
-        return link[1] if target.is_dir() or target.suffix == ".safetensors" else link[0]
+        return link[1] if target.is_dir() or target.suffix in (".safetensors", ".ipynb") else link[0]
 
     source[0] = re.sub(r"(?<!!)\[([^\]]*)\]\(([\w./-]+)\)", text_alone, source[0])
 

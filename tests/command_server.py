@@ -34,9 +34,9 @@ class Parsed(Exception):
 
 
 def run(argv):
-    """A script, or -m and a module, as the interpreter runs it."""
+    """A script, or a module after "-m", as the interpreter runs it."""
     if argv[0] == "-m":
-        sys.argv = argv[1:]
+        sys.argv, sys.path[0] = argv[1:], os.getcwd()
         runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
         return
     sys.argv, sys.orig_argv = argv, [sys.executable, *argv]

@@ -176,6 +176,7 @@ class Server:
         env = {key: value for key, value in os.environ.items() if key != "DETECTRON2_DATASETS"}
         env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         env["PYTHONWARNINGS"] = "ignore"
+        self.env = env
         command = [sys.executable, str(ROOT / "tests/command_server.py")]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, cwd=folder, env=env, **pipes)
@@ -191,9 +192,19 @@ class Server:
         assert answer["status"] == 0, f"exit status {answer['status']} of {argv}:\n{output[-6000:]}"
         return {**answer["facts"], "output": output}
 
+    def shell(self, text):
+        """Run a pipe or a redirection, which takes a shell and processes of their own."""
+        env = {**self.env, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        command = ["bash", "-euo", "pipefail", "-c", text]
+        run = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True)
+        assert run.returncode == 0, f"exit status {run.returncode} of {text}:\n{run.stderr[-6000:]}"
+        return {"output": run.stdout}
+
     def run(self, text):
         """Run a command once, however often the documents name it."""
-        if text not in self.done:
+        if text not in self.done and re.search(r" [|<>] ", text):
+            self.done[text] = self.shell(text)
+        elif text not in self.done:
             env, words = argv_of(text)
             self.done[text] = self.ask("run", shortened(text, words), env)
         return self.done[text]
