@@ -41,7 +41,9 @@ def run_cell(source: str, namespace: Dict[str, Any]) -> List[Dict[str, Any]]:
     text = printed.getvalue().splitlines(keepends=True)
     outputs = [{"output_type": "stream", "name": "stdout", "text": text}] if text else []
     for image in figures:
-        outputs.append({"output_type": "display_data", "metadata": {}, "data": {"image/png": image}})
+        outputs.append(
+            {"output_type": "display_data", "metadata": {}, "data": {"image/png": image}}
+        )
     return outputs
 
 

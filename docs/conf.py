@@ -28,6 +28,7 @@ exclude_patterns = [".*", "build", "output", "datasets/*/**", "tests", "igvg_d2"
 myst_heading_anchors = 3
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_default_options = {"members": True, "show-inheritance": True, "ignore-module-all": True}

@@ -87,7 +87,7 @@ def smallest_logit(probability: float) -> float:
 def resize_logits(
     logits: torch.Tensor, size: Sequence[int], align_corners: bool = False
 ) -> torch.Tensor:
-    """float (M, Hm, Wm) -> float32 (M, *size), bilinear."""
+    """float (M, Hm, Wm) -> float32 (M, height, width), bilinear."""
     logits = logits.float()
     # Whole rows are copied faster than single columns, so the first pass is of the transpose.
     for target in (size[1], size[0]):
@@ -104,7 +104,7 @@ def resize_logits(
 
 
 def resize_nearest(masks: torch.Tensor, size: Tuple[int, int]) -> torch.Tensor:
-    """bool (M, rows, columns) -> bool (M, *size), nearest neighbours."""
+    """bool (M, rows, columns) -> bool (M, height, width), nearest neighbours."""
     for dim in (1, 2):
         indices = nearest_indices(masks.shape[dim], size[dim - 1])
         masks = masks.index_select(dim, to_device(indices, masks.device))

@@ -87,7 +87,7 @@ class RankedOutput:
         return self.num_kept() == 0 if self.no_target is None else self.no_target
 
     def instances(self, count: int, size: Sequence[int]) -> Instances:
-        """The first candidates with pred_masks bool (count, *size) of the whole image."""
+        """The first candidates with pred_masks bool (count, height, width) of the whole image."""
         instances = self.candidates[:count]
         if self.mask_logits is None or not count:
             device = instances.scores.device
@@ -98,7 +98,7 @@ class RankedOutput:
         return instances
 
     def union_mask(self, masks: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-        """Union bool ``size`` of the global mask and instance masks (n, *size), as is asked for."""
+        """Union bool ``size`` of the global mask and instance masks (n, height, width), as is asked for."""
         if not self.has_global_mask:
             return masks.any(dim=0)
         mask = self.make_masks(self.sem_seg, size)[0]
@@ -110,7 +110,7 @@ class RankedOutput:
         return self.sem_seg is not None and self.options.output_mask != "instance"
 
     def make_masks(self, logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-        """Logits float (M, Hm, Wm) of this sample -> bool masks (M, *size)."""
+        """Logits float (M, Hm, Wm) of this sample -> bool masks (M, height, width)."""
         options = self.options
         smallest = smallest_logit(options.mask_thresh)
         if options.mask_resize == "logits":
