@@ -98,7 +98,7 @@ class RankedOutput:
         return instances
 
     def union_mask(self, masks: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-        """Union bool ``size`` of the global mask and instance masks (n, height, width), as asked."""
+        """Union bool ``size`` of global mask and instance masks (n, height, width), as asked."""
         if not self.has_global_mask:
             return masks.any(dim=0)
         mask = self.make_masks(self.sem_seg, size)[0]
