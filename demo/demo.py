@@ -65,8 +65,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     model.add_argument(
         "--model",
         metavar="NAME",
-        help="a name that 'python -m igvg_d2.model_zoo --list' prints, or an exported .safetensors "
-        "(default: shapes-tiny)",
+        help="a name that 'python -m igvg_d2.model_zoo --list' prints, an exported .safetensors or "
+        "a checkpoint in the folder of its training run (default: shapes-tiny)",
     )
     model.add_argument("--config-file", metavar="FILE", help="of a model of your own; see --opts")
     add(

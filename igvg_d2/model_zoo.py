@@ -143,7 +143,8 @@ def load(
 
     Args:
         name_or_file: a name of `MODELS`, or a file of safetensors that carries its config (path or
-            address); also a config file, which names its weights itself.
+            address), or a checkpoint in the folder of its training run, beside ``config.yaml``;
+            also a config file, which names its weights itself.
         device: "auto" (a GPU if there is one), or as ``MODEL.DEVICE``: "cpu", "cuda", "cuda:1",
             "mps".
         opts: KEY VALUE pairs, the strongest.
@@ -161,6 +162,9 @@ def load(
     from .engine.setup import setup_config
 
     chosen = [] if device == "auto" else ["MODEL.DEVICE", device]
+    if name_or_file.endswith(".pth"):
+        chosen += ["MODEL.WEIGHTS", resolve_weights(name_or_file)]
+        name_or_file = os.path.join(os.path.dirname(name_or_file), "config.yaml")
     cfg = setup_config(name_or_file, [*chosen, *opts], add_config)
     if cfg.MODEL.WEIGHTS:
         cfg.MODEL.WEIGHTS = resolve_weights(cfg.MODEL.WEIGHTS)

@@ -46,6 +46,7 @@ SHORTER = {
     r"train_net\.py": [*TRAIN, "DATASETS.TEST", "('shapes_val',)"],
     r"projects/\w+/.*train_net\.py": [*TRAIN, "DATASETS.TEST", "()"],
     r"--eval-only": [],
+    r"tools/finetune\.py": ["--opts", "SOLVER.MAX_ITER", "2", "DATALOADER.NUM_WORKERS", "0"],
 }
 # What they do is not done by a test, and why.
 OUTSIDE = {
@@ -216,7 +217,8 @@ def server(tmp_path_factory):
     server = Server(tmp_path_factory.mktemp("checkout"))
     os.environ["DETECTRON2_DATASETS"] = "datasets"
     try:
-        for script in ("datasets/prepare_synthetic.py", "train_net.py"):
+        scripts = ("datasets/prepare_synthetic.py", "train_net.py", "tools/export_dataset.py")
+        for script in scripts:
             pattern = rf"python {script} .*shapes"
             server.run(next(c.text for c in ALL if c.kind == "run" and re.match(pattern, c.text)))
         config = next(content for content, _ in blocks("datasets/README.md", "yaml"))

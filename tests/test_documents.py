@@ -21,7 +21,7 @@ ELSEWHERE = {
     "my/val.json", "instance.json", "instance_index.json",
     "metrics.json", "metrics.json.previous", "run_summary.json", "statistics.json", "17.jpg",
     "instances_nogoogle_withid.json", "instances_nogoogle.json", "instances.json", "report.html",
-    "P.json", "T.json", "image.jpg", "grefs.json",
+    "output/my/finetune.yaml", "P.json", "T.json", "image.jpg", "grefs.json",
 }  # fmt: skip
 GENERATED = ("datasets/shapes", "output/")
 # Detectron2's own options and those of torchrun, srun and pip are not ours to check.

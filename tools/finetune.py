@@ -121,7 +121,10 @@ def finetune(
     if not dry_run:
         arguments = ["--config-file", path, "--num-gpus", str(num_gpus), "--resume"]
         train_net.main(arguments, add_config)
-        say(f"next: python tools/export_model.py {output} {output}/model.safetensors")
+        best = "model_best.pth" if val else "model_final.pth"
+        say(
+            f"the weights: {output}/{best}; ask them by python demo/demo.py --model {output}/{best}"
+        )
     return path
 
 
@@ -147,8 +150,8 @@ def write_config(path, request, memory, num_gpus, add_config):
     entries = [[name, *map(os.path.abspath, (f, request.images))] for name, f in files.items()]
     data = ["DATASETS.EXPRESSION_FILES", entries, "DATASETS.TRAIN", list(files)[:1]]
     data += ["DATASETS.TEST", list(files)[1:]]
-    recipe = load(request, (), add_config)
-    cfg = load(request, [*request.opts, *data], add_config)
+    recipe = model_zoo.load(request.model, add_config=add_config)
+    cfg = model_zoo.load(request.model, opts=[*request.opts, *data], add_config=add_config)
     options = dict(flatten(cfg))
     asked = {key: options[key] for key in request.opts[::2]}
     counts = [check_data(cfg, name, file) for name, file in files.items()]
@@ -176,8 +179,8 @@ def write_config(path, request, memory, num_gpus, add_config):
     values.update((key, value) for key, (value, _) in chosen.items())
     cfg.merge_from_list([part for item in values.items() for part in item])
     cfg.OUTPUT_DIR = os.path.abspath(request.output)
-    if start != "nothing":
-        cfg.MODEL.WEIGHTS = os.path.abspath(cfg.MODEL.WEIGHTS)
+    for node, key in ((cfg.MODEL, "WEIGHTS"), (cfg.INPUT.TOKENIZER, "FILE")):
+        node[key] = os.path.abspath(node[key]) if node[key] else ""
     if request.resize or request.reset:
         cfg.MODEL.WEIGHTS = os.path.join(cfg.OUTPUT_DIR, "initial_weights.safetensors")
         queries = cfg.MODEL.QUERY_GENERATOR.NUM_OBJECT_QUERIES
@@ -187,15 +190,6 @@ def write_config(path, request, memory, num_gpus, add_config):
         cfg.MODEL.DEVICE = defaults["MODEL.DEVICE"]
     text = config_text(cfg, defaults, {key: reason for key, (_, reason) in chosen.items()})
     write_atomically(path, f"{_HEAD}{request.command()}\n{text}")
-
-
-def load(request, opts, add_config):
-    """The config of the model, also of a checkpoint in the folder of its run."""
-    config, weights = request.model, []
-    beside = os.path.join(os.path.dirname(config), "config.yaml")
-    if config.endswith(".pth") and os.path.isfile(beside):
-        config, weights = beside, ["MODEL.WEIGHTS", config]
-    return model_zoo.load(config, opts=[*weights, *opts], add_config=add_config)
 
 
 def check_data(cfg, name, file):
@@ -313,7 +307,11 @@ def parse_args(argv=None):
     )
     add = parser.add_argument
     listed = "python -m igvg_d2.model_zoo --list"
-    add("--model", required=True, help=f"name ({listed}), exported file, checkpoint, or config")
+    add(
+        "--model",
+        required=True,
+        help=f"name ({listed}), exported file, checkpoint of a run, config",
+    )
     add("--train", required=True, metavar="JSON", help="expressions to train on")
     add("--images", required=True, metavar="DIR", help="folder of the images")
     add("--val", default="", metavar="JSON", help="expressions to evaluate on")

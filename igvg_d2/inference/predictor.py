@@ -96,8 +96,8 @@ class GroundingPredictor:
         """A predictor of weights that bring their config along.
 
         Args:
-            name_or_file: name of :mod:`igvg_d2.model_zoo`, address ``hf://``, or a ``.safetensors``
-                file whose header has the config.
+            name_or_file: name of :mod:`igvg_d2.model_zoo`, address ``hf://``, a ``.safetensors``
+                file whose header has the config, or a checkpoint in the folder of its training run.
             device: "auto" takes a GPU if there is one; or "cpu", "cuda", "cuda:1", "mps" (which
                 nobody has tested).
             dtype: see the class.

@@ -61,8 +61,8 @@ def folder(shared_dir, tmp_path, monkeypatch, hub):
     hub.files = {f"models/{file.repo}": {file.path: content}}
     monkeypatch.chdir(tmp_path)
     yield tmp_path
-    for name in ("my_train", "my_val"):
-        if name in DatasetCatalog.list():
+    for name in DatasetCatalog.list():
+        if name in ("my_train", "my_val", "tiny_train", "tiny_val", "words_train"):
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
 
@@ -73,15 +73,53 @@ def run(command):
     spec = importlib.util.spec_from_file_location(Path(script).stem, ROOT / script)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.main(args + SHORTER * (script == "train_net.py"))
+    more = {
+        "train_net.py": SHORTER,
+        "tools/finetune.py": ["--opts"][: "--opts" not in args] + SHORTER,
+    }
+    return module.main(args + more.get(script, []))
+
+
+def commands_of(heading):
+    """Commands of each block below a heading of datasets/README.md, and what else is there."""
+    text = (ROOT / "datasets/README.md").read_text().partition(f"## {heading}\n")[2]
+    text = re.split("^#+ ", text, flags=re.MULTILINE)[0]
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    return [block.replace("\\\n", " ").strip().splitlines() for block in blocks], text
+
+
+def assert_answered(folder):
+    answer = read_image(str(folder / "output/answer.png"), "RGB")
+    assert len(np.unique(answer.reshape(-1, 3), axis=0)) > 1000
+
+
+def test_one_command_as_it_stands(folder, capsys):
+    (_, commands), _ = commands_of("In one command")
+    assert [shlex.split(command)[1] for command in commands] == [
+        "tools/finetune.py",
+        "demo/demo.py",
+    ]
+    for command in commands:
+        run(command)
+    out = capsys.readouterr().out
+    assert (
+        "my/train.json: 23 expressions on 8 images" in out and "output/tiny/model_best.pth" in out
+    )
+    assert_answered(folder)
+    # The small model of Shapes begins with another vocabulary here.
+    run(
+        "python tools/finetune.py --model shapes-tiny --train my/train.json --images my/images "
+        "--output output/words --reset backbone.text_embed.tokens --opts MODEL.BEIT3.VOCAB_SIZE "
+        f"64010 INPUT.TOKENIZER.NAME BEiT3Tokenizer INPUT.TOKENIZER.FILE {BEIT3_TOKENIZER}"
+    )
+    assert "new: backbone.text_embed.tokens.weight\n" in capsys.readouterr().out
+    assert (folder / "output/words/model_final.pth").is_file()
 
 
 def test_the_recipe_as_it_stands(folder, caplog):
-    recipe = (ROOT / "datasets/README.md").read_text().partition("## Your own data")[2]
-    config = re.search(r"```yaml\n(.*?)```", recipe, re.DOTALL).group(1)
+    (commands,), text = commands_of("With a config of your own")
+    config = re.search(r"```yaml\n(.*?)```", text, re.DOTALL).group(1)
     (folder / "my.yaml").write_text(re.sub(r"^   ", "", config, flags=re.MULTILINE))
-    block = re.search(r"```bash\n(.*?)```", recipe, re.DOTALL).group(1)
-    commands = block.replace("\\\n", " ").strip().splitlines()
     assert [shlex.split(command)[1] for command in commands] == [
         "datasets/check.py", "tools/visualize_data.py", "train_net.py", "demo/demo.py"
     ]  # fmt: skip
@@ -91,5 +129,4 @@ def test_the_recipe_as_it_stands(folder, caplog):
             run(command)
     assert "looked at have words" not in caplog.text and "contradicts" not in caplog.text
     assert len(list((folder / "output/look").iterdir())) == 20
-    answer = read_image(str(folder / "output/answer.png"), "RGB")
-    assert len(np.unique(answer.reshape(-1, 3), axis=0)) > 1000
+    assert_answered(folder)
