@@ -81,7 +81,7 @@ def _add_input(cfg: CN) -> None:
     cfg.INPUT.TOKENIZER = CN()
     # Key of TOKENIZER_REGISTRY: "BEiT3Tokenizer" or "ShapesTokenizer".
     cfg.INPUT.TOKENIZER.NAME = "BEiT3Tokenizer"
-    # SentencePiece file of the BEiT-3 tokenizer (beit3.spm).
+    # SentencePiece file of the BEiT-3 tokenizer (beit3.spm), a path or an address (hf://).
     cfg.INPUT.TOKENIZER.FILE = ""
     # Longest token sequence, the begin and end tokens included.
     cfg.INPUT.TOKENIZER.MAX_TOKENS = 50

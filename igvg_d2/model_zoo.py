@@ -9,6 +9,7 @@ on this machine is downloaded when a model is loaded, never before.
 import argparse
 import os
 import sys
+import urllib.error
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
 
 from detectron2.config import CfgNode
@@ -113,7 +114,10 @@ def resolve_weights(name_or_file: str) -> str:
     model = MODELS.get(name_or_file)
     address = model.weights if model else name_or_file
     if "://" in address:
-        return PathManager.get_local_path(address)
+        try:
+            return PathManager.get_local_path(address)
+        except urllib.error.URLError as error:
+            raise FileNotFoundError(f"'{address}' was not downloaded: {error}") from error
     path = os.path.join(_PACKAGE, address) if model else address
     if os.path.isfile(path):
         return path

@@ -47,7 +47,9 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", default="", metavar="FILE", help="config to measure")
+    parser.add_argument(
+        "--config-file", default="", metavar="FILE", help="config to measure, or a name"
+    )
     parser.add_argument(
         "--compare",
         action="append",

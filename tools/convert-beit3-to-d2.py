@@ -17,6 +17,7 @@ from detectron2.utils.logger import setup_logger
 
 from igvg_d2.checkpoint import check_output, convert_beit3, read_checkpoint, write_checkpoint
 from igvg_d2.io.terminal import printable
+from igvg_d2.model_zoo import resolve_weights
 
 logger = logging.getLogger("igvg_d2.tools.convert_beit3")
 
@@ -24,7 +25,7 @@ logger = logging.getLogger("igvg_d2.tools.convert_beit3")
 def parse_args(argv=None):
     """Command line."""
     parser = argparse.ArgumentParser(description="BEiT-3 checkpoint to igvg_d2.")
-    parser.add_argument("input", help="checkpoint, whatever its ending; or .safetensors")
+    parser.add_argument("input", help="checkpoint, whatever its ending, as MODEL.WEIGHTS takes it")
     parser.add_argument("output", help="file to write, .pth or .safetensors")
     parser.add_argument(
         "--image-size",
@@ -45,10 +46,10 @@ def main(argv=None) -> None:
     image_size = tuple(args.image_size)
     try:
         check_output(args.output)
-        checkpoint = read_checkpoint(args.input)
+        checkpoint = read_checkpoint(resolve_weights(args.input))
         state, report = convert_beit3(checkpoint, image_size, args.patch_size)
         write_checkpoint(args.output, state, "BEiT-3")
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise SystemExit(printable(f"{args.input}: {error}")) from error
     for key, reason in report.dropped.items():
         logger.info(f"Not carried over: {key} ({reason})")

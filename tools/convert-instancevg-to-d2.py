@@ -25,6 +25,7 @@ from igvg_d2.checkpoint import (
     write_checkpoint,
 )
 from igvg_d2.io.terminal import printable
+from igvg_d2.model_zoo import resolve_weights
 
 logger = logging.getLogger("igvg_d2.tools.convert_instancevg")
 
@@ -35,7 +36,7 @@ DEFAULT_QUERIES = 10
 def parse_args(argv=None):
     """Command line."""
     parser = argparse.ArgumentParser(description="Released InstanceVG checkpoint to igvg_d2.")
-    parser.add_argument("input", help="checkpoint, as downloaded or as .safetensors")
+    parser.add_argument("input", help="checkpoint, as MODEL.WEIGHTS takes it")
     parser.add_argument("output", help="file to write, .pth or .safetensors")
     parser.add_argument(
         "--to-released", action="store_true", help="the reverse: from our names to the release's"
@@ -51,7 +52,7 @@ def parse_args(argv=None):
 
 def convert(args) -> None:
     """A released file to ours."""
-    state, report = convert_instancevg(read_checkpoint(args.input))
+    state, report = convert_instancevg(read_checkpoint(resolve_weights(args.input)))
     write_checkpoint(args.output, state, "InstanceVG", num_queries=report.size.num_queries)
     for key, reason in report.dropped.items():
         logger.info(f"Not carried over: {key} ({reason})")
@@ -65,7 +66,7 @@ def convert(args) -> None:
 
 def restore(args) -> None:
     """Our weights to a released file, with the prefix that the release's loader expects."""
-    weights = read_weights(args.input)
+    weights = read_weights(resolve_weights(args.input))
     num_queries = args.num_queries or weights.get("num_queries", DEFAULT_QUERIES)
     if args.num_queries is None and "num_queries" not in weights:
         logger.warning(
@@ -87,7 +88,7 @@ def main(argv=None) -> None:
     try:
         check_output(args.output)
         restore(args) if args.to_released else convert(args)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise SystemExit(printable(f"{args.input}: {error}")) from error
 
 

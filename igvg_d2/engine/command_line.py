@@ -18,8 +18,8 @@ def add_config_file(parser: argparse.ArgumentParser, required: bool = False) -> 
         metavar="FILE",
         required=required,
         default="",
-        help="config file; the data sets of its DATASETS.EXPRESSION_FILES are known by their names "
-        "(datasets/README.md, 'Your own data')",
+        help="config file, or a name (python -m igvg_d2.model_zoo --list); the data sets of its "
+        "DATASETS.EXPRESSION_FILES are known by their names (datasets/README.md, 'Your own data')",
     )
 
 

@@ -68,8 +68,8 @@ def _remove_places(cfg: CfgNode) -> None:
     """Empty what names files, addresses and devices, but for the public tokenizer."""
     cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, cfg.OUTPUT_DIR = "", "", get_cfg().OUTPUT_DIR
     cfg.DATASETS.EXPRESSION_FILES = ()
-    if cfg.INPUT.TOKENIZER.FILE:
-        cfg.INPUT.TOKENIZER.FILE = BEIT3_TOKENIZER
+    is_beit3 = cfg.INPUT.TOKENIZER.NAME == "BEiT3Tokenizer"
+    cfg.INPUT.TOKENIZER.FILE = BEIT3_TOKENIZER if is_beit3 else ""
 
 
 def _merge_header(cfg: CfgNode, path: str) -> None:

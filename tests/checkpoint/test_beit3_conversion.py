@@ -124,5 +124,5 @@ def test_tool_says_what_is_wrong(convert_tool, tmp_path):
     damaged.write_bytes(b"PK\x03\x04 not a checkpoint")
     with pytest.raises(SystemExit, match="damaged.zip.*cannot be read"):
         tool.main([str(damaged), str(tmp_path / "out.pth")])
-    with pytest.raises(SystemExit, match="No file"):
+    with pytest.raises(SystemExit, match="no file"):
         tool.main([str(tmp_path / "absent.zip"), str(tmp_path / "out.pth")])

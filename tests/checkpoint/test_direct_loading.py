@@ -118,6 +118,16 @@ def test_size_and_queries_are_checked_against_the_config(
         assert f"MODEL.QUERY_GENERATOR.NUM_OBJECT_QUERIES {queries}" in message
 
 
+@pytest.mark.parametrize("config, name", [(BASE, "grefcoco"), (LARGE, "refcoco-large")])
+def test_a_name_loads_the_released_file(released_cheap, shell_model, hub, tmp_path, config, name):
+    file = {"grefcoco": "grefcoco", "refcoco-large": "L-refcoco"}[name]
+    path = save(tmp_path / "released.pth", {"state_dict": released_cheap(KEYS[config])})
+    content = Path(path).read_bytes()
+    hub.files = {"models/Dmmm997/InstanceVG": {f"InstanceVG-{file}.pth": content}}
+    loaded = GroundingCheckpointer(shell_model(config)).load(f"instancevg-{name}")
+    assert loaded["num_queries"] == (10 if config == BASE else 1)
+
+
 @pytest.mark.parametrize("ending", [".pth", ".safetensors"])
 def test_converted_files_record_the_number_of_queries(shell_model, tmp_path, ending):
     path = str(tmp_path / f"instancevg{ending}")

@@ -153,5 +153,5 @@ def test_tool_says_what_is_wrong(convert_tool, tmp_path):
         tool.main([str(damaged), str(tmp_path / "out.pth")])
     with pytest.raises(SystemExit, match="must end in"):
         tool.main([str(damaged), str(tmp_path / "out.bin")])
-    with pytest.raises(SystemExit, match="No file"):
+    with pytest.raises(SystemExit, match="no file"):
         tool.main([str(tmp_path / "absent.pth"), str(tmp_path / "out.pth")])

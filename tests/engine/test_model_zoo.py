@@ -1,10 +1,7 @@
 """Models by name, and weights that carry their config; the hub itself: tests/io/test_hub.py."""
 
 import hashlib
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -137,19 +134,26 @@ def test_an_installation_without_the_weights_says_where_they_are(monkeypatch, tm
         model_zoo.load("shapes-tiny")
 
 
-def test_the_list_names_sizes_hashes_and_what_is_cached(monkeypatch, tmp_path):
-    environment = {**os.environ, "HF_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "igvg_d2.model_zoo", "--list"]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
-    rows = {line.split()[0]: line.split() for line in run.stdout.splitlines()}
+def test_the_list_names_sizes_hashes_and_what_is_cached(hub, capsys):
+    model_zoo.main(["--list"])
+    rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
     assert set(model_zoo.names()) < set(rows)
     digest = model_zoo.get("shapes-tiny").sha256
     assert rows["shapes-tiny"][1:5] == ["12.4", "MB", digest, "yes"]
     assert rows["beit3-base-indomain"][1:3] == ["554.0", "MB"]
     assert rows["beit3-base-indomain"][3].startswith("6bd34b5c94c5eb8f")
     assert rows["instancevg-grefcoco"][1:4] == ["unknown", "unknown", "no"]
-    assert list(tmp_path.iterdir()) == []
+    assert hub.requests == []
+    hub.files["models/Dmmm997/InstanceVG"] = {"InstanceVG-grefcoco.pth": bytes(2_500_000)}
+    model_zoo.resolve_weights("instancevg-grefcoco")
+    model_zoo.main(["--list"])
+    rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
+    assert rows["instancevg-grefcoco"][1:5] == ["2.5", "MB", "unknown", "yes"]
+
+
+def test_an_address_that_does_not_answer_is_one_message():
+    with pytest.raises(FileNotFoundError, match="'http://127.0.0.1:9/a.pth' was not downloaded: "):
+        model_zoo.resolve_weights("http://127.0.0.1:9/a.pth")
 
 
 def test_what_the_exported_header_says(tmp_path):
