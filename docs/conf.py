@@ -35,7 +35,9 @@ autodoc_default_options = {"members": True, "show-inheritance": True, "ignore-mo
 
 # Nothing is loaded from elsewhere: it reads the same offline.
 html_theme = "alabaster"
-html_theme_options = {"page_width": "auto", "body_max_width": "62em", "font_size": "15px"}
+html_static_path, html_css_files = ["static"], ["pages.css"]
+# Below this width the navigation moves under the text.
+html_theme_options = {"page_width": "1180px", "sidebar_width": "230px", "font_size": "15px"}
 html_theme_options |= {"description": "Generalized visual grounding on Detectron2"}
 html_sidebars = {"**": ["about.html", "searchfield.html", "navigation.html"]}
 html_show_sourcelink = False

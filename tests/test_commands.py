@@ -18,8 +18,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+
+from igvg_d2.io.image import read_image
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted(
@@ -237,6 +240,16 @@ def test_commands_run(command, server):
         "<!-- only checked: REASON --> or add it to OUTSIDE"
     )
     server.run(command.text)
+
+
+def test_the_readme_shows_what_its_command_draws(server):
+    (text,) = [c.text for c in ALL if c.document == "README.md" and "--save panels" in c.text]
+    server.run(text)
+    drawn = read_image(str(server.folder / "output/demo/scene_panels.png"), "RGB")
+    shown = read_image(str(ROOT / "docs/images/all_triangles.jpg"), "RGB")
+    assert drawn.shape == shown.shape
+    # JPEG, and another machine may round a score or a border differently.
+    assert np.abs(drawn.astype(int) - shown).mean() < 4
 
 
 @pytest.mark.parametrize("command", [c for c in ALL if c.kind == "check"], ids=str)
