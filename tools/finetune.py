@@ -42,6 +42,7 @@ from igvg_d2.data.datasets.checks import check_dataset
 from igvg_d2.engine import train_net
 from igvg_d2.engine.choices import Facts, choose_options
 from igvg_d2.engine.config_checks import flatten
+from igvg_d2.engine.stop_signals import STOPPED_EXIT_CODE
 from igvg_d2.io.atomic import check_writable, write_atomically
 from igvg_d2.io.terminal import printable
 
@@ -52,6 +53,7 @@ _HEAD = """# Options with a comment follow from data, weights and machine, other
 # Problems of one kind that a message lists.
 _LISTED = 5
 _QUERIES = "MODEL.QUERY_GENERATOR.NUM_OBJECT_QUERIES"
+_BY_ARGUMENTS = ("OUTPUT_DIR", *(f"DATASETS.{k}" for k in ("TRAIN", "TEST", "EXPRESSION_FILES")))
 # What the config of a model says for the data that it was trained on.
 _OF_OTHER_DATA = (
     *("SOLVER.MAX_ITER", "SOLVER.WARMUP_ITERS", "SOLVER.STEPS", "SOLVER.STEP_EPOCHS"),
@@ -111,6 +113,9 @@ def finetune(
     output = output or os.path.join("output", "_".join(("finetune", *stems)))
     lists = (tuple(map(str, values)) for values in (resize, reset, opts))
     request = Request(model, train, images, val, output, *lists)
+    taken = [key for key in request.opts[::2] if key in _BY_ARGUMENTS]
+    if taken:
+        raise ValueError(f"--train, --val, --images and --output decide {', '.join(taken)}")
     path = os.path.join(output, CONFIG)
     if is_known(path, request):
         say(f"{path} is there and of this command: it is used as it stands")
@@ -120,7 +125,12 @@ def finetune(
     say(f"config: {path}; the same training run: python train_net.py --config-file {path}")
     if not dry_run:
         arguments = ["--config-file", path, "--num-gpus", str(num_gpus), "--resume"]
-        train_net.main(arguments, add_config)
+        try:
+            train_net.main(arguments, add_config)
+        except SystemExit as end:
+            if end.code == STOPPED_EXIT_CODE:
+                say("the same command of tools/finetune.py continues")
+            raise
         best = "model_best.pth" if val else "model_final.pth"
         say(
             f"the weights: {output}/{best}; ask them by python demo/demo.py --model {output}/{best}"
@@ -153,7 +163,8 @@ def write_config(path, request, memory, num_gpus, add_config):
     recipe = model_zoo.load(request.model, add_config=add_config)
     cfg = model_zoo.load(request.model, opts=[*request.opts, *data], add_config=add_config)
     options = dict(flatten(cfg))
-    asked = {key: options[key] for key in request.opts[::2]}
+    # Keys of earlier versions are ignored with a warning.
+    asked = {key: options[key] for key in request.opts[::2] if key in options}
     counts = [check_data(cfg, name, file) for name, file in files.items()]
     advise(cfg, list(files))
     model, start = fit_weights(cfg, recipe, request)
@@ -251,6 +262,7 @@ def fit_weights(cfg, recipe, request):
     if not cfg.MODEL.WEIGHTS:
         if request.resize or request.reset:
             raise ValueError("--resize and --reset are about weights, and MODEL.WEIGHTS is empty")
+        say("note: the model begins from nothing, so it learns these images by heart at best")
         return model, "nothing"
     old, new = (c.MODEL.QUERY_GENERATOR.NUM_OBJECT_QUERIES for c in (recipe, cfg))
     if new != old and NUM_QUERIES not in request.resize:

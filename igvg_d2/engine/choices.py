@@ -89,7 +89,8 @@ def choose_options(facts: Facts, recipe: CfgNode, asked: Mapping[str, Any]) -> C
         reason = "the model, or a part of its encoder, has not been trained yet"
     elif count < _SMALL:
         frozen, reason = ["backbone."], f"the encoder would learn {count} expressions by heart"
-    chosen.add("MODEL.FREEZE", frozen, reason)
+    if chosen.add("MODEL.FREEZE", frozen, reason) == ["backbone."]:
+        chosen.add("MODEL.BEIT3.DROP_PATH", 0.0, "a frozen encoder should answer as it will in use")
     jitter = 0.2 if count < _SMALL else 0.1 if count < _LARGE else 0.0
     reason = f"brightness and contrast; {count} expressions, the fewer the more"
     chosen.add("INPUT.COLOR_JITTER", jitter, reason)

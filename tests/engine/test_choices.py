@@ -44,6 +44,7 @@ def test_by_size_of_the_data(released, samples, batch, epochs, frozen, jitter, o
     found = choose(released, samples, validation=5, **GPU)
     assert (found["IMS_PER_BATCH"], found["EPOCHS"]) == (batch, epochs)
     assert (found["FREEZE"], found["COLOR_JITTER"]) == (frozen, jitter)
+    assert found.get("DROP_PATH") == (0.0 if frozen else None)
     assert found["EVAL_EPOCHS"] == found["CHECKPOINT_EPOCHS"] == often
     assert found["WARMUP_EPOCHS"] < epochs and found["HORIZONTAL_PROB"] == 0.0
     assert found["BEST_METRIC"] == "gres/gIoU" and found["PROTOCOLS"] == ["native"]

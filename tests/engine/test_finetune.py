@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import signal
 
 import numpy as np
 import pytest
@@ -84,14 +85,16 @@ def test_it_trains_as_train_net_does_and_continues(own, monkeypatch, capsys):
     step = GroundingTrainer.run_step
 
     def interrupted(trainer):
-        if trainer.iter == 3:
-            raise KeyboardInterrupt
         step(trainer)
+        if trainer.iter == 2:
+            signal.raise_signal(signal.SIGTERM)
 
     again = command("--opts", *SHORT, output="again")
     monkeypatch.setattr(GroundingTrainer, "run_step", interrupted)
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as end:
         tool.main(again)
+    out = capsys.readouterr().out
+    assert end.value.code == 75 and "the same command of tools/finetune.py continues" in out
     assert not (own / "again/model_final.pth").exists()
     monkeypatch.setattr(GroundingTrainer, "run_step", step)
     tool.main(again)
@@ -136,6 +139,8 @@ def test_three_lines_of_python(own, monkeypatch):
     path = tool.finetune("shapes-tiny", "train.json", "images")
     assert path == "output/finetune_shapes-tiny_train/finetune.yaml"
     assert asked == [(["--config-file", path, "--num-gpus", "1", "--resume"], ())]
+    with pytest.raises(ValueError, match="--output decide OUTPUT_DIR"):
+        tool.finetune("shapes-tiny", "train.json", "images", opts=["OUTPUT_DIR", "x"])
     with pytest.raises(ValueError, match="no.json"):
         tool.finetune("shapes-tiny", "no.json", "images", output="x")
 
