@@ -132,7 +132,7 @@ class GroundingCheckpointer(DetectionCheckpointer):
         Raises:
             ValueError: see :meth:`load`, with the names to give; or a name matches nothing.
         """
-        content = read_weights(self.path_manager.get_local_path(path), mmap=False)
+        content = read_weights(find_weights(path), mmap=False)
         checkpoint, tensors = self._convert(path, content, [], NUM_QUERIES in resize)
         author = checkpoint.get("__author__") or ""
         model = self.model.state_dict()
