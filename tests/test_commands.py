@@ -319,6 +319,15 @@ def test_blocks_are_in_a_language_that_is_tested():
             yaml.safe_load(content)
 
 
+def test_pip_is_told_extras_that_exist():
+    extras = (ROOT / "setup.py").read_text(encoding="utf-8").partition("extras_require=")[2]
+    for command in ALL:
+        named = re.findall(r"pip install .*\[([\w,-]+)\]", command.text)
+        assert all(
+            f'"{extra}":' in extras for extra in ",".join(named).split(",") if extra
+        ), command
+
+
 def test_nothing_is_outside_without_a_reason():
     assert all(command.mark or command.kind != "check" for command in ALL)
     listed = [c for c in ALL if c.kind == "outside"]
