@@ -1,5 +1,6 @@
 """Files of demo.py's answers: drawings, masks, JSON, COCO and Label Studio."""
 
+import functools
 import logging
 import os
 import re
@@ -12,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from igvg_d2.inference import GroundingResult
-from igvg_d2.inference.images import local_path
+from igvg_d2.inference.images import local_path, to_rgb
+from igvg_d2.inference.masks import decode_mask
 from igvg_d2.io.json_stream import to_json_text
 from igvg_d2.visualization import GroundingVisualizer
 
@@ -22,6 +24,7 @@ logger = logging.getLogger("igvg_d2.demo")
 KINDS = ("overlay", "panels", "json", "masks", "coco", "label-studio")
 _ENDINGS = {"overlay": ".png", "panels": "_panels.png", "json": ".json", "masks": "_mask.png"}
 _DRAWN = KINDS[:2]
+_OF_PANELS = "candidates instances mask no_target no_target_score attention_map".split()
 _IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -93,15 +96,11 @@ class AnswerFiles:
             "categories": [{"id": 1, "name": "target"}],
         }
         self._tasks: List[Dict[str, Any]] = []
+        # Several questions about one image follow each other.
+        self._read = functools.lru_cache(maxsize=1)(to_rgb)
 
-    def write(self, result: GroundingResult, image: np.ndarray, path: str) -> List[str]:
-        """Write one answer; returns the paths of its files.
-
-        Args:
-            result: the answer.
-            image: RGB uint8 (height, width, 3).
-            path: of the image.
-        """
+    def write(self, result: GroundingResult, path: str) -> List[str]:
+        """Write one answer about the image of a path; returns the paths of its files."""
         stem = os.path.splitext(os.path.basename(path))[0] or "image"
         if len(self._asked[path]) > 1:
             stem += "_" + re.sub(r"\W+", "_", result.expression.lower()).strip("_")[:60]
@@ -109,18 +108,22 @@ class AnswerFiles:
         base = self._names.choose(stem, list(endings.values())) if endings else ""
         files = {kind: self._single or base + end for kind, end in endings.items()}
         if "overlay" in files:
-            _save_drawing(files["overlay"], result.plot(image))
+            _save_drawing(files["overlay"], result.plot(self._read(path)))
         if "panels" in files:
-            drawn = GroundingVisualizer().draw_prediction(image, result.expression, result)
-            _save_drawing(files["panels"], drawn)
+            # Each of them makes its masks anew whenever it is asked for.
+            output = {key: result[key] for key in _OF_PANELS if key in result}
+            drawing = GroundingVisualizer().draw_prediction(
+                self._read(path), result.expression, output
+            )
+            _save_drawing(files["panels"], drawing)
         if "json" in files:
             _write_text(files["json"], result.to_json(indent=1))
         parts = []
         if "masks" in files:
             _save_mask(files["masks"], result.mask)
-            for number, mask in enumerate(result.masks, start=1):
+            for number, rle in enumerate(result.rles, start=1):
                 parts.append(self._names.choose(f"{stem}_mask_{number}", [".png"]) + ".png")
-                _save_mask(parts[-1], mask)
+                _save_mask(parts[-1], decode_mask(rle))
         if "coco" in self._kinds:
             self._add_to_coco(result, path)
         if "label-studio" in self._kinds:

@@ -8,7 +8,8 @@ import signal
 import sys
 import tempfile
 import warnings
-from typing import Callable, Dict, Iterator, List, Tuple
+from itertools import groupby, islice
+from typing import Callable, Dict, Iterator, List, Sequence, Tuple
 
 import igvg_d2  # noqa: F401  (first: it names a missing requirement in one line)
 
@@ -22,7 +23,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from igvg_d2 import model_zoo
 from igvg_d2.data.tokenizer import build_tokenizer, warn_of_unknown_words_in
 from igvg_d2.inference import GroundingPredictor, GroundingResult
-from igvg_d2.inference.images import to_rgb
+from igvg_d2.inference.result import check_thresholds
 from igvg_d2.io.terminal import printable
 
 # Not there when a test or another project runs this file.
@@ -48,8 +49,6 @@ EXAMPLES = """examples:
 Every answer has a file name of its own, and no input is overwritten. The exit status is 1 if an
 image could not be read; the others are answered.
 """
-# Of images in memory at a time, however many answers the model gives at once.
-_MAX_PIXELS_HELD = 50_000_000
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -153,30 +152,41 @@ def describe(result: GroundingResult) -> str:
     return "; ".join(["1 target" if len(boxes) == 1 else f"{len(boxes)} targets", *boxes])
 
 
-def read_in_groups(
-    asked: Dict[str, List[str]], size: int, skip: Callable[[str, Exception], None]
-) -> Iterator[List[Tuple[str, np.ndarray, str]]]:
-    """(path, RGB image, expression), at most ``size`` at a time; each image is read once.
+def answers(
+    args,
+    predictor: GroundingPredictor,
+    asked: Dict[str, List[str]],
+    skip: Callable[[str, Exception], None],
+) -> Iterator[Tuple[str, GroundingResult]]:
+    """(path of the image, answer) of every question, image by image.
 
     ``skip`` is called with the path and the error of an image that cannot be read.
     """
-    group: List[Tuple[str, np.ndarray, str]] = []
-    pixels = 0
-    for path, expressions in asked.items():
+    unread = set()
+
+    def ask(pairs: Sequence[Tuple[str, str]]) -> List[Tuple[str, GroundingResult]]:
+        paths, expressions = zip(*pairs)
         try:
-            image = to_rgb(path)
+            results = predictor(
+                list(paths),
+                list(expressions),
+                threshold=args.threshold,
+                mask_threshold=args.mask_threshold,
+                no_target_threshold=args.no_target_threshold,
+                batch_size=args.batch_size,
+            )
         except (FileNotFoundError, ValueError) as error:
-            skip(path, error)
-            continue
-        pixels += image.shape[0] * image.shape[1]
-        for number, expression in enumerate(expressions, start=1):
-            group.append((path, image, expression))
-            is_last = number == len(expressions)
-            if len(group) == size or (is_last and pixels > _MAX_PIXELS_HELD):
-                yield group
-                group, pixels = [], 0
-    if group:
-        yield group
+            if len(set(paths)) > 1:  # those of the others, and the error of the one
+                parts = groupby(pairs, key=lambda pair: pair[0])
+                return [result for _, part in parts for result in ask(list(part))]
+            unread.add(paths[0])
+            skip(paths[0], error)
+            return []
+        return list(zip(paths, results))
+
+    pairs = ((path, text) for path, texts in asked.items() for text in texts if path not in unread)
+    while group := list(islice(pairs, args.batch_size)):
+        yield from ask(group)
 
 
 def answer(
@@ -196,31 +206,20 @@ def answer(
     def skip(path: str, error: Exception) -> None:
         logger.error("%s", error)
         unread.append(path)
-        bar.update(len(asked[path]))
+        bar.total -= len(asked[path])
 
     with bar, logging_redirect_tqdm([logging.getLogger("igvg_d2")]):
         try:
-            for group in read_in_groups(asked, args.batch_size, skip):
-                paths, images, expressions = map(list, zip(*group))
-                results = predictor(
-                    images,
-                    expressions,
-                    threshold=args.threshold,
-                    mask_threshold=args.mask_threshold,
-                    no_target_threshold=args.no_target_threshold,
-                    batch_size=args.batch_size,
-                    channel_order="RGB",
-                )
-                for path, image, result in zip(paths, images, results):
-                    result.path = "-" if path == stdin else path
-                    if files is None:
-                        print(result.to_json(), flush=True)
-                    else:
-                        first, *more = files.write(result, image, path) or [args.output]
-                        written = f"{first} and {len(more)} more" if more else first
-                        text = f"'{result.expression}': {describe(result)}"
-                        logger.info("%s: %s -> %s", path, text, written)
-                    bar.update()
+            for path, result in answers(args, predictor, asked, skip):
+                result.path = "-" if path == stdin else path
+                if files is None:
+                    print(result.to_json(), flush=True)
+                else:
+                    first, *more = files.write(result, path) or [args.output]
+                    written = f"{first} and {len(more)} more" if more else first
+                    text = f"'{result.expression}': {describe(result)}"
+                    logger.info("%s: %s -> %s", path, text, written)
+                bar.update()
         finally:
             # Also of what was answered before an interrupt.
             if files is not None:
@@ -241,7 +240,8 @@ def run(args, add_config=()) -> str:
             logger.warning("%d images have no expression: %s", len(unasked), _first(unasked))
             asked = {path: expressions for path, expressions in asked.items() if expressions}
         predictor = load_predictor(args, add_config)
-        # Before the first answer: a text without a word is refused, what is not read is said.
+        # Before the first answer: what does not fit is refused, words that are not read are said.
+        check_thresholds(args.threshold, args.mask_threshold, args.no_target_threshold)
         tokenizer = build_tokenizer(predictor.cfg)
         for expression in dict.fromkeys(row.expression for row in rows):
             warn_of_unknown_words_in(tokenizer, expression)

@@ -5,7 +5,6 @@ import importlib.util
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -241,13 +240,16 @@ def test_largest_image(run, monkeypatch):
     assert run(*arguments, 60_000) == ""
 
 
-def test_an_image_is_read_once_and_answers_come_in_batches(demo, predictor, run, monkeypatch):
-    copy(*(f"in/{i}.png" for i in range(3)))
-    read, batches, bars = [], [], []
-    to_rgb, tqdm = demo.to_rgb, demo.tqdm
+def test_answers_come_in_batches_and_an_image_is_read_for_each_once(
+    demo, predictor, run, monkeypatch
+):
+    copy(*(f"in/{i}.png" for i in range(4)))
+    batches, bars, read, drawn = [], [], [], []
+    tqdm, answer_files = demo.tqdm, sys.modules["answers"]
+    read_image, to_rgb = predictor._mapper.read_image, answer_files.to_rgb
 
     def count(images, expressions, **options):
-        batches.append((len(images), len({id(image) for image in images})))
+        batches.append([f"{path[3]}{text}" for path, text in zip(images, expressions)])
         return predictor(images, expressions, **options)
 
     def bar(**options):
@@ -255,20 +257,21 @@ def test_an_image_is_read_once_and_answers_come_in_batches(demo, predictor, run,
         return bars[-1]
 
     count.cfg = predictor.cfg
-    monkeypatch.setattr(demo, "to_rgb", lambda path: read.append(path) or to_rgb(path))
+    monkeypatch.setattr(predictor._mapper, "read_image", lambda p: read.append(p) or read_image(p))
+    monkeypatch.setattr(answer_files, "to_rgb", lambda p: drawn.append(p) or to_rgb(p))
     monkeypatch.setattr(demo, "load_predictor", lambda args, add_config: count)
     monkeypatch.setattr(demo, "tqdm", bar)
-    Path("in/9.png").touch()
-    asked = ["-e", *"abcde", "--output", "out", "--batch-size"]
-    assert "1 of 4 images" in run("--input", "in", *asked, 4)
-    assert read == ["in/0.png", "in/1.png", "in/2.png", "in/9.png"]
-    assert batches == [(4, 1), (4, 2), (4, 2), (3, 1)]
-    assert len(bars) == 1 and bars[0].total == 20
-    # Large images are not kept until a batch is full.
-    batches.clear()
-    monkeypatch.setattr(demo, "_MAX_PIXELS_HELD", 144 * 112 + 1)
-    run("--input", "in", *asked, 100)
-    assert batches == [(10, 2), (5, 1)]
+    Path("in/1.png").write_bytes(b"")
+    asked = ["-e", *"abc", "--output", "out", "--batch-size", 4, "--save"]
+    assert "1 of 4 images could not be read: in/1.png" in run("--input", "in", *asked, "overlay")
+    assert [" ".join(batch) for batch in batches] == [
+        *("0a 0b 0c 1a", "0a 0b 0c", "1a"),  # the first has an image that cannot be read
+        *("2a 2b 2c 3a", "3b 3c"),
+    ]
+    assert [path[3] for path in drawn] == ["0", "2", "3"]
+    assert len(bars) == 1 and bars[0].total == 9
+    assert [path[3] for path in read] == ["0", "1", "0", "1", "2", "3", "3"]
+    assert "1 of 4" in run("--input", "in", *asked, "json") and len(drawn) == 3
 
 
 def test_an_interrupt_keeps_what_was_answered(demo, predictor, run, monkeypatch):
@@ -285,56 +288,6 @@ def test_an_interrupt_keeps_what_was_answered(demo, predictor, run, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run("--input", "a.png", "b.png", "-e", CROSS, NOTHING, *arguments)
     assert len(load_expressions("out/coco.json", ".")) == 1
-
-
-def test_help_has_three_examples_that_parse(demo, capsys):
-    with pytest.raises(SystemExit) as status:
-        demo.parse_args(["--help"])
-    assert status.value.code == 0
-    text = capsys.readouterr().out.replace("\\\n", " ")
-    examples = re.findall(r"python demo/demo\.py ([^|\n]*)", text.partition("examples:")[2])
-    assert len(examples) == 3
-    for example in examples:
-        assert demo.parse_args(shlex.split(example)).expression or "questions.txt" in example
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["-e", "a", "--expressions-file", "q.txt"], "not allowed with"),
-        ([], "one of the arguments --expression/-e --expressions-file is required"),
-        (["-e", "a", "--save", "overlay,film"], "some of overlay,panels,json,masks,coco"),
-        (["-e", "a", "--batch-size", "0"], "must be 1 or more"),
-        (["-e", "a", "--model", "x", "--config-file", "y"], "not allowed with"),
-    ],
-)
-def test_command_lines_that_do_not_fit(demo, capsys, arguments, message):
-    with pytest.raises(SystemExit) as status:
-        demo.parse_args(arguments)
-    assert status.value.code == 2 and message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["--input", "a.png", "--model", "shapes-tinny"], "shapes-tinny"),
-        (["--input", "a.png", "--config-file", "absent.yaml"], "absent.yaml"),
-        (["--input", "a.png", "--config-file", "own.yaml"], "no weights for 'own.yaml'"),
-        (
-            ["--input", "a.png", "--config-file", "own.yaml", "--opts", "MODEL.WEIGHTS", "w.pth"],
-            "no file 'w.pth'",
-        ),
-        ([], "--input is missing"),
-    ],
-)
-def test_what_the_user_mistyped_is_told_in_one_line(
-    demo, tmp_path, monkeypatch, arguments, message
-):
-    monkeypatch.chdir(tmp_path)
-    Path("own.yaml").write_text("VERSION: 2\n")
-    with pytest.raises(SystemExit, match=message) as error:
-        demo.main(["-e", "x", *arguments])
-    assert str(error.value).startswith("demo.py: ") and "\n" not in str(error.value)
 
 
 def test_answers_in_words(demo):

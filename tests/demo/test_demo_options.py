@@ -1,0 +1,68 @@
+"""demo.py: its help, and command lines that do not fit."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def demo():
+    spec = importlib.util.spec_from_file_location("demo", ROOT / "demo/demo.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_help_has_three_examples_that_parse(demo, capsys):
+    with pytest.raises(SystemExit) as status:
+        demo.parse_args(["--help"])
+    assert status.value.code == 0
+    text = capsys.readouterr().out.replace("\\\n", " ")
+    examples = re.findall(r"python demo/demo\.py ([^|\n]*)", text.partition("examples:")[2])
+    assert len(examples) == 3
+    for example in examples:
+        assert demo.parse_args(shlex.split(example)).expression or "questions.txt" in example
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["-e", "a", "--expressions-file", "q.txt"], "not allowed with"),
+        ([], "one of the arguments --expression/-e --expressions-file is required"),
+        (["-e", "a", "--save", "overlay,film"], "some of overlay,panels,json,masks,coco"),
+        (["-e", "a", "--batch-size", "0"], "must be 1 or more"),
+        (["-e", "a", "--model", "x", "--config-file", "y"], "not allowed with"),
+    ],
+)
+def test_command_lines_that_do_not_fit(demo, capsys, arguments, message):
+    with pytest.raises(SystemExit) as status:
+        demo.parse_args(arguments)
+    assert status.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--input", "a.png", "--model", "shapes-tinny"], "shapes-tinny"),
+        (["--input", "a.png", "--config-file", "absent.yaml"], "absent.yaml"),
+        (["--input", "a.png", "--config-file", "own.yaml"], "no weights for 'own.yaml'"),
+        (
+            ["--input", "a.png", "--config-file", "own.yaml", "--opts", "MODEL.WEIGHTS", "w.pth"],
+            "no file 'w.pth'",
+        ),
+        ([], "--input is missing"),
+    ],
+)
+def test_what_the_user_mistyped_is_told_in_one_line(
+    demo, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    Path("own.yaml").write_text("VERSION: 2\n")
+    with pytest.raises(SystemExit, match=message) as error:
+        demo.main(["-e", "x", *arguments])
+    assert str(error.value).startswith("demo.py: ") and "\n" not in str(error.value)
