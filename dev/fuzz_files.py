@@ -151,7 +151,7 @@ def plain_safetensors(data):
 
 
 class Configs:
-    """--config-file with its _BASE_."""
+    """--config-file with its _BASE_, and the config in the header of weights."""
 
     errors = (ValueError, FileNotFoundError, KeyError)
 
@@ -176,6 +176,12 @@ class Configs:
             data = "\n".join(lines).encode()
         else:
             data = damage_bytes("\n".join(lines).encode(), rng)
+        if rng.random() < 0.4:
+            path, header = path.with_suffix(".safetensors"), {
+                "config": data.decode(errors="replace")
+            }
+            save_file({"x": torch.zeros(9)}, path, metadata=header)
+            data = path.read_bytes() if rng.random() < 0.8 else damage_bytes(path.read_bytes(), rng)
         path.write_bytes(data)
         return path, None
 

@@ -19,16 +19,14 @@ logger = logging.getLogger(__name__)
 # The tokenizer of BEiT-3, as another model of the same authors has it.
 BEIT3_TOKENIZER = "hf://microsoft/trocr-small-printed/sentencepiece.bpe.model"
 BEIT3_INDOMAIN = "hf://linhuixiao/OneRef/beit3_checkpoints/beit3_base_indomain_patch16_224.pth"
-_GREFCOCO = "hf://datasets/FudanCVL/gRefCOCO/{}.json@81eede59b3ac070049f597d023c0ff08d1fb80e9"
+_AT = "@81eede59b3ac070049f597d023c0ff08d1fb80e9"
+_GREFS = f"hf://datasets/FudanCVL/gRefCOCO/grefs(unc).json{_AT}"
+_INSTANCES = f"hf://datasets/FudanCVL/gRefCOCO/instances.json{_AT}"
 KNOWN_SHA256 = {
     BEIT3_TOKENIZER: "6f5e2fefcf793761a76a6bfb8ad35489f9c203b25557673284b6d032f41043f4",
     BEIT3_INDOMAIN: "6bd34b5c94c5eb8f887756db0ac6c65e0a8ecc8d55fb08e3099e8f55838c1818",
-    _GREFCOCO.format("grefs(unc)"): (
-        "cc37c5ff95373c78a6a3f98b4c7bc67fde387ea8514752a1392db64223eb3366"
-    ),
-    _GREFCOCO.format("instances"): (
-        "7f86adb7f4c39db19c7f02a3cc604d17f8016e4c4e8312652d0acc4eae3a2cbd"
-    ),
+    _GREFS: "cc37c5ff95373c78a6a3f98b4c7bc67fde387ea8514752a1392db64223eb3366",
+    _INSTANCES: "7f86adb7f4c39db19c7f02a3cc604d17f8016e4c4e8312652d0acc4eae3a2cbd",
 }
 
 _ADDRESS = re.compile(r"hf://(datasets/)?((?!datasets/)[\w.-]+/[\w.-]+)/([^@]+)(?:@([^@]+))?")
