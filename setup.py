@@ -43,6 +43,8 @@ setup(
     extras_require={
         "dev": LINT + TEST,
         "docs": DOCS,
+        # GroundingResult.to_supervision()
+        "supervision": ["supervision>=0.20"],
         "all": LINT + TEST + DOCS + ["mypy>=1.8"],
     },
     classifiers=[

@@ -8,6 +8,8 @@ from igvg_d2.visualization import drawing
 
 from .masks import decode_mask
 
+# Lines and letters of images with longer sides grow with the image.
+_PLAIN_SIDE = 1000
 LAYERS = ("attention", "masks", "mask", "boxes", "points")
 
 
@@ -21,26 +23,26 @@ def draw_result(result, image: np.ndarray, layers: Sequence[str]) -> np.ndarray:
             f"the image has height, width = {image.shape[:2]}, the answer is about one of "
             f"{result.orig_shape}."
         )
-    canvas = np.ascontiguousarray(image).copy()
+    source, scale = np.ascontiguousarray(image), max(1.0, max(image.shape[:2]) / _PLAIN_SIDE)
     if "attention" in layers and result.attention_map is not None:
-        canvas = drawing.draw_heat(canvas, result.attention_map)
+        source = drawing.draw_heat(source, result.attention_map)
+    canvas = source.copy()
     if result.no_target:
-        drawing.draw_banner(canvas, f"score {result.no_target_score:.2f}")
+        drawing.draw_banner(canvas, f"score {result.no_target_score:.2f}", scale)
         return canvas
-    source = canvas.copy()
     regions = result.regions()
     if "masks" in layers:
         for i, region in reversed(list(enumerate(regions))):
             if region.rle is not None:
                 mask = decode_mask(region.rle)
-                drawing.draw_mask(canvas, mask, drawing.instance_color(i), source)
+                drawing.draw_mask(canvas, mask, drawing.instance_color(i), source, scale)
     if "mask" in layers:
-        drawing.draw_mask(canvas, result.mask, drawing.instance_color(1), source)
+        drawing.draw_mask(canvas, result.mask, drawing.instance_color(1), source, scale)
     if "boxes" in layers:
         for i, region in reversed(list(enumerate(regions))):
-            drawing.draw_box(canvas, region.box, drawing.instance_color(i))
+            drawing.draw_box(canvas, region.box, drawing.instance_color(i), scale)
         tags = [f"{i}  {region.score:.2f}" for i, region in enumerate(regions, start=1)]
-        drawing.draw_tags(canvas, np.array([region.box for region in regions]), tags)
+        drawing.draw_tags(canvas, np.array([region.box for region in regions]), tags, scale)
     if "points" in layers:
-        drawing.draw_points(canvas, result.points, len(result.points))
+        drawing.draw_points(canvas, result.points, len(result.points), scale)
     return canvas

@@ -3,7 +3,6 @@
 import logging
 import os
 import threading
-from dataclasses import replace
 from itertools import islice
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
@@ -11,7 +10,6 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
 from detectron2.utils.logger import log_first_n
 from PIL import Image
 
@@ -23,10 +21,9 @@ from igvg_d2.data.mapper import model_input
 from igvg_d2.data.tokenizer import tokenize, warn_of_unknown_words_in
 from igvg_d2.data.transforms import GeometricTransform
 from igvg_d2.engine.devices import with_usable_device
-from igvg_d2.modeling.postprocessing import RankedOutput
 
 from .images import ImageLike, local_path, to_rgb
-from .result import GroundingResult, check_thresholds, with_options
+from .result import GroundingResult, check_thresholds
 
 logger = logging.getLogger(__name__)
 
@@ -205,10 +202,9 @@ class GroundingPredictor:
             return outputs
         results = []
         for key, output, x in zip(keys, outputs, inputs):
-            ranked = to_host(output["ranked"])
             results.append(
                 GroundingResult(
-                    replace(ranked, options=with_options(ranked.options, *thresholds[:2])),
+                    output["ranked"].to_host().with_thresholds(*thresholds[:2]),
                     x["expression"],
                     source=loaded[key].source,
                     frame_sizes=self._mapper.frame_sizes,
@@ -219,7 +215,8 @@ class GroundingPredictor:
 
     def _load(self, image: ImageLike, channel_order: Optional[str]) -> _Loaded:
         """Read an image and resize it to the network's input."""
-        if channel_order is None and isinstance(image, (np.ndarray, torch.Tensor)):
+        is_array = isinstance(image, (np.ndarray, torch.Tensor))
+        if channel_order is None and is_array and image.ndim == 3:
             text = "arrays are taken as RGB; OpenCV reads BGR: pass channel_order='BGR' (or 'RGB')"
             log_first_n(logging.WARNING, text, name=__name__, key="message")
         if isinstance(image, (str, os.PathLike)):
@@ -230,7 +227,7 @@ class GroundingPredictor:
             source, size = image if isinstance(image, Image.Image) else pixels, pixels.shape[:2]
             pixels = pixels if self.image_format == "RGB" else pixels[..., ::-1]
         transform = GeometricTransform(self._mapper.resize, size)
-        resized = transform.apply_image(pixels)
+        resized = transform.apply_image(np.ascontiguousarray(pixels))
         network = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
         return _Loaded(network, size, transform.content_size, source)
 
@@ -246,30 +243,3 @@ class GroundingPredictor:
         sample = model_input(loaded.pixels, text_ids, expression, loaded.size, loaded.content_size)
         sample["frame_sizes"] = self._mapper.frame_sizes
         return {**sample, "sample_id": "", "file_name": "", "image_id": 0, "defer_masks": True}
-
-
-def to_host(ranked: RankedOutput) -> RankedOutput:
-    """A copy on the host, float32, that holds nothing of the batch."""
-
-    def own(value: Optional[torch.Tensor]) -> Optional[torch.Tensor]:
-        if value is None:
-            return None
-        return torch.empty(value.shape, dtype=torch.float32).copy_(value)
-
-    found = ranked.candidates
-    candidates = Instances(
-        found.image_size,
-        pred_boxes=Boxes(own(found.pred_boxes.tensor)),
-        scores=own(ranked.scores),
-        pred_classes=torch.zeros(len(found), dtype=torch.int64),
-        pred_points=own(found.pred_points),
-    )
-    return replace(
-        ranked,
-        candidates=candidates,
-        scores=candidates.scores,
-        no_target_score=own(ranked.no_target_score),
-        mask_logits=own(ranked.mask_logits),
-        sem_seg=own(ranked.sem_seg),
-        attention_map=own(ranked.attention_map),
-    )

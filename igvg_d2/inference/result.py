@@ -2,20 +2,20 @@
 
 import os
 import sys
-from dataclasses import replace
 from numbers import Real
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
+from detectron2.structures import Instances
 from PIL import Image
 
 from igvg_d2.evaluation.calibration import check_threshold
 from igvg_d2.io.json_stream import to_json_text
 from igvg_d2.io.rle import RLE, mask_to_rle, to_json
 from igvg_d2.modeling.mask_resize import resize_logits
-from igvg_d2.modeling.postprocessing import PostprocessOptions, RankedOutput, resized_masks
+from igvg_d2.modeling.postprocessing import RankedOutput, resized_masks
 
 from . import exports
 from .images import ImageLike, to_rgb
@@ -89,17 +89,17 @@ class GroundingResult:
                 no target when none is kept.
         """
         check_thresholds(threshold, mask_threshold, no_target_threshold)
-        options = with_options(self._ranked.options, threshold, mask_threshold)
+        ranked = self._ranked.with_thresholds(threshold, mask_threshold)
         if no_target_threshold is None:
             no_target_threshold = self._no_target_threshold
         result = GroundingResult(
-            replace(self._ranked, options=options),
+            ranked,
             self.expression,
             source=self._source,
             frame_sizes=self._frame_sizes,
             no_target_threshold=no_target_threshold,
         )
-        if options.mask_thresh == self._ranked.options.mask_thresh:
+        if ranked.options.mask_thresh == self._ranked.options.mask_thresh:
             result._rles = self._rles
         return result
 
@@ -121,17 +121,17 @@ class GroundingResult:
     @property
     def boxes(self) -> np.ndarray:
         """float32 (n, 4), XYXY pixels, best first."""
-        return self._ranked.candidates.pred_boxes.tensor[: len(self)].numpy()
+        return self._ranked.candidates.pred_boxes.tensor[: len(self)].numpy().copy()
 
     @property
     def scores(self) -> np.ndarray:
         """float32 (n,), probabilities in descending order."""
-        return self._ranked.scores[: len(self)].numpy()
+        return self._ranked.scores[: len(self)].numpy().copy()
 
     @property
     def points(self) -> np.ndarray:
         """float32 (n, 2), (x, y) pixels: where the queries of the targets started."""
-        return self._ranked.candidates.pred_points[: len(self)].numpy()
+        return self._ranked.candidates.pred_points[: len(self)].numpy().copy()
 
     @property
     def rles(self) -> List[RLE]:
@@ -141,10 +141,7 @@ class GroundingResult:
     @property
     def masks(self) -> np.ndarray:
         """bool (n, height, width), of each target."""
-        masks = np.zeros((len(self), *self.orig_shape), dtype=bool)
-        for mask, rle in zip(masks, self.rles):
-            mask[...] = decode_mask(rle)
-        return masks
+        return self._masks(len(self))
 
     @property
     def union_rle(self) -> RLE:
@@ -162,7 +159,7 @@ class GroundingResult:
     def attention_map(self) -> Optional[np.ndarray]:
         """float32 (Hi, Wi), where the model looked, in cells of its own; None if it has none."""
         attention = self._ranked.attention_map
-        return None if attention is None else attention.numpy()
+        return None if attention is None else attention.numpy().copy()
 
     def regions(self) -> List[Region]:
         """What was found, one by one; of a model without instances, all of it together."""
@@ -212,7 +209,10 @@ class GroundingResult:
         if os.path.splitext(path)[1].lower() not in Image.registered_extensions():
             raise ValueError(f"'{path}' has no ending of an image format, such as .png or .jpg")
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        Image.fromarray(self.plot()).save(path)
+        # Thin colored lines need the full resolution of colors.
+        is_jpeg = path.lower().endswith((".jpg", ".jpeg"))
+        options = {"quality": 90, "subsampling": 0} if is_jpeg else {}
+        Image.fromarray(self.plot()).save(path, **options)
         return path
 
     def to_dict(self) -> Dict[str, Any]:
@@ -221,9 +221,11 @@ class GroundingResult:
         Returns:
             dict with expression, path, height, width; and, named as in a prediction file (see
             :mod:`igvg_d2.evaluation.predictions`), no_target, no_target_score, boxes, scores,
-            points, mask and masks, the latter COCO RLEs.
+            points, mask (COCO RLE) and, if the model has them, masks.
         """
         height, width = self.orig_shape
+        has_masks = self._ranked.mask_logits is not None
+        masks = {"masks": [to_json(rle) for rle in self.rles]} if has_masks else {}
         return {
             "expression": self.expression,
             "path": self.path,
@@ -235,24 +237,16 @@ class GroundingResult:
             "scores": self.scores.tolist(),
             "points": self.points.tolist(),
             "mask": to_json(self.union_rle),
-            "masks": [to_json(rle) for rle in self.rles],
+            **masks,
         }
 
     def to_json(self, indent: Optional[int] = None) -> str:
         """:meth:`to_dict` as text."""
         return to_json_text(self.to_dict(), indent=indent)
 
-    def to_coco(self, image_id: Union[int, str], category_id: int = 1) -> List[Dict[str, Any]]:
-        """Results in COCO's format, see :func:`igvg_d2.inference.exports.to_coco`."""
-        return exports.to_coco(self, image_id, category_id)
-
-    def to_supervision(self) -> Any:
-        """``supervision.Detections``, see :func:`igvg_d2.inference.exports.to_supervision`."""
-        return exports.to_supervision(self)
-
-    def to_label_studio(self, image: Optional[str] = None, **names: str) -> Dict[str, Any]:
-        """A task with its pre-annotation, see :func:`igvg_d2.inference.exports.to_label_studio`."""
-        return exports.to_label_studio(self, image, **names)
+    to_coco = exports.to_coco
+    to_label_studio = exports.to_label_studio
+    to_supervision = exports.to_supervision
 
     def keys(self) -> List[str]:
         """Of the model's output dict, see the class."""
@@ -272,8 +266,8 @@ class GroundingResult:
             raise KeyError(f"{key!r}; there are {self.keys()}")
         ranked, size = self._ranked, self.orig_shape
         return {
-            "candidates": lambda: ranked.instances(len(ranked.candidates), size),
-            "instances": lambda: ranked.instances(self._num_kept, size),
+            "candidates": lambda: self._instances(len(ranked.candidates)),
+            "instances": lambda: self._instances(self._num_kept),
             "mask": lambda: torch.from_numpy(decode_mask(self._union())),
             "no_target": lambda: self.no_target,
             "no_target_score": lambda: ranked.no_target_score,
@@ -291,6 +285,20 @@ class GroundingResult:
         height, width = self.orig_shape
         score = f"no-target score {self.no_target_score:.2f}"
         return f"GroundingResult({self.expression!r}: {found}, {score}, {width} x {height} pixels)"
+
+    def _masks(self, count: int) -> np.ndarray:
+        """bool (count, height, width) of the first candidates; empty ones without a mask head."""
+        masks = np.zeros((count, *self.orig_shape), dtype=bool)
+        if self._ranked.mask_logits is not None:
+            for mask, rle in zip(masks, self._encode(range(count))):
+                mask[...] = decode_mask(rle)
+        return masks
+
+    def _instances(self, count: int) -> Instances:
+        """The first candidates as the model's dict has them."""
+        instances = self._ranked.candidates[:count]
+        instances.pred_masks = torch.from_numpy(self._masks(count))
+        return instances
 
     def _encode(self, indices: Iterable[int]) -> List[RLE]:
         """RLEs of candidates, that of -1 of the global mask."""
@@ -311,14 +319,6 @@ class GroundingResult:
         if not parts:
             return mask_to_rle(np.zeros(self.orig_shape, dtype=bool))
         return mask_util.merge(self._encode(parts))
-
-
-def with_options(
-    options: PostprocessOptions, threshold: Optional[float], mask_threshold: Optional[float]
-) -> PostprocessOptions:
-    """Options with other thresholds; None keeps one."""
-    changes = {"score_thresh": threshold, "mask_thresh": mask_threshold}
-    return replace(options, **{k: float(v) for k, v in changes.items() if v is not None})
 
 
 def check_thresholds(threshold=None, mask_threshold=None, no_target_threshold=None) -> None:

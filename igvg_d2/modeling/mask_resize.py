@@ -54,6 +54,13 @@ def bilinear_taps(source: int, target: int, align_corners: bool = False) -> Taps
     return Taps(low, np.minimum(low + 1, source - 1), np.float32(1) - weight_high, weight_high)
 
 
+@lru_cache(maxsize=256)
+def _taps_on(device: torch.device, source: int, target: int, align_corners: bool):
+    """The taps as tensors there; a data set has images of some hundred sizes."""
+    taps = bilinear_taps(source, target, align_corners)
+    return tuple(to_device(torch.from_numpy(values), device) for values in taps)
+
+
 @lru_cache(maxsize=64)
 def nearest_indices(source: int, target: int) -> torch.Tensor:
     """int64 (target,): the pixels that ``F.interpolate``'s nearest mode takes along one side."""
@@ -94,10 +101,8 @@ def resize_logits(
         logits = logits.transpose(1, 2).contiguous()
         if logits.shape[1] == target:
             continue
-        low, high, weight_low, weight_high = (
-            to_device(torch.from_numpy(x), logits.device)
-            for x in bilinear_taps(logits.shape[1], target, align_corners)
-        )
+        taps = _taps_on(logits.device, logits.shape[1], target, align_corners)
+        low, high, weight_low, weight_high = taps
         first = logits.index_select(1, low).mul_(weight_low[:, None])
         logits = first.add_(logits.index_select(1, high).mul_(weight_high[:, None]))
     return logits

@@ -1,6 +1,6 @@
 """From network outputs to predictions in the original image (paper, Appendix D)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
@@ -76,6 +76,32 @@ class RankedOutput:
     attention_map: Optional[torch.Tensor]
     content_size: Tuple[int, int]
     options: PostprocessOptions
+
+    def with_thresholds(
+        self, score: Optional[float] = None, mask: Optional[float] = None
+    ) -> "RankedOutput":
+        """The same under other thresholds of scores and masks; None keeps one."""
+        changes = {"score_thresh": score, "mask_thresh": mask}
+        changes = {key: float(value) for key, value in changes.items() if value is not None}
+        return replace(self, options=replace(self.options, **changes))
+
+    def to_host(self) -> "RankedOutput":
+        """A copy on the host, float32, that holds nothing of the batch."""
+
+        def own(value: Optional[torch.Tensor]) -> Optional[torch.Tensor]:
+            return None if value is None else value.detach().to("cpu", torch.float32, copy=True)
+
+        found = self.candidates
+        candidates = Instances(
+            found.image_size,
+            pred_boxes=Boxes(own(found.pred_boxes.tensor)),
+            scores=own(self.scores),
+            pred_classes=torch.zeros(len(found), dtype=torch.int64),
+            pred_points=own(found.pred_points),
+        )
+        tensors = "no_target_score mask_logits sem_seg attention_map".split()
+        copies = {name: own(getattr(self, name)) for name in tensors}
+        return replace(self, candidates=candidates, scores=candidates.scores, **copies)
 
     def num_kept(self) -> int:
         """How many candidates, the first ones, reach the threshold."""

@@ -1,6 +1,7 @@
 """Drawing primitives: text, masks, boxes, points and heat maps.
 
 Every function works on RGB uint8 arrays (H, W, 3) and, unless it says otherwise, draws in place.
+Lines and letters grow by `scale`, so that they can be seen on large images.
 OpenCV draws the geometry and Pillow the text, because a matplotlib figure per image (the way of
 Detectron2's ``Visualizer``) costs about half a second, and a report shows forty of them.
 """
@@ -110,39 +111,49 @@ def fade(image: np.ndarray, strength: float = 0.55) -> np.ndarray:
     return np.clip(mixed, 0, 255).astype(np.uint8)
 
 
-def draw_mask(image: np.ndarray, mask: np.ndarray, color: Color, source: np.ndarray) -> None:
+def draw_mask(
+    image: np.ndarray, mask: np.ndarray, color: Color, source: np.ndarray, scale: float = 1.0
+) -> None:
     """Show ``source`` (H, W, 3), tinted and outlined, where a bool mask (H, W) is set."""
-    tinted = 0.4 * source[mask].astype(np.float32) + 0.6 * np.array(color, np.float32)
-    image[mask] = tinted.astype(np.uint8)
-    draw_outline(image, mask, color, halo=False)
+    levels = 0.4 * np.arange(256, dtype=np.float32)[:, None] + 0.6 * np.array(color, np.float32)
+    x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
+    box = np.s_[y : y + height, x : x + width]
+    if width:
+        tinted = cv2.LUT(np.ascontiguousarray(source[box]), levels.astype(np.uint8)[None])
+        np.copyto(image[box], tinted, where=mask[box][..., None])
+    draw_outline(image, mask, color, halo=False, scale=scale)
 
 
-def draw_outline(image: np.ndarray, mask: np.ndarray, color: Color, halo: bool = True) -> None:
+def draw_outline(
+    image: np.ndarray, mask: np.ndarray, color: Color, halo: bool = True, scale: float = 1.0
+) -> None:
     """Outline a bool mask (H, W); a thin dark halo keeps it visible on its own colour."""
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     if halo:
-        cv2.drawContours(image, contours, -1, INK, 4, cv2.LINE_AA)
-    cv2.drawContours(image, contours, -1, color, 2, cv2.LINE_AA)
+        cv2.drawContours(image, contours, -1, INK, round(4 * scale), cv2.LINE_AA)
+    cv2.drawContours(image, contours, -1, color, round(2 * scale), cv2.LINE_AA)
 
 
-def draw_box(image: np.ndarray, box: np.ndarray, color: Color) -> None:
+def draw_box(image: np.ndarray, box: np.ndarray, color: Color, scale: float = 1.0) -> None:
     """Draw a box (x0, y0, x1, y1) in pixels, clipped to the image."""
     height, width = image.shape[:2]
     x0, x1 = np.clip(np.round(box[[0, 2]]).astype(int), 1, width - 2).tolist()
     y0, y1 = np.clip(np.round(box[[1, 3]]).astype(int), 1, height - 2).tolist()
-    cv2.rectangle(image, (x0, y0), (x1, y1), INK, 4)
-    cv2.rectangle(image, (x0, y0), (x1, y1), color, 2)
+    cv2.rectangle(image, (x0, y0), (x1, y1), INK, round(4 * scale))
+    cv2.rectangle(image, (x0, y0), (x1, y1), color, round(2 * scale))
 
 
-def draw_tags(image: np.ndarray, boxes: np.ndarray, texts: Sequence[str]) -> None:
+def draw_tags(
+    image: np.ndarray, boxes: np.ndarray, texts: Sequence[str], scale: float = 1.0
+) -> None:
     """Label boxes (n, 4): above the box, else below, else inside; never over an earlier label."""
-    font = load_font(17, bold=True)
+    font = load_font(round(17 * scale), bold=True)
     height, width = image.shape[:2]
-    tag_height = 22
+    tag_height = round(22 * scale)
     placed: List[Tuple[int, int, int]] = []  # left, right, top
     items = []
     for i, (box, text) in enumerate(zip(boxes, texts)):
-        tag_width = text_width(text, font) + 10
+        tag_width = text_width(text, font) + round(10 * scale)
         x = int(np.clip(round(box[0]) - 2, 0, max(0, width - tag_width)))
         top, bottom = int(round(box[1])), int(round(box[3]))
         choices = (top - tag_height - 1, bottom + 2, top + 2, bottom - tag_height - 2)
@@ -176,27 +187,27 @@ def draw_heat(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return ((1 - alpha) * gray + alpha * colors).astype(np.uint8)
 
 
-def draw_points(image: np.ndarray, points: np.ndarray, num_kept: int) -> None:
+def draw_points(image: np.ndarray, points: np.ndarray, num_kept: int, scale: float = 1.0) -> None:
     """Draw numbered discs at points (n, 2) given as (x, y); earlier points end up on top.
 
     Discs at the border are moved inwards until they are whole. Those of the first ``num_kept``
     points have the colours of instances.
     """
     height, width = image.shape[:2]
-    font = load_font(13, bold=True)
+    font, radius = load_font(round(13 * scale), bold=True), round(11 * scale)
     for i in reversed(range(len(points))):
         color = instance_color(i) if i < num_kept else INK
-        x = int(np.clip(round(float(points[i, 0])), 11, max(11, width - 12)))
-        y = int(np.clip(round(float(points[i, 1])), 11, max(11, height - 12)))
-        cv2.circle(image, (x, y), 11, WHITE, -1, cv2.LINE_AA)
-        cv2.circle(image, (x, y), 9, color, -1, cv2.LINE_AA)
+        x = int(np.clip(round(float(points[i, 0])), radius, max(radius, width - radius - 1)))
+        y = int(np.clip(round(float(points[i, 1])), radius, max(radius, height - radius - 1)))
+        cv2.circle(image, (x, y), radius, WHITE, -1, cv2.LINE_AA)
+        cv2.circle(image, (x, y), round(9 * scale), color, -1, cv2.LINE_AA)
         draw_texts(image, [((x, y), str(i + 1), font, contrast_color(color), "mm")])
 
 
-def draw_banner(image: np.ndarray, note: str = "") -> None:
+def draw_banner(image: np.ndarray, note: str = "", scale: float = 1.0) -> None:
     """Draw a full-width band that says NO TARGET across the middle, and a smaller note inside."""
     height, width = image.shape[:2]
-    text, size = "NO TARGET", 36
+    text, size = "NO TARGET", round(36 * scale)
     while size > 14 and text_width(text, load_font(size, bold=True)) > width - 16:
         size -= 2
     half = size if note else int(0.85 * size)

@@ -1,6 +1,7 @@
 """The predictor, prediction files and the evaluation give the same numbers, digit by digit."""
 
 import concurrent.futures
+import logging
 
 import numpy as np
 import pytest
@@ -168,10 +169,9 @@ def test_a_warning_tells_opencv_users_about_the_order(predictor, samples, caplog
     from detectron2.utils import logger as detectron2_logger
 
     monkeypatch.setattr(detectron2_logger, "_LOG_COUNTER", type(detectron2_logger._LOG_COUNTER)())
-    monkeypatch.setattr("logging.Logger.propagate", True, raising=False)
+    monkeypatch.setattr(logging.getLogger("igvg_d2"), "propagate", True)
     path, text = pairs(samples)[0]
     rgb = np.asarray(Image.open(path).convert("RGB"))
-    __import__("logging").getLogger("igvg_d2").propagate = True
     predictor(rgb, text, channel_order="RGB")
     assert "OpenCV" not in caplog.text
     predictor(rgb, text)

@@ -1,6 +1,11 @@
 """GroundingResult: thresholds, masks, exports and drawings, on hand-made answers."""
 
+import dataclasses
+import gc
 import json
+import sys
+import tracemalloc
+import weakref
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -249,7 +254,7 @@ def test_supervision_detections():
 
 
 def test_without_supervision_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "supervision", None)
+    monkeypatch.setitem(sys.modules, "supervision", None)
     with pytest.raises(ImportError, match="pip install supervision"):
         make().to_supervision()
 
@@ -292,3 +297,41 @@ def test_show_opens_a_viewer(monkeypatch):
     monkeypatch.setattr(Image.Image, "show", lambda self, title: shown.append((self.size, title)))
     make().show()
     assert shown == [((40, 30), "the dog")]
+
+
+def test_a_result_holds_nothing_but_its_own_answer():
+    ranked = rank()
+    batch = torch.zeros(8, 1, 100, 100)
+    copy = dataclasses.replace(ranked, sem_seg=batch[3].bfloat16()).to_host()
+    assert copy.sem_seg.dtype == torch.float32
+    assert copy.sem_seg.untyped_storage().nbytes() == 4 * 100 * 100
+    result = GroundingResult(copy, "x")
+    result.with_thresholds(threshold=0.1).to_json()
+    gone = weakref.ref(result)
+    gc.disable()
+    try:
+        del result
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_memory_follows_the_answer_not_the_pixels():
+    ranked = rank(size=(9000, 12000))
+    tracemalloc.start()
+    result = GroundingResult(ranked, "x")
+    rles = [*result.rles, result.union_rle]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # One dense mask has 108 MB.
+    assert len(rles) == 3 and peak < 100e6
+    assert mask_util.area(rles[-1]) >= max(mask_util.area(rle) for rle in rles[:-1])
+
+
+def test_lines_grow_with_the_image():
+    result = make(size=(3000, 4000)).with_thresholds(threshold=0.8)
+    drawn = result.plot(layers=["boxes"])
+    x, y = (result.boxes[0, :2] + result.boxes[0, 2:]) // 2
+    # Below the center of the box, its tag being above: 2 pixels for each 1000 of the long side.
+    line = (drawn[int(y) :, int(x)] == (0xE6, 0x9F, 0)).all(axis=1)
+    assert 6 <= line.sum() <= 10
