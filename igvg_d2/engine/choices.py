@@ -82,8 +82,6 @@ def choose_options(facts: Facts, recipe: CfgNode, asked: Mapping[str, Any]) -> C
     if facts.start == "model" and not facts.encoder_is_new:
         rate, reason = max(2e-5, rate / 5), f"a fifth of what trained the model: {reason}"
     chosen.add("SOLVER.BASE_LR", float(f"{rate:.1e}"), reason)
-    if solver.BACKBONE_MULTIPLIER == 1.0 and facts.start != "nothing":
-        chosen.add("SOLVER.BACKBONE_MULTIPLIER", 0.1, "the encoder keeps what it has learned")
     frozen, reason = [], f"{count} expressions, no reason to freeze the encoder"
     if facts.start != "model" or facts.encoder_is_new:
         reason = "the model, or a part of its encoder, has not been trained yet"
@@ -91,6 +89,9 @@ def choose_options(facts: Facts, recipe: CfgNode, asked: Mapping[str, Any]) -> C
         frozen, reason = ["backbone."], f"the encoder would learn {count} expressions by heart"
     if chosen.add("MODEL.FREEZE", frozen, reason) == ["backbone."]:
         chosen.add("MODEL.BEIT3.DROP_PATH", 0.0, "a frozen encoder should answer as it will in use")
+        chosen.add("SOLVER.BACKBONE_MULTIPLIER", 1.0, "of no effect on a frozen encoder")
+    elif solver.BACKBONE_MULTIPLIER == 1.0 and facts.start != "nothing":
+        chosen.add("SOLVER.BACKBONE_MULTIPLIER", 0.1, "the encoder keeps what it has learned")
     jitter = 0.2 if count < _SMALL else 0.1 if count < _LARGE else 0.0
     reason = f"brightness and contrast; {count} expressions, the fewer the more"
     chosen.add("INPUT.COLOR_JITTER", jitter, reason)

@@ -65,6 +65,8 @@ def test_by_size_of_the_data(released, samples, batch, epochs, frozen, jitter, o
 def test_by_start(config, start, samples, rate, frozen):
     found = choose(setup_config(str(config)), samples, start=start, **GPU)
     assert found["BASE_LR"] == pytest.approx(rate) and found["FREEZE"] == frozen
+    # Both configs have 0.1; without effect, it would be a warning.
+    assert found.get("BACKBONE_MULTIPLIER") == (1.0 if frozen else None)
 
 
 def test_a_new_vocabulary_is_not_frozen(released):

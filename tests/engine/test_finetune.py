@@ -73,6 +73,7 @@ def rewrite(path, change):
 
 def test_it_trains_as_train_net_does_and_continues(own, monkeypatch, capsys):
     tool.main(command("--opts", *SHORT))
+    assert "have no effect" not in (own / "run/log.txt").read_text()
     out = capsys.readouterr().out
     assert "python train_net.py --config-file run/finetune.yaml" in out
     assert (own / "run/model_best.pth").is_file()
