@@ -177,10 +177,10 @@ class Configs:
         else:
             data = damage_bytes("\n".join(lines).encode(), rng)
         if rng.random() < 0.4:
-            path, header = path.with_suffix(".safetensors"), {
-                "config": data.decode(errors="replace")
-            }
-            save_file({"x": torch.zeros(9)}, path, metadata=header)
+            # With a _BASE_ all of them would be refused.
+            text = re.sub(b"_BASE_.*", b"", data).decode(errors="replace")
+            path = path.with_suffix(".safetensors")
+            save_file({"x": torch.zeros(9)}, path, metadata={"config": text})
             data = path.read_bytes() if rng.random() < 0.8 else damage_bytes(path.read_bytes(), rng)
         path.write_bytes(data)
         return path, None
