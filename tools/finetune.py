@@ -160,8 +160,11 @@ def write_config(path, request, memory, num_gpus, add_config):
     entries = [[name, *map(os.path.abspath, (f, request.images))] for name, f in files.items()]
     data = ["DATASETS.EXPRESSION_FILES", entries, "DATASETS.TRAIN", list(files)[:1]]
     data += ["DATASETS.TEST", list(files)[1:]]
-    recipe = model_zoo.load(request.model, add_config=add_config)
-    cfg = model_zoo.load(request.model, opts=[*request.opts, *data], add_config=add_config)
+    pairs = zip(request.opts[::2], request.opts[1::2])
+    # What trained the model, with the files that the user has named.
+    own = [pair for pair in pairs if not pair[0].startswith(("SOLVER.", _QUERIES))]
+    recipe = model_zoo.load(request.model, opts=sum(own, ()), add_config=add_config)
+    cfg = model_zoo.load(request.model, opts=[*data, *request.opts], add_config=add_config)
     options = dict(flatten(cfg))
     # Keys of earlier versions are ignored with a warning.
     asked = {key: options[key] for key in request.opts[::2] if key in options}

@@ -142,6 +142,12 @@ def test_three_lines_of_python(own, monkeypatch):
     assert asked == [(["--config-file", path, "--num-gpus", "1", "--resume"], ())]
     with pytest.raises(ValueError, match="--output decide OUTPUT_DIR"):
         tool.finetune("shapes-tiny", "train.json", "images", opts=["OUTPUT_DIR", "x"])
+    with pytest.raises(ValueError, match="KEY VALUE.*does not fit"):
+        tool.finetune("shapes-tiny", "train.json", "images", opts=["SEED"])
+    # What the model names and the user replaces is not downloaded.
+    config = str(tool.__file__).replace("tools/finetune.py", "configs/Photos/igvg_tiny_custom.yaml")
+    with pytest.raises((ValueError, OSError), match="my.spm"):
+        tool.finetune(config, "train.json", "images", opts=["INPUT.TOKENIZER.FILE", "my.spm"])
     with pytest.raises(ValueError, match="no.json"):
         tool.finetune("shapes-tiny", "no.json", "images", output="x")
 
