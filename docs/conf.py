@@ -4,9 +4,12 @@ The source folder is the root of the checkout (``make docs``), so that a link fr
 another leads to its page, as it does in a browser of repositories.
 """
 
+import json
 import re
 import sys
 from pathlib import Path
+
+from sphinx.util.nodes import make_refnode
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -69,7 +72,42 @@ def unlink(app, docname, source):
     source[0] = re.sub(r"(?<!!)\[([^\]]*)\]\(([\w./-]+)\)", text_alone, source[0])
 
 
+def show_notebook(app, docname, source):
+    """The cells of the walkthrough and their outputs as one page."""
+    if docname != "docs/walkthrough":
+        return
+    notebook = json.loads((ROOT / "demo/walkthrough.ipynb").read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        text = "".join(cell["source"])
+        source[0] += f"\n{text}\n" if cell["cell_type"] == "markdown" else block("python", text)
+        for output in cell.get("outputs", []):
+            if "text" in output:
+                source[0] += block("text", "".join(output["text"]))
+            else:
+                source[0] += f"\n![](data:image/png;base64,{output['data']['image/png']})\n"
+
+
+def block(language, text):
+    """A fenced block of Markdown."""
+    return f"\n```{language}\n{text.rstrip()}\n```\n"
+
+
+def find_by_short_name(app, env, node, text):
+    """Docstrings name classes and functions as code does, without the module they are from."""
+    if node.get("refdomain") != "py":
+        return None
+    ending = "." + node["reftarget"].lstrip("~.")
+    objects = env.domains["py"].objects
+    found = {entry for name, entry in objects.items() if name.endswith(ending)}
+    if len(found) != 1:
+        return None
+    (entry,) = found
+    place = entry.docname, entry.node_id
+    return make_refnode(app.builder, node["refdoc"], *place, text, entry.node_id)
+
+
 def setup(app):
-    """Connect the two functions above to the reading of a page."""
-    app.connect("source-read", add_modules)
-    app.connect("source-read", unlink)
+    """Connect the functions above."""
+    for change in (show_notebook, add_modules, unlink):
+        app.connect("source-read", change)
+    app.connect("missing-reference", find_by_short_name)

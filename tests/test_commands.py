@@ -218,8 +218,8 @@ class Server:
 def server(tmp_path_factory):
     """A server whose folder has Shapes and a trained model, by the documents' own commands."""
     server = Server(tmp_path_factory.mktemp("checkout"))
-    os.environ["DETECTRON2_DATASETS"] = "datasets"
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", "datasets")
         scripts = ("datasets/prepare_synthetic.py", "train_net.py", "tools/export_dataset.py")
         for script in scripts:
             pattern = rf"python {script} .*shapes"
@@ -227,10 +227,8 @@ def server(tmp_path_factory):
         config = next(content for content, _ in blocks("datasets/README.md", "yaml"))
         (server.folder / "my.yaml").write_text(config)
         yield server
-    finally:
-        del os.environ["DETECTRON2_DATASETS"]
-        server.process.stdin.close()
-        server.process.wait()
+    server.process.stdin.close()
+    server.process.wait()
 
 
 @pytest.mark.parametrize("command", [c for c in ALL if c.kind == "run"], ids=str)

@@ -43,6 +43,9 @@ def test_the_pages_are_built_without_a_warning(tmp_path):
     assert 'href="../README.html"' in front
     modeling = (pages / "docs/api/modeling.html").read_text(encoding="utf-8")
     assert "igvg_d2.modeling.meta_arch.igvg.IGVG.forward" in modeling
+    assert "RankedOutput" in (pages / "docs/api/inference.html").read_text(encoding="utf-8")
+    walk = (pages / "docs/walkthrough.html").read_text(encoding="utf-8")
+    assert walk.count("data:image/png") >= 6 and "CountingHead" in walk
     # What a browser would load by itself.
     loaded = re.findall(r"""(?:src=|<link[^>]*stylesheet[^>]*href=)["']([^"']+)""", front)
     assert loaded and not [address for address in loaded if address.startswith(("http", "//"))]
