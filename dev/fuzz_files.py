@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from detectron2.modeling import build_model
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from tqdm import tqdm
 
 from igvg_d2.checkpoint import GroundingCheckpointer, read_checkpoint
@@ -160,8 +160,7 @@ class Configs:
         self.texts = [(path.parent, path.read_text()) for path in ROOT.glob("configs/*/*.yaml")]
 
     def make(self, rng, marker):
-        parent, text = rng.choice(self.texts)
-        path = self.folder / "config.yaml"
+        (parent, text), path = rng.choice(self.texts), self.folder / "config.yaml"
         bomb = "".join(f"X{i + 1}: &x{i + 1} [{f'*x{i}, ' * 9}]\n" for i in range(30))
         hostile = [
             *(f"X: !!python/object/apply:os.mkdir ['{marker}']", f"_BASE_: {path}", "MODEL: 5"),
@@ -171,17 +170,13 @@ class Configs:
             "SOLVER: {BASE_LR: .nan, STEPS: 5}",
         ]
         lines = re.sub('_BASE_: "?', lambda found: f"{found[0]}{parent}/", text).splitlines()
-        if rng.random() < 0.5:
-            lines.insert(rng.randrange(len(lines) + 1), rng.choice(hostile))
-            data = "\n".join(lines).encode()
-        else:
-            data = damage_bytes("\n".join(lines).encode(), rng)
-        if rng.random() < 0.4:
-            # With a _BASE_ all of them would be refused.
-            text = re.sub(b"_BASE_.*", b"", data).decode(errors="replace")
-            path = path.with_suffix(".safetensors")
-            save_file({"x": torch.zeros(9)}, path, metadata={"config": text})
-            data = path.read_bytes() if rng.random() < 0.8 else damage_bytes(path.read_bytes(), rng)
+        at, is_hostile = rng.randrange(len(lines) + 1), rng.random() < 0.5
+        lines[at:at] = [rng.choice(hostile)] if is_hostile else []
+        data = "\n".join(lines).encode()
+        data = data if is_hostile else damage_bytes(data, rng)
+        if rng.random() < 0.4:  # in a header; with a _BASE_ all of them would be refused
+            header = {"config": re.sub(b"_BASE_.*", b"", data).decode(errors="replace")}
+            path, data = path.with_suffix(".safetensors"), save({"x": torch.zeros(9)}, header)
         path.write_bytes(data)
         return path, None
 
