@@ -23,7 +23,7 @@ import igvg_d2.visualization  # noqa: F401
 from igvg_d2.engine import setup_config
 from igvg_d2.engine.train_net import GroundingTrainer  # noqa: F401
 
-LIMIT_SECONDS = 500
+LIMIT_SECONDS = 300
 # What stands for the config of the reader.
 PLACEHOLDERS = ("X", "CONFIG", "...", "FILE")
 ANY_CONFIG = "configs/Shapes/igvg_tiny.yaml"
