@@ -50,8 +50,6 @@ CONFIG = "finetune.yaml"
 _HEAD = """# Options with a comment follow from data, weights and machine, others from the model.
 # Change what you like: the same command uses this file as it stands.
 # Command: """
-# Problems of one kind that a message lists.
-_LISTED = 5
 _QUERIES = "MODEL.QUERY_GENERATOR.NUM_OBJECT_QUERIES"
 _BY_ARGUMENTS = ("OUTPUT_DIR", *(f"DATASETS.{k}" for k in ("TRAIN", "TEST", "EXPRESSION_FILES")))
 # What the config of a model says for the data that it was trained on.
@@ -190,15 +188,14 @@ def write_config(path, request, memory, num_gpus, add_config):
         add(defaults)
     defaults = dict(flatten(defaults))
     values = {key: defaults[key] for key in _OF_OTHER_DATA}
-    values.update((key, value) for key, (value, _) in chosen.items())
+    values |= {key: value for key, (value, _) in chosen.items()}
     cfg.merge_from_list([part for item in values.items() for part in item])
     cfg.OUTPUT_DIR = os.path.abspath(request.output)
     for node, key in ((cfg.MODEL, "WEIGHTS"), (cfg.INPUT.TOKENIZER, "FILE")):
         node[key] = os.path.abspath(node[key]) if node[key] else ""
     if request.resize or request.reset:
         cfg.MODEL.WEIGHTS = os.path.join(cfg.OUTPUT_DIR, "initial_weights.safetensors")
-        queries = cfg.MODEL.QUERY_GENERATOR.NUM_OBJECT_QUERIES
-        header = {"author": "igvg_d2", "num_queries": str(queries)}
+        header = {"author": "igvg_d2", "num_queries": str(dict(flatten(cfg))[_QUERIES])}
         export_safetensors(model, cfg.MODEL.WEIGHTS, header)
     if "MODEL.DEVICE" not in asked:
         cfg.MODEL.DEVICE = defaults["MODEL.DEVICE"]
@@ -224,10 +221,10 @@ def check_data(cfg, name, file):
     for what, found in (("unknown words", unknown), ("left out", skipped)):
         if found:
             say(f"note: {file}: {what}, {len(found)}, such as {found[0]}")
-    lines = [f"{file} cannot be used; mend it:"] * bool(problems)
-    for kind, found in problems.items():
-        lines += [f"  {kind}: {len(found)}", *(f"    {text}" for text in found[:_LISTED])]
-    if lines:
+    if problems:
+        lines = [f"{file} cannot be used; mend it:"]
+        for kind, found in problems.items():
+            lines += [f"  {kind}: {len(found)}", *(f"    {text}" for text in found[:5])]
         raise ValueError("\n".join(lines))
     say(f"{file}: {total} expressions on {report.images} images, {report.counts[0]} of no target")
     return total
@@ -236,23 +233,18 @@ def check_data(cfg, name, file):
 def advise(cfg, names):
     """Say what nobody would notice until the model is used."""
     samples = [DatasetCatalog.get(name) for name in names]
-    most = max(len(sample["annotations"]) for sample in samples[0])
-    if all(sample["annotations"] for sample in samples[0]):
+    counts = [len(sample["annotations"]) for sample in samples[0]]
+    if min(counts) > 0:
         say("note: every expression has a target: the model forgets how to say 'nothing'")
-    queries = cfg.MODEL.QUERY_GENERATOR.NUM_OBJECT_QUERIES
+    queries, most = cfg.MODEL.QUERY_GENERATOR.NUM_OBJECT_QUERIES, max(counts)
     if cfg.MODEL.QUERY_GENERATOR.NAME and most > queries:
-        say(
-            f"note: an expression has {most} targets, the model finds {queries} at most; to change "
-            f"that: --resize {NUM_QUERIES} --opts {_QUERIES} {most}"
-        )
+        remedy = f"--resize {NUM_QUERIES} --opts {_QUERIES} {most}"
+        say(f"note: an expression has {most} targets, the model finds {queries} at most: {remedy}")
     shared = set.intersection(*({s["file_name"] for s in part} for part in samples))
     if len(names) == 1:
         say("note: without --val nothing shows whether it learns by heart; the last weights count")
     elif shared:
-        say(
-            f"note: {len(shared)} images of --val are also in --train, such as {min(shared)}: "
-            "numbers will be too good"
-        )
+        say(f"note: {len(shared)} images are in both --val and --train, such as {min(shared)}")
 
 
 def fit_weights(cfg, recipe, request):

@@ -235,7 +235,7 @@ def test_what_nobody_would_notice_is_told(own, capsys):
     tool.main([*command("--dry-run", val=False)])
     out = capsys.readouterr().out
     assert "note: every expression has a target" in out and "note: without --val" in out
-    assert "12 targets, the model finds 10 at most; to change that: --resize num_queries" in out
+    assert "12 targets, the model finds 10 at most: --resize num_queries" in out
     assert f"--opts {QUERIES} 12" in out
     tool.main([*command("--dry-run", val=False, output="b"), "--val", "train.json"])
-    assert "note: 4 images of --val are also in --train" in capsys.readouterr().out
+    assert "note: 4 images are in both --val and --train" in capsys.readouterr().out
