@@ -18,12 +18,15 @@ def draw_result(result, image: np.ndarray, layers: Sequence[str]) -> np.ndarray:
     unknown = [layer for layer in layers if layer not in LAYERS]
     if isinstance(layers, str) or unknown:
         raise ValueError(f"layers must be a list of some of {LAYERS}, got {layers!r}.")
-    if image.shape[:2] != result.orig_shape:
+    size, (height, width) = image.shape[:2], result.orig_shape
+    # Both sides are rounded when an image is resized.
+    if abs(size[0] * width - size[1] * height) > (height + width) / 2:
         raise ValueError(
-            f"the image has height, width = {image.shape[:2]}, the answer is about one of "
-            f"{result.orig_shape}."
+            f"the image has height, width = {size}, the answer is about one of {height, width}."
         )
-    source, scale = np.ascontiguousarray(image), max(1.0, max(image.shape[:2]) / _PLAIN_SIDE)
+    if size != result.orig_shape:
+        result = result.resized(size)
+    source, scale = np.ascontiguousarray(image), max(1.0, max(size) / _PLAIN_SIDE)
     if "attention" in layers and result.attention_map is not None:
         source = drawing.draw_heat(source, result.attention_map)
     canvas = source.copy()

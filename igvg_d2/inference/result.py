@@ -2,13 +2,14 @@
 
 import os
 import sys
+from dataclasses import replace
 from numbers import Real
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from igvg_d2.evaluation.calibration import check_threshold
@@ -103,6 +104,19 @@ class GroundingResult:
             result._rles = self._rles
         return result
 
+    def resized(self, size: Sequence[int]) -> "GroundingResult":
+        """The answer about the same image in another size (height, width), to be shown there."""
+        (height, width), ranked = self.orig_shape, self._ranked
+        scale = torch.tensor([size[1] / width, size[0] / height])
+        candidates = Instances(tuple(size), **ranked.candidates.get_fields())
+        candidates.pred_boxes = Boxes(candidates.pred_boxes.tensor * scale.repeat(2))
+        candidates.pred_points = candidates.pred_points * scale
+        return GroundingResult(
+            replace(ranked, candidates=candidates),
+            self.expression,
+            no_target_threshold=self._no_target_threshold,
+        )
+
     @property
     def no_target(self) -> bool:
         """Whether nothing in the image matches; then there are no boxes and no mask."""
@@ -180,6 +194,7 @@ class GroundingResult:
 
         Args:
             image: to draw on, by default the image of the question, RGB; read again from its file.
+                It may have another size.
             layers: of "attention", "masks" (of each target), "mask" (all of them in one color),
                 "boxes" and "points", drawn in this order. "No target" is a band across the image.
         """

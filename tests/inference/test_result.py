@@ -274,9 +274,23 @@ def test_plot_has_the_size_of_the_image():
     assert (only[inside] != 90).any(axis=1).all()
     with pytest.raises(ValueError, match="layers must be a list of some of"):
         result.plot(layers=["boxen"])
-    with pytest.raises(ValueError, match=r"height, width = \(3, 3\)"):
-        result.plot(np.zeros((3, 3, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"height, width = \(30, 30\)"):
+        result.plot(np.zeros((30, 30, 3), np.uint8))
     assert (make(scores=(0.1,)).plot() != 90).any()  # the band
+
+
+def test_plot_on_the_image_in_another_size():
+    result = make()
+    height, width = SIZE
+    large = result.resized((3 * height, 3 * width))
+    assert np.allclose(large.boxes, 3 * result.boxes)
+    assert np.allclose(large.points, 3 * result.points)
+    assert (large.masks[:, 1::3, 1::3] == result.masks).mean() > 0.999
+    assert large.no_target_score == result.no_target_score
+    image = np.full((3 * height, 3 * width, 3), 90, np.uint8)
+    assert np.array_equal(result.plot(image), large.plot(image))
+    odd = np.full((round(0.7 * height), round(0.7 * width) + 1, 3), 90, np.uint8)
+    assert result.plot(odd).shape == odd.shape
 
 
 def test_save(tmp_path):
