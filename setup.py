@@ -21,6 +21,9 @@ CHECK = runpy.run_path(str(ROOT / "igvg_d2" / "requirements_check.py"))
 LINT = ["black>=26.1,<27", "flake8>=6.0", "isort>=5.12"]
 # pytest-xdist: make test shares the files out over the cores, which halves its time on two.
 TEST = ["pytest>=7.0", "pytest-xdist>=3.8"]
+# The web page, and a browser to test it in. Gradio 6 needs an older Pillow than the library.
+DEMO = ["gradio>=6,<7"]
+TEST_WEB = ["playwright>=1.50"]
 DOCS = ["sphinx>=8.1", "myst-parser>=4.0"]
 
 setup(
@@ -42,10 +45,12 @@ setup(
     install_requires=[f"{r.distributions[0]}>={r.minimum}" for r in CHECK["REQUIREMENTS"]],
     extras_require={
         "dev": LINT + TEST,
+        "demo": DEMO,
         "docs": DOCS,
         # GroundingResult.to_supervision()
         "supervision": ["supervision>=0.20"],
-        "all": LINT + TEST + DOCS + ["mypy>=1.8"],
+        "test-web": TEST_WEB,
+        "all": LINT + TEST + DEMO + DOCS + ["mypy>=1.8"],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
