@@ -25,7 +25,7 @@ SHAPES = $(DATASETS)/shapes
 export PYTHONWARNINGS ?= ignore:`torch.jit.script` is deprecated:FutureWarning,ignore:Grad strides do not match bucket view strides:UserWarning,ignore:`broadcast_buffers` is deprecated:FutureWarning
 
 .DEFAULT_GOAL := help
-.PHONY: help env data train report demo test test-gpu lint fuzz docs clean clean-all
+.PHONY: help env data train report demo test test-web test-gpu lint fuzz docs clean clean-all
 # Targets of `make demo` build on one another; -j must not reorder them.
 .NOTPARALLEL:
 
@@ -34,6 +34,7 @@ help:
 	@echo
 	@echo "  make demo       from nothing to a trained, evaluated, visible model (8 minutes of training on 2 cores)"
 	@echo "  make test       the tests"
+	@echo "  make test-web   those of the web page, in a browser; installs Gradio, Playwright and Chromium"
 	@echo "  make test-gpu   those that need a GPU or two, see GETTING_STARTED.md"
 	@echo "  make fuzz       FUZZ=$(FUZZ) damaged or hostile files of each kind: annotations, predictions, weights, ..."
 	@echo "  make docs       these documents and the docstrings as pages, build/docs/index.html"
@@ -78,6 +79,16 @@ demo: train
 
 test: env
 	OMP_NUM_THREADS=1 "$(PY)" -m pytest -n "$(JOBS)" --dist loadfile --no-loadscope-reorder $(TESTS)
+
+# Chromium comes from the distribution, where apt-get is there and may install; the tests say what is missing.
+test-web: env
+	@"$(PY)" -c "import sys, importlib.util as u; sys.exit(not all(map(u.find_spec, sys.argv[1:])))" gradio playwright || \
+		"$(PY)" -m pip install -qq --no-build-isolation --use-pep517 --editable ".[demo,test-web]"
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+		command -v "$$name" >/dev/null && exit 0; done; \
+		command -v apt-get >/dev/null && [ "$$(id -u)" -eq 0 ] || exit 0; \
+		apt-get update -qq && apt-get install -qq --yes --no-install-recommends chromium
+	OMP_NUM_THREADS=1 "$(PY)" -m pytest -rs --durations=5 tests/demo
 
 test-gpu: env
 	"$(PY)" -m pytest -v -rs tests/gpu
