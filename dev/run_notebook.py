@@ -13,6 +13,7 @@ import contextlib
 import io
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -22,6 +23,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from igvg_d2.io.image import read_image  # noqa: E402
+
 
 def run_cell(source: str, namespace: Dict[str, Any]) -> List[Dict[str, Any]]:
     """Outputs of a code cell in nbformat 4: its text, then its figures as small PNGs."""
@@ -29,9 +32,11 @@ def run_cell(source: str, namespace: Dict[str, Any]) -> List[Dict[str, Any]]:
 
     def keep() -> None:
         for number in plt.get_fignums():
-            drawn, small = io.BytesIO(), io.BytesIO()
-            plt.figure(number).savefig(drawn, format="png", dpi=72, bbox_inches="tight")
-            Image.open(drawn).convert("RGB").quantize(128).save(small, "PNG", optimize=True)
+            small = io.BytesIO()
+            with tempfile.NamedTemporaryFile(suffix=".png") as drawn:
+                plt.figure(number).savefig(drawn.name, dpi=72, bbox_inches="tight")
+                image = Image.fromarray(read_image(drawn.name, "RGB"))
+            image.quantize(128).save(small, "PNG", optimize=True)
             figures.append(base64.b64encode(small.getvalue()).decode())
         plt.close("all")
 
