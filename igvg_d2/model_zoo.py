@@ -21,7 +21,7 @@ from .io.hub import BEIT3_INDOMAIN, BEIT3_TOKENIZER, KNOWN_SHA256, find_cached
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 _RELEASED = "hf://Dmmm997/InstanceVG/InstanceVG-{}.pth"
 _SHAPES_TINY = "weights/igvg_tiny_shapes.safetensors"
-_SHAPES_TINY_SHA256 = "39cfed0a5e4ff8ab870fe586f98ad1a610b5914ea44685fbf819c0bbb875eca8"
+_SHAPES_TINY_SHA256 = "48a13e58c4e8e8b2036a52028b86dc393776bf83df1633fba531a02480db2a6e"
 
 
 class Model(NamedTuple):

@@ -7,7 +7,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 import torch
 
-from igvg_d2.io.rle import RLE
+from igvg_d2.io.rle import RLE, runs_to_rle
 from igvg_d2.modeling.mask_resize import (
     bilinear_taps,
     nearest_indices,
@@ -57,7 +57,7 @@ def encode_mask(ranked: RankedOutput, logits: torch.Tensor, size: Sequence[int])
         changes.append(positions[is_change] + left * height)
         value = values[-1]
     runs = np.diff(np.concatenate([[0], *changes, [height * width]]))
-    return mask_util.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
+    return runs_to_rle((height, width), runs.tolist())
 
 
 def _nearest_changes(strip: np.ndarray, height: int, smallest: float):

@@ -188,6 +188,11 @@ def _compress(rle: Any, height: int, width: int) -> RLE:
     return normalize_rle(rle, size, runs)
 
 
+def runs_to_rle(size: Size, runs: Sequence[int]) -> RLE:
+    """Compressed RLE of runs of our own, which fill an image of ``size``, background first."""
+    return mask_util.frPyObjects({"size": list(size), "counts": list(runs)}, *size)
+
+
 def mask_to_rle(mask: Any) -> RLE:
     """Compressed RLE, `counts` bytes, of a tensor or array bool (height, width)."""
     if not isinstance(mask, np.ndarray):

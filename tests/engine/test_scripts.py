@@ -83,7 +83,8 @@ def test_export_of_a_run_with_an_average_holds_the_average(tmp_path, monkeypatch
 
 def test_export_of_a_run_carries_its_facts(tmp_path, monkeypatch, capsys):
     export = load_script("tools/export_model.py")
-    cfg = tiny_cfg()
+    # The other tokenizer's file would be downloaded.
+    cfg = tiny_cfg(["INPUT.TOKENIZER.NAME", "ShapesTokenizer"])
     (tmp_path / "config.yaml").write_text(cfg.dump())
     model = build_model(cfg)
     GroundingCheckpointer(model, str(tmp_path)).save("model_final")

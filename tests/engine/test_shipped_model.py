@@ -16,7 +16,7 @@ from igvg_d2.engine import GroundingTrainer, setup_config
 ROOT = Path(__file__).resolve().parents[2]
 ENCODER = ROOT / "demo" / "beit3_tiny_shapes.safetensors"
 WEIGHTS = ROOT / "demo" / "igvg_tiny_shapes.safetensors"
-CONFIG = ROOT / "configs" / "Shapes" / "igvg_tiny.yaml"
+CONFIG = ROOT / "configs" / "Shapes" / "igvg_tiny_long.yaml"
 NAME = "test_shipped_model_val"
 
 
@@ -24,13 +24,13 @@ def test_they_are_small_and_say_how_they_were_made():
     assert ENCODER.stat().st_size < 10_000_000 and WEIGHTS.stat().st_size < 13_000_000
     facts = read_metadata(str(WEIGHTS))
     assert "train_net.py" in facts["command"] and CONFIG.name in facts["command"]
-    assert facts["seed"] == "0" and int(facts["samples_seen"]) == 23_680
+    assert facts["seed"] == "0" and int(facts["samples_seen"]) == 83_200
     for metric in ("gres/gIoU", "gres/N_acc", "grec/F1score", "instance/mask_AP50"):
         for split in ("val", "testA", "testB"):
             assert 0 < float(facts[f"shapes_{split}/{metric}"]) <= 100
     metrics = "gres/gIoU gres/N_acc gres/T_acc grec/F1score instance/mask_AP50 instance/box_AP50"
     metrics = [*metrics.split(), "instance/CoverAcc_all"]
-    zoo = (ROOT / "MODEL_ZOO.md").read_text().partition("igvg_tiny.yaml)")[2]
+    zoo = (ROOT / "MODEL_ZOO.md").read_text().partition("igvg_tiny_long.yaml)")[2]
     for split in ("val", "testA", "testB"):
         found = [float(facts[f"shapes_{split}/{name}"]) for name in metrics]
         row = re.search(rf"\| {split} \|([ 0-9.|]+)\|\n", zoo).group(1).split("|")
@@ -39,7 +39,7 @@ def test_they_are_small_and_say_how_they_were_made():
         if split == "val":
             readme = (ROOT / "README.md").read_text()
             wanted = " | ".join(f"{found[i]:.1f}" for i in (0, 1, 3, 4))
-            assert f"| 23,680 | 8.7 | {wanted} |" in readme
+            assert f"| 83,200 | 27 | {wanted} |" in readme
     readme = (ROOT / "projects" / "Shapes" / "README.md").read_text()
     assert f"{int(read_metadata(str(ENCODER))['samples']):,} samples" in readme
 
