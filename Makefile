@@ -87,7 +87,8 @@ test-web: env
 	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
 		command -v "$$name" >/dev/null && exit 0; done; \
 		command -v apt-get >/dev/null && [ "$$(id -u)" -eq 0 ] || exit 0; \
-		apt-get update -qq && apt-get install -qq --yes --no-install-recommends chromium
+		apt-get update -qq && apt-get install -qq --yes --no-install-recommends chromium || \
+		echo "test-web: no browser could be installed; the tests that need one are skipped"
 	OMP_NUM_THREADS=1 "$(PY)" -m pytest -rs --durations=5 tests/demo
 
 test-gpu: env
