@@ -25,8 +25,8 @@ FOLDER = Path(__file__).resolve().parent
 SHAPES = [
     [str(FOLDER / "images" / "shapes.jpg"), "all of the circles"],
     [str(FOLDER / "images" / "shapes.jpg"), "all the triangles but the blue one"],
-    [str(FOLDER / "images" / "shapes.jpg"), "the purple circle that is over the cross"],
-    [str(FOLDER / "images" / "scene.jpg"), "the yellow cross"],
+    [str(FOLDER / "images" / "shapes.jpg"), "the red cross left of the circle"],
+    [str(FOLDER / "images" / "scene.jpg"), "the orange cross"],
 ]
 EXAMPLES = """examples:
   python demo/app.py

@@ -34,7 +34,7 @@ from questions import STDIN, Row, assign, find_images, read_expressions  # noqa:
 logger = logging.getLogger("igvg_d2.demo")
 
 EXAMPLES = """examples:
-  python demo/demo.py --input demo/images/scene.jpg --expression "the yellow cross" "all circles"
+  python demo/demo.py --input demo/images/scene.jpg --expression "the orange cross" "all circles"
       Two questions about one image, answered by the small model that ships with the project. It
       knows coloured shapes only.
 

@@ -25,8 +25,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 QUESTIONS = (
     ("shapes.jpg", "all of the circles", "3 targets"),
-    ("shapes.jpg", "the purple circle that is over the cross", "Nothing in the image matches"),
-    ("scene.jpg", "the yellow cross", "1 target"),
+    ("shapes.jpg", "the red cross left of the circle", "Nothing in the image matches"),
+    ("scene.jpg", "the orange cross", "1 target"),
 )
 VIEW = (["masks", "boxes"], 0.7, 0.5, 1)  # layers and thresholds
 

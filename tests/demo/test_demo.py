@@ -21,7 +21,7 @@ from igvg_d2.io.image import read_image
 
 ROOT = Path(__file__).resolve().parents[2]
 SCENE = ROOT / "demo" / "images" / "scene.jpg"
-CROSS, NOTHING = "the yellow cross", "the green circle"
+CROSS, NOTHING = "the orange cross", "the green circle"
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def names(folder):
 def test_every_answer_has_its_own_name(run, tmp_path):
     copy("a/x.png", "b/x.png", "b/X.bmp")
     assert run("--input", "a", "b", "-e", CROSS, "-e", NOTHING, CROSS, "--output", "out") == ""
-    cross, nothing = "the_yellow_cross", "the_green_circle"
+    cross, nothing = "the_orange_cross", "the_green_circle"
     first = [f"x_{cross}.png", f"x_{nothing}.png", f"x_{cross}_2.png"]
     # On some systems X.png is x.png.
     second = [f"X_{cross}_3.png", f"X_{nothing}_2.png", f"X_{cross}_4.png"]
@@ -84,7 +84,7 @@ def test_no_input_is_overwritten(run, tmp_path):
     copy("q.png", "r.png", "r_2.png")
     os.link("r.png", "q_2.png")
     os.symlink("q.png", "r_3.png")
-    Path("coco.json").write_text('["the yellow cross"]')
+    Path("coco.json").write_text('["the orange cross"]')
     inputs = ["q.png", "r.png", "r_2.png", "coco.json"]
     before = hashes(*inputs)
     arguments = ("--input", *inputs[:3], "--expressions-file", "coco.json", "--output", ".")
@@ -104,7 +104,7 @@ def test_a_bad_image_is_reported_and_the_rest_goes_on(run, capsys):
     assert len(names("out")) == 4
     told = capsys.readouterr().err
     assert "cannot decode the image 'b.png'" in told and "'absent.png' does not exist" in told
-    assert "a.png: 'the yellow cross': 1 target; box (" in told and "no target (score 0.9" in told
+    assert "a.png: 'the orange cross': 1 target; box (" in told and "no target (score " in told
 
 
 def test_lines_of_json_through_pipes():
@@ -150,7 +150,7 @@ def test_what_is_saved(run, predictor):
     asked = ["-e", CROSS, NOTHING, "--save", kinds]
     assert run("--input", "photos/**/*.png", *asked, "--output", "out") == ""
     result = predictor("photos/a.png", CROSS)
-    stem = "out/a_the_yellow_cross"
+    stem = "out/a_the_orange_cross"
     assert (read_image(f"{stem}.png", "RGB") == result.plot()).all()
     assert read_image(f"{stem}_panels.png", "RGB").shape[1] > 1000
     answer = json.loads(Path(f"{stem}.json").read_text())
@@ -192,11 +192,11 @@ def test_label_studio_tasks(run):
 def test_questions_of_single_images(run):
     copy("photos/a.png", "photos/b.png", "photos/c.png")
     table = (
-        "image,expression\na.png,the yellow cross\nb.png,the green circle\na.png,the purple cross\n"
+        "image,expression\na.png,the orange cross\nb.png,the green circle\na.png,the purple cross\n"
     )
     Path("photos/q.csv").write_text(table)
     assert run("--expressions-file", "photos/q.csv", "--output", "out") == ""
-    expected = ["a_the_purple_cross.png", "a_the_yellow_cross.png", "b.png"]
+    expected = ["a_the_orange_cross.png", "a_the_purple_cross.png", "b.png"]
     assert names("out") == expected
     assert run("--input", "photos", "--expressions-file", "photos/q.csv", "--output", "out2") == ""
     assert names("out2") == expected
