@@ -6,10 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from huggingface_hub import constants
 from PIL import Image
 from torch.multiprocessing import start_processes
 
+from igvg_d2.data.datasets import load_referring, register_grounding
+from igvg_d2.data.synthetic import write_shapes
 from igvg_d2.io.hub import HANDLER
 from tests.io.hub_server import running_hub
 
@@ -95,3 +98,31 @@ def hub(monkeypatch, tmp_path):
         # What this process has been told of another server.
         monkeypatch.setattr(HANDLER, "_paths", {})
         yield server
+
+
+@pytest.fixture(scope="module")
+def register_shapes(tmp_path_factory):
+    """Callable (name, seed, scale): registers the val split of a new Shapes set; returns the name.
+
+    The seed is one that no training has seen. The sets are removed after the file's tests.
+    """
+    known = []
+
+    def make(name, seed, scale):
+        root = tmp_path_factory.mktemp(name) / "shapes"
+        write_shapes(str(root), seed=seed, scale=scale, num_workers=1)
+        files = {
+            "annotation_file": str(root / "grefcoco" / "grefs(unc).json"),
+            "instances_file": str(root / "grefcoco" / "instances.json"),
+            "image_root": str(root / "images" / "train2014"),
+            "split": "val",
+        }
+        facts = {**files, "evaluator_type": "grefcoco"}
+        register_grounding(name, facts, lambda: load_referring(**files))
+        known.append(name)
+        return name
+
+    yield make
+    for name in known:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)

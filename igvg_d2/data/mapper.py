@@ -140,29 +140,22 @@ class GroundingDatasetMapper:
             _read_annotations(annotations, sample)
             sample["frame_sizes"] = self.frame_sizes
         try:
-            sample.update(self._model_input(image, sample["expression"], transform))
+            text_ids = tokenize(self.tokenizer, sample["expression"])
         except ValueError as error:
             raise BadSampleError(f"expression of {describe_sample(sample)}: {error}") from error
+        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        size, content_size = transform.original_size, transform.content_size
+        sample.update(model_input(pixels, text_ids, sample["expression"], size, content_size))
         return sample
 
     def read_image(self, path: str) -> Tuple[np.ndarray, Tuple[int, int]]:
-        """Pixels of a file for :meth:`prepare`, and (height, width) of the image, original frame.
+        """Pixels uint8 of a file, and (height, width) of the image, original frame.
 
         A JPEG of more than 2**25 pixels may be decoded smaller where the resize filters, to at
         least 4 times the network's input, which moves that input by 0.15 of 255 in the mean; see
         :func:`igvg_d2.io.image.read_reduced_image`.
         """
         return read_reduced_image(path, self.image_format, self.resize.least_side)
-
-    def prepare(self, image: np.ndarray, expression: str) -> Dict[str, Any]:
-        """:func:`model_input` of an image in memory, as inference makes it of a file.
-
-        Args:
-            image: uint8 (height, width, 3), channels in ``image_format``.
-            expression: text.
-        """
-        transform = GeometricTransform(self.resize, image.shape[:2])
-        return self._model_input(transform.apply_image(image), expression, transform)
 
     def add_targets(self, sample: Dict[str, Any], transform: GeometricTransform) -> None:
         """For subclasses: in training, adds entries of their own to a sample.
@@ -196,15 +189,6 @@ class GroundingDatasetMapper:
                 "annotation file do not belong together"
             )
         return image
-
-    def _model_input(
-        self, image: np.ndarray, expression: str, transform: GeometricTransform
-    ) -> Dict[str, Any]:
-        """See :func:`model_input`; the image is transformed already."""
-        text_ids = tokenize(self.tokenizer, expression)
-        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        size, content_size = transform.original_size, transform.content_size
-        return model_input(pixels, text_ids, expression, size, content_size)
 
     def _draw_flips(self, sample: Dict[str, Any], rng: np.random.Generator) -> List[str]:
         """Random axes to flip along; exchanges the direction words of ``sample["expression"]``."""

@@ -1,13 +1,12 @@
-"""What an outside project builds on the mapper: targets of its own, images in memory."""
+"""What an outside project builds on the mapper: targets of its own."""
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from igvg_d2.data import AntialiasedResize, GroundingDatasetMapper, LetterboxResize
 from tests.data import test_dataset_mapper as common
-from tests.data.test_dataset_mapper import HEIGHT, LEFT, RIGHT, WIDTH, assert_same, make_mapper
+from tests.data.test_dataset_mapper import HEIGHT, LEFT, RIGHT, WIDTH
 
 make_sample = common.make_sample
 tokenizer = common.tokenizer
@@ -37,12 +36,3 @@ def test_a_subclass_transforms_maps_of_its_own(make_sample, axis, letterbox):
     # Nearest sampling and area coverage may differ by a border of pixels, not more.
     for mask, label in zip(mapped["instances"].gt_masks.tensor, (7, 9)):
         assert mask.any() and (mask != (mapped["labels"] == label)).float().mean() < 0.05
-
-
-def test_an_image_in_memory_is_prepared_as_a_file_is(make_sample):
-    sample = make_sample([LEFT])
-    mapper = make_mapper(is_train=False)
-    with Image.open(sample["file_name"]) as image:
-        prepared = mapper.prepare(np.asarray(image), sample["expression"])
-    mapped = mapper(sample)
-    assert_same(prepared, {key: mapped[key] for key in prepared})

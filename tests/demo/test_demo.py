@@ -1,7 +1,6 @@
 """demo.py: every answer has a file of its own, nothing is lost, and a bad image is not the end."""
 
 import hashlib
-import importlib.util
 import json
 import os
 import re
@@ -22,14 +21,6 @@ from igvg_d2.io.image import read_image
 ROOT = Path(__file__).resolve().parents[2]
 SCENE = ROOT / "demo" / "images" / "scene.jpg"
 CROSS, NOTHING = "the orange cross", "the green circle"
-
-
-@pytest.fixture(scope="module")
-def demo():
-    spec = importlib.util.spec_from_file_location("demo", ROOT / "demo/demo.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Which images and expressions the demo's command line stands for."""
 
-import importlib.util
 import io
 import sys
 from pathlib import Path
@@ -11,14 +10,6 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def questions():
-    spec = importlib.util.spec_from_file_location("questions", ROOT / "demo/questions.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

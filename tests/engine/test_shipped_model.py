@@ -4,20 +4,16 @@ import re
 from pathlib import Path
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
 import igvg_d2.modeling  # noqa: F401
 from igvg_d2.checkpoint import GroundingCheckpointer, read_metadata
-from igvg_d2.data.datasets import load_referring, register_grounding
-from igvg_d2.data.synthetic import write_shapes
 from igvg_d2.engine import GroundingTrainer, setup_config
 
 ROOT = Path(__file__).resolve().parents[2]
 ENCODER = ROOT / "demo" / "beit3_tiny_shapes.safetensors"
 WEIGHTS = ROOT / "demo" / "igvg_tiny_shapes.safetensors"
 CONFIG = ROOT / "configs" / "Shapes" / "igvg_tiny_long.yaml"
-NAME = "test_shipped_model_val"
 
 
 def test_they_are_small_and_say_how_they_were_made():
@@ -45,22 +41,9 @@ def test_they_are_small_and_say_how_they_were_made():
 
 
 @pytest.fixture(scope="module")
-def unseen(tmp_path_factory):
+def unseen(register_shapes):
     """A validation set of another seed, which no training has seen."""
-    root = tmp_path_factory.mktemp("shipped") / "shapes"
-    write_shapes(str(root), seed=77, scale=0.06, num_workers=1)
-    folder = root / "grefcoco"
-    files = {
-        "annotation_file": str(folder / "grefs(unc).json"),
-        "instances_file": str(folder / "instances.json"),
-        "image_root": str(root / "images" / "train2014"),
-        "split": "val",
-    }
-    loader = lambda: load_referring(**files)  # noqa: E731
-    register_grounding(NAME, {**files, "evaluator_type": "grefcoco"}, loader)
-    yield NAME
-    DatasetCatalog.remove(NAME)
-    MetadataCatalog.remove(NAME)
+    return register_shapes("test_shipped_model_val", seed=77, scale=0.06)
 
 
 def test_it_grounds_expressions_about_new_images(unseen, tmp_path):

@@ -6,11 +6,9 @@ import logging
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from PIL import Image
 
-from igvg_d2.data.datasets import load_referring, register_grounding
-from igvg_d2.data.synthetic import write_shapes
 from igvg_d2.engine import GroundingTrainer
 from igvg_d2.evaluation.predictions import output_to_prediction, read_predictions
 from igvg_d2.inference import GroundingPredictor
@@ -22,22 +20,9 @@ BATCH = 16
 
 
 @pytest.fixture(scope="module")
-def samples(tmp_path_factory):
+def samples(register_shapes):
     """A small validation set that no training has seen."""
-    root = tmp_path_factory.mktemp("one_path") / "shapes"
-    write_shapes(str(root), seed=78, scale=0.02, num_workers=1)
-    folder = root / "grefcoco"
-    files = {
-        "annotation_file": str(folder / "grefs(unc).json"),
-        "instances_file": str(folder / "instances.json"),
-        "image_root": str(root / "images" / "train2014"),
-        "split": "val",
-    }
-    loader = lambda: load_referring(**files)  # noqa: E731
-    register_grounding(NAME, {**files, "evaluator_type": "grefcoco"}, loader)
-    yield DatasetCatalog.get(NAME)
-    DatasetCatalog.remove(NAME)
-    MetadataCatalog.remove(NAME)
+    return DatasetCatalog.get(register_shapes(NAME, seed=78, scale=0.02))
 
 
 @pytest.fixture(scope="module")

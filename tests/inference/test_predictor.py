@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from igvg_d2.data import GroundingDatasetMapper
 from igvg_d2.engine import setup_config
 from igvg_d2.inference import GroundingPredictor
 from igvg_d2.inference import predictor as predictor_module
@@ -53,6 +54,12 @@ def test_array_and_path_give_the_same_input(predictor, image, tmp_path):
     for source in (str(path), path):
         from_path = predictor(source, "the red circle")
         assert torch.equal(from_path["inputs"]["image"], from_array["inputs"]["image"])
+    sample = {"file_name": str(path), "expression": "the red circle"}
+    mapped = GroundingDatasetMapper(predictor.cfg, is_train=False)({**sample, "sample_id": ""})
+    for key in ("image", "text_ids", "text_padding_mask"):
+        assert torch.equal(from_array["inputs"][key], mapped[key])
+    for key in ("height", "width", "content_size", "expression", "frame_sizes"):
+        assert from_array["inputs"][key] == mapped[key]
 
 
 def test_model_input(predictor, image):
