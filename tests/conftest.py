@@ -1,5 +1,6 @@
 """Fixtures every test folder may use."""
 
+import logging
 import pickle
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.logger import setup_logger
 from huggingface_hub import constants
 from PIL import Image
 from torch.multiprocessing import start_processes
@@ -25,6 +27,21 @@ def shared_dir():
     if not SHARED.is_dir():
         pytest.skip(f"reference data not found beside the repository: {SHARED}")
     return SHARED
+
+
+@pytest.fixture(autouse=True)
+def loggers_stay():
+    """What a test's ``setup_logger`` adds is removed: its stream is closed when the test ends."""
+    loggers = [logging.getLogger(name) for name in ("igvg_d2", "detectron2", "fvcore")]
+    before = [(list(x.handlers), x.level, x.propagate) for x in loggers]
+    yield
+    for logger, (handlers, level, propagate) in zip(loggers, before):
+        for handler in [x for x in logger.handlers if x not in handlers]:
+            logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+    # It remembers for which names it has added handlers.
+    setup_logger.cache_clear()
 
 
 @pytest.fixture
