@@ -19,6 +19,11 @@ from igvg_d2.io.hub import HANDLER
 from tests.io.hub_server import running_hub
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+# As imports leave them.
+_LOGGERS = [
+    (logger, list(logger.handlers), logger.level, logger.propagate)
+    for logger in map(logging.getLogger, ("igvg_d2", "detectron2", "fvcore"))
+]
 
 
 @pytest.fixture(scope="session")
@@ -31,13 +36,10 @@ def shared_dir():
 
 @pytest.fixture(autouse=True)
 def loggers_stay():
-    """What a test's ``setup_logger`` adds is removed: its stream is closed when the test ends."""
-    loggers = [logging.getLogger(name) for name in ("igvg_d2", "detectron2", "fvcore")]
-    before = [(list(x.handlers), x.level, x.propagate) for x in loggers]
+    """What ``setup_logger`` adds in a test, or in a fixture, goes: pytest closes its stream."""
     yield
-    for logger, (handlers, level, propagate) in zip(loggers, before):
-        for handler in [x for x in logger.handlers if x not in handlers]:
-            logger.removeHandler(handler)
+    for logger, handlers, level, propagate in _LOGGERS:
+        logger.handlers[:] = handlers
         logger.setLevel(level)
         logger.propagate = propagate
     # It remembers for which names it has added handlers.
