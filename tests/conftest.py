@@ -1,6 +1,7 @@
 """Fixtures every test folder may use."""
 
 import logging
+import os
 import pickle
 from pathlib import Path
 
@@ -32,6 +33,23 @@ def shared_dir():
     if not SHARED.is_dir():
         pytest.skip(f"reference data not found beside the repository: {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_processes_can_train():
+    """No test may leave threads of autograd behind: those after it that fork would fail.
+
+    They come with a backward pass on any device but the CPU, also on one that is pretended.
+    """
+    yield
+    child = os.fork()
+    if not child:
+        try:
+            torch.ones(1, requires_grad=True).sum().backward()
+        except RuntimeError:
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, "a test made a backward pass on a device; see this fixture"
 
 
 @pytest.fixture(autouse=True)
