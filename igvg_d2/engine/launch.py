@@ -6,6 +6,7 @@ exit codes. So does PyTorch's ``elastic_launch``, whose agent turns the end of a
 signal into an error of its own.
 """
 
+import atexit
 import functools
 import os
 import signal
@@ -161,7 +162,19 @@ def _run_rank(local_rank: int, main_func: Callable[..., Any], args: Tuple, job: 
     # Before the training run, an end without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    _run_in_group(local_rank, main_func, args, job)
+    code = 0
+    try:
+        _run_in_group(local_rank, main_func, args, job)
+    except SystemExit as end:
+        if not isinstance(end.code, int):
+            raise
+        code = end.code
+    # As a forked process ends. Before 3.14, Python ends a thread of gloo that drops its last tensor
+    # while the interpreter is being taken down, and the process then dies of SIGABRT.
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _run_in_group(local_rank: int, main_func: Callable[..., Any], args: Tuple, job: Tuple) -> Any:
