@@ -63,6 +63,8 @@ def test_every_channel_selects_for_itself_in_the_released_variant():
     text = torch.tensor([[[1.0, 6.0], [3.0, 2.0]]])
     assert select_channels(text, 1).tolist() == [[[3.0, 6.0]]]
     assert select_channels(text, 3).tolist() == [[[3.0, 6.0], [1.0, 2.0], [0.0, 0.0]]]
+    # Zeros fill up to Q places, never more: a text that is long enough keeps its own tokens.
+    assert select_channels(-text, 2).tolist() == [[[-1.0, -2.0], [-3.0, -6.0]]]
 
 
 def test_position_embedding_of_one_row_and_two_columns():

@@ -92,7 +92,7 @@ class BEiT3(VisionLanguageBackbone):
             visible = text_padding_mask.new_ones(image.shape[:2])
             attn_mask = torch.cat([visible, ~text_padding_mask], dim=1)[:, None, None]
         image, text = self.encoder(image, text, attn_mask)
-        grid_tokens = image[:, 1:].transpose(1, 2).reshape(len(image), -1, *grid)
+        grid_tokens = image[:, 1:].transpose(1, 2).unflatten(2, grid)
         return VLFeatures(
             image={"last_feat": grid_tokens},
             text=text,

@@ -41,7 +41,7 @@ class VisionEmbedding(nn.Module):
         grid = (x.shape[2], x.shape[3])
         positions = interpolate_positions(self.positions, self.grid, grid)
         tokens = x.flatten(2).transpose(1, 2) + positions
-        cls = (self.cls_token + self.cls_position).expand(len(tokens), -1, -1)
+        cls = (self.cls_token + self.cls_position).expand(tokens.shape[0], -1, -1)
         return torch.cat([cls, tokens], dim=1), grid
 
 

@@ -28,10 +28,9 @@ def select_text(
     """
     if score not in ("l2", "mean"):
         raise ValueError(f"TEXT_SCORE must be 'l2' or 'mean', got {score!r}.")
-    missing = num_tokens - text.shape[1]
-    if missing > 0:
-        text = F.pad(text, (0, 0, 0, missing))
-        text_padding_mask = F.pad(text_padding_mask, (0, missing), value=True)
+    # Q places more than the text has: a test of its length would fix it in an exported graph.
+    text = F.pad(text, (0, 0, 0, num_tokens))
+    text_padding_mask = F.pad(text_padding_mask, (0, num_tokens), value=True)
     valid = ~text_padding_mask
     values = text.detach().float()
     scores = values.norm(dim=-1) if score == "l2" else values.mean(dim=-1)
@@ -58,7 +57,9 @@ def select_channels(text: torch.Tensor, num_tokens: int) -> torch.Tensor:
     Returns:
         float (N, Q, D).
     """
-    missing = num_tokens - text.shape[1]
-    if missing > 0:
-        text = F.pad(text, (0, 0, 0, missing))
+    length = text.shape[1]
+    places = torch.arange(length + num_tokens, device=text.device)
+    # Zeros fill a text up to Q tokens, as above without a test of its length.
+    is_beyond = (places >= length) & (places >= num_tokens)
+    text = F.pad(text, (0, 0, 0, num_tokens)).masked_fill(is_beyond[:, None], float("-inf"))
     return text.topk(num_tokens, dim=1).values
