@@ -54,6 +54,11 @@ SIZES = """
 """.split()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def forked_processes_can_train():
+    """Of all tests but these."""
+
+
 @pytest.fixture(scope="module", autouse=True)
 def device():
     register_device()
