@@ -47,6 +47,20 @@ class PostprocessOptions:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
 
+    @classmethod
+    def from_config(cls, cfg) -> "PostprocessOptions":
+        """Those of a config."""
+        test = cfg.MODEL.IGVG.TEST
+        return cls(
+            score_thresh=test.SCORE_THRESH_TEST,
+            mask_thresh=test.MASK_THRESH_TEST,
+            output_mask=test.OUTPUT_MASK,
+            mask_resize=test.MASK_RESIZE,
+            nms_thresh=test.NMS_THRESH,
+            no_target_test=cfg.MODEL.GLOBAL_HEAD.NO_TARGET_TEST,
+            align_corners=cfg.MODEL.IGVG.ALIGN_CORNERS,
+        )
+
 
 @dataclass
 class RankedOutput:
@@ -218,7 +232,8 @@ def rank_outputs(
     Args:
         outputs: "no_target_logits" (N, 2), "sem_seg" (N, 1, Hm, Wm) or None, and, if there is an
             instance branch, "pred_logits", "pred_boxes", "pred_masks", "pred_points" (see
-            ``GROUNDING_HEAD_REGISTRY``) and optionally "attention_map" (N, Hi, Wi).
+            ``GROUNDING_HEAD_REGISTRY``) and optionally "attention_map" (N, Hi, Wi). What
+            :func:`to_probabilities` returns may stand in place of logits of classes.
         network_size: (H, W) of the network input.
         original_sizes: (height, width) of each original image.
         options: modes, and thresholds to be applied later.
@@ -228,10 +243,12 @@ def rank_outputs(
     Raises:
         FloatingPointError: a score is infinite or NaN, or a box is NaN.
     """
-    has_queries = "pred_logits" in outputs
+    if "present" not in outputs:
+        outputs = {**outputs, **to_probabilities(outputs, options)}
+    present, has_queries = outputs["present"], "scores" in outputs
     if not has_queries:
-        none = outputs["no_target_logits"].new_zeros(len(original_sizes), 0, 4)
-        none = {"pred_logits": none, "pred_boxes": none, "pred_points": none[..., :2]}
+        none = present.new_zeros(len(original_sizes), 0, 4)
+        none = {"scores": none[..., 0], "pred_boxes": none, "pred_points": none[..., :2]}
         outputs = {**outputs, **none}
     contents = content_sizes or [network_size] * len(original_sizes)
     align_corners = options.align_corners and options.mask_resize == "binary"
@@ -239,7 +256,6 @@ def rank_outputs(
         crop_outputs(outputs, i, network_size, content, align_corners)
         for i, content in enumerate(contents)
     ]
-    present = _present_probability(outputs["no_target_logits"], options.no_target_test)
     ranked = []
     for i, (candidates, scores, order, is_absent) in enumerate(
         _rank_queries(samples, present, original_sizes, options)
@@ -278,10 +294,19 @@ def _to_host(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def _present_probability(logits: torch.Tensor, mode: str) -> torch.Tensor:
-    """float (N,): probability that a target is present."""
-    logits = logits.float()
-    return logits.softmax(-1)[:, 0] if mode == "softmax" else logits[:, 0].sigmoid()
+def to_probabilities(
+    outputs: Dict[str, torch.Tensor], options: PostprocessOptions
+) -> Dict[str, torch.Tensor]:
+    """ "present" float32 (N,): the probability of a target; "scores" float32 (N, Q), of queries to
+    be targets, if there are any. For the arguments see :func:`rank_outputs`."""
+    logits = outputs["no_target_logits"].float()
+    is_softmax = options.no_target_test == "softmax"
+    found = {"present": logits.softmax(-1)[:, 0] if is_softmax else logits[:, 0].sigmoid()}
+    if "pred_logits" in outputs:
+        found["scores"] = outputs["pred_logits"].float().softmax(-1)[..., 0]
+        if options.weight_scores:
+            found["scores"] = found["scores"] * found["present"][:, None]
+    return found
 
 
 def _rank_queries(samples, present, sizes, options: PostprocessOptions):
@@ -291,9 +316,7 @@ def _rank_queries(samples, present, sizes, options: PostprocessOptions):
         (candidates, their scores on the host, order int64 (Q,), a target is improbable) of each
         sample.
     """
-    scores = torch.cat([x["pred_logits"] for x in samples]).float().softmax(-1)[..., 0]
-    if options.weight_scores:
-        scores = scores * present[:, None]
+    scores = torch.cat([x["scores"] for x in samples])
     limits = torch.tensor([[width, height] * 2 for height, width in sizes], dtype=torch.float32)
     limits = to_device(limits, scores.device)[:, None]
     corners = cxcywh_to_xyxy(torch.cat([x["pred_boxes"] for x in samples]).float()) * limits

@@ -10,11 +10,12 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from ..backbone import VisionLanguageBackbone, VLFeatures, build_vl_backbone
+from ..batch import answer_batch, pad_texts
 from ..global_head import GlobalHead
 from ..grounding_head import build_grounding_head
 from ..neck import build_neck
 from ..pixel_decoder import build_pixel_decoder
-from ..postprocessing import PostprocessOptions, grounding_postprocess, rank_outputs
+from ..postprocessing import PostprocessOptions, grounding_postprocess
 from ..query_generator import build_query_generator
 from ..targets import BatchTotals, GroundingTargets
 from ..training_options import freeze_parameters, replace_sync_batch_norm
@@ -104,7 +105,6 @@ class IGVG(nn.Module):
         neck = build_neck(cfg, {**shapes, "last_feat": projected})
         pixel_decoder = build_pixel_decoder(cfg, neck.output_shape())
         mask_dim = pixel_decoder.output_shape().channels
-        test = cfg.MODEL.IGVG.TEST
         return {
             "backbone": backbone,
             "hidden_dim": hidden_dim,
@@ -116,15 +116,7 @@ class IGVG(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "mask_loss_resolution": cfg.MODEL.IGVG.MASK_LOSS_RESOLUTION,
-            "postprocess": PostprocessOptions(
-                score_thresh=test.SCORE_THRESH_TEST,
-                mask_thresh=test.MASK_THRESH_TEST,
-                output_mask=test.OUTPUT_MASK,
-                mask_resize=test.MASK_RESIZE,
-                nms_thresh=test.NMS_THRESH,
-                no_target_test=cfg.MODEL.GLOBAL_HEAD.NO_TARGET_TEST,
-                align_corners=cfg.MODEL.IGVG.ALIGN_CORNERS,
-            ),
+            "postprocess": PostprocessOptions.from_config(cfg),
             "input_format": cfg.INPUT.FORMAT,
             "vis_period": cfg.VIS_PERIOD,
             "freeze": cfg.MODEL.FREEZE,
@@ -162,7 +154,7 @@ class IGVG(nn.Module):
 
         Returns:
             In training, a dict of weighted scalar losses with constant keys. At inference, a list
-            of dicts, see :func:`grounding_postprocess`.
+            of dicts, see :func:`answer_batch`.
         """
         images = self.preprocess_image(batched_inputs)
         text_ids, text_padding_mask, has_padding = self.preprocess_text(batched_inputs)
@@ -180,7 +172,7 @@ class IGVG(nn.Module):
             losses.update(self.backbone.losses(vl_features, batched_inputs, targets))
             self._put_image(batched_inputs, outputs, images.shape[-2:])
             return losses
-        return self.inference(batched_inputs, outputs, images.shape[-2:])
+        return answer_batch(batched_inputs, outputs, images.shape[-2:], self.postprocess)
 
     def predict(
         self, vl_features: VLFeatures, targets: Optional[GroundingTargets] = None
@@ -212,22 +204,6 @@ class IGVG(nn.Module):
             # Nobody reads the text here, and DDP wants all parameters in the graph.
             losses["loss_no_target"] = losses["loss_no_target"] + 0.0 * projected.text.float().sum()
         return outputs, losses
-
-    def inference(self, batched_inputs, outputs, network_size) -> List[Dict]:
-        """Post-process as the inputs ask for; see :meth:`forward`."""
-        sizes = [
-            (x.get("height", network_size[0]), x.get("width", network_size[1]))
-            for x in batched_inputs
-        ]
-        network_size = tuple(network_size)
-        frames = [x.get("frame_sizes", ()) for x in batched_inputs]
-        contents = [tuple(x.get("content_size", network_size)) for x in batched_inputs]
-        if batched_inputs[0].get("defer_masks"):
-            ranked = rank_outputs(outputs, network_size, sizes, self.postprocess, contents)
-            return [{"ranked": x} for x in ranked]
-        return grounding_postprocess(
-            outputs, network_size, sizes, self.postprocess, frames, contents
-        )
 
     def preprocess_image(self, batched_inputs: List[Dict]) -> torch.Tensor:
         """Normalise and stack: float (N, 3, H, W) on the model's device.
@@ -262,18 +238,11 @@ class IGVG(nn.Module):
         Returns:
             text_ids int64 (N, L), text_padding_mask bool (N, L), and whether anything is padding.
         """
-        # Trailing padding of the inputs, if any, is cut first; lengths are known on the host.
-        lengths = [int((~x["text_padding_mask"]).sum()) for x in batched_inputs]
-        longest = max(lengths)
-        text_ids = torch.ones(len(lengths), longest, dtype=torch.int64)
-        text_padding_mask = torch.ones(len(lengths), longest, dtype=torch.bool)
-        for i, (length, x) in enumerate(zip(lengths, batched_inputs)):
-            text_ids[i, :length] = x["text_ids"][:length]
-            text_padding_mask[i, :length] = False
+        text_ids, text_padding_mask, has_padding = pad_texts(batched_inputs)
         return (
             to_device(text_ids, self.device),
             to_device(text_padding_mask, self.device),
-            min(lengths) < longest,
+            has_padding,
         )
 
     def _project(self, vl_features: VLFeatures) -> VLFeatures:
