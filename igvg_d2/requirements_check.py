@@ -6,6 +6,7 @@ Only the standard library is used here: ``setup.py`` reads :data:`REQUIREMENTS` 
 
 import importlib.metadata
 import importlib.util
+import os
 import re
 import sys
 from typing import NamedTuple, Optional, Sequence, Tuple
@@ -88,12 +89,22 @@ def check_requirements(requirements: Sequence[Requirement] = (*REQUIREMENTS, DET
             name, minimum = requirement.distributions[0], requirement.minimum
             facts.append(f"{name} (found {version or 'nothing'}, needed >= {minimum})")
             missing.append(f'"{name}>={minimum}"' if requirement != DETECTRON2 else "")
+        elif requirement == DETECTRON2 and not _is_new_detectron2():
+            facts.append("detectron2 (found its release of 2021, needed: a newer one)")
+            missing.append("")
     if any(missing):
         commands.append(f"pip install {' '.join(filter(None, missing))}")
     if "" in missing:
         commands.append("make env (or see INSTALL.md to add it to an environment of your own)")
     if facts:
         _stop(f"igvg_d2 cannot run: {'; '.join(facts)}. Run: {' and then: '.join(commands)}")
+
+
+def _is_new_detectron2() -> bool:
+    """Whether it is newer than its last release: the sources still call themselves 0.6."""
+    package = os.path.dirname(importlib.util.find_spec("detectron2").origin)
+    with open(os.path.join(package, "utils", "events.py"), encoding="utf-8") as file:
+        return "def has_event_storage" in file.read()
 
 
 def _stop(message: str) -> None:

@@ -1,6 +1,7 @@
 """A missing or too old requirement is one clear line, before anything heavy is imported."""
 
 import importlib.metadata
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,20 @@ def test_check_raises_an_import_error(monkeypatch):
     with pytest.raises(RequirementsError, match="igvg-absent .found nothing, needed >= 1.0"):
         check_requirements([Requirement("igvg_absent", "1.0", ("igvg-absent",))])
     assert issubclass(RequirementsError, ImportError)
+
+
+def test_the_release_of_detectron2_from_2021_is_too_old(tmp_path, monkeypatch):
+    """PyPI has it as pb1-detectron2; it fails with this Pillow, and lacks what the engine uses."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # restored after the test
+    write_module(tmp_path, "detectron2", "__version__ = '0.6'")
+    write_module(tmp_path / "detectron2", "utils", "")
+    (tmp_path / "detectron2" / "utils" / "events.py").write_text("def get_event_storage(): pass")
+    spec = importlib.util.spec_from_file_location(
+        "detectron2", tmp_path / "detectron2" / "__init__.py"
+    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    with pytest.raises(RequirementsError, match=r"detectron2 \(found its release .* make env"):
+        check_requirements([DETECTRON2])
 
 
 def test_a_second_distribution_name_is_accepted():
