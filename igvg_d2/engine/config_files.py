@@ -80,7 +80,7 @@ def _merge_header(cfg: CfgNode, path: str) -> None:
         raise ValueError(f"'{path}' is not a whole file of safetensors: {error}") from error
     if text is None:
         raise ValueError(
-            f"'{path}' has no config in its header: it was not written by tools/export_model.py or "
+            f"'{path}' has no config in its header: it was not written by tools/export.py or "
             "by an older one; pass its config file, and this file as MODEL.WEIGHTS"
         )
     with explained(f"the config in the header of '{path}'"):

@@ -70,8 +70,8 @@ def test_export_of_a_run_with_an_average_holds_the_average(tmp_path, monkeypatch
     torch.nn.init.ones_(model.image_projection.weight)
     GroundingCheckpointer(model, str(tmp_path), ema=average).save("model_final")
     output = str(tmp_path / "model.safetensors")
-    monkeypatch.setattr("sys.argv", ["export_model.py", str(tmp_path), output])
-    load_script("tools/export_model.py").main()
+    monkeypatch.setattr("sys.argv", ["export.py", str(tmp_path), output])
+    load_script("tools/export.py").main()
     assert read_metadata(output)["weights"].startswith("moving average")
     cfg.MODEL.WEIGHTS = output
     cfg.INPUT.TOKENIZER.NAME = "ShapesTokenizer"
@@ -82,7 +82,7 @@ def test_export_of_a_run_with_an_average_holds_the_average(tmp_path, monkeypatch
 
 
 def test_export_of_a_run_carries_its_facts(tmp_path, monkeypatch, capsys):
-    export = load_script("tools/export_model.py")
+    export = load_script("tools/export.py")
     # The other tokenizer's file would be downloaded.
     cfg = tiny_cfg(["INPUT.TOKENIZER.NAME", "ShapesTokenizer"])
     (tmp_path / "config.yaml").write_text(cfg.dump())
@@ -94,7 +94,7 @@ def test_export_of_a_run_carries_its_facts(tmp_path, monkeypatch, capsys):
     metrics = tmp_path / "inference" / "shapes_val" / "shapes_val_metrics.json"
     metrics.write_text(json.dumps(report))
     output = str(tmp_path / "model.safetensors")
-    monkeypatch.setattr("sys.argv", ["export_model.py", str(tmp_path), output])
+    monkeypatch.setattr("sys.argv", ["export.py", str(tmp_path), output])
     export.main()
     facts = {"command": "train_net.py --x", "seed": "3", "shapes_val/gres/gIoU": "61.23"}
     found = read_metadata(output)
@@ -108,10 +108,10 @@ def test_export_of_a_run_carries_its_facts(tmp_path, monkeypatch, capsys):
     GroundingCheckpointer(other).load(output)
     for name, value in model.state_dict().items():
         assert torch.equal(other.state_dict()[name], value), name
-    monkeypatch.setattr("sys.argv", ["export_model.py", "--show", output])
+    monkeypatch.setattr("sys.argv", ["export.py", "--show", output])
     capsys.readouterr()
     export.main()
     assert json.loads(capsys.readouterr().out) == {**facts, "config": config}
-    monkeypatch.setattr("sys.argv", ["export_model.py", str(tmp_path / "absent"), output])
+    monkeypatch.setattr("sys.argv", ["export.py", str(tmp_path / "absent"), output])
     with pytest.raises(SystemExit, match="model_final.pth"):
         export.main()

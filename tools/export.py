@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Make one small file to share out of a finished run: weights, and how they came about.
 
-    python tools/export_model.py output/shapes_tiny output/igvg_tiny.safetensors
+    python tools/export.py output/shapes_tiny output/igvg_tiny.safetensors
 
 Reads config.yaml, model_final.pth, run_summary.json and inference/*/*_metrics.json of the run. The
 file holds no optimizer. Its header carries the config, so that the file alone is a model: scripts
