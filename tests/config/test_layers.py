@@ -10,6 +10,7 @@ from igvg_d2.engine.config_checks import flatten
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 ABLATIONS = ROOT / "projects/IGVG/configs/ablations"
+FINDINGS = ABLATIONS.with_name("findings")
 FULL = CONFIGS / "Shapes/igvg_tiny.yaml"
 
 QUERIES, HEAD = "MODEL.QUERY_GENERATOR.", "MODEL.GROUNDING_HEAD."
@@ -45,6 +46,9 @@ ROWS = {
         "MODEL.IGVG.TEST.OUTPUT_MASK": "instance",
     },
     "supervision/global_instance": NO_NEGATIVES,
+    # The bars of Fig. 4.
+    "query_selection/no_minimap": {QUERIES + "MINIMAP_WEIGHT": 0.0},
+    "query_selection/topk": {QUERIES + "SELECTOR": "topk"},
 }
 
 
@@ -65,6 +69,11 @@ def test_every_ablation_is_stated():
 @pytest.mark.parametrize("row", ROWS)
 def test_ablation_differs_from_the_full_model_by_its_row_alone(row):
     assert changed(ABLATIONS / f"{row}.yaml", FULL) == ROWS[row]
+
+
+@pytest.mark.parametrize("path", sorted(FINDINGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_finding_differs_from_the_full_model_by_one_choice(path):
+    assert len(changed(path, FULL)) == 1
 
 
 @pytest.mark.parametrize("large", sorted(CONFIGS.rglob("*_large_*.yaml")), ids=lambda p: p.stem)
