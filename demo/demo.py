@@ -182,6 +182,9 @@ def answers(
             unread.add(paths[0])
             skip(paths[0], error)
             return []
+        if not isinstance(results[0], GroundingResult):
+            name = predictor.cfg.MODEL.META_ARCHITECTURE
+            raise ValueError(f"{name} returns no ranked masks (IGVG does), which this needs")
         return list(zip(paths, results))
 
     pairs = ((path, text) for path, texts in asked.items() for text in texts if path not in unread)

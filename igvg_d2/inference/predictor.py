@@ -15,7 +15,7 @@ from PIL import Image
 
 import igvg_d2.modeling  # noqa: F401  registers the models
 from igvg_d2 import model_zoo
-from igvg_d2.checkpoint import GroundingCheckpointer
+from igvg_d2.checkpoint import ENCODER_ONLY, GroundingCheckpointer
 from igvg_d2.data import GroundingDatasetMapper
 from igvg_d2.data.mapper import model_input
 from igvg_d2.data.tokenizer import tokenize, warn_of_unknown_words_in
@@ -61,7 +61,8 @@ class GroundingPredictor:
         """
         Args:
             cfg: complete config; it is cloned, and a machine without a GPU takes its CPU. Without
-                ``MODEL.WEIGHTS`` the model answers at random, which is logged as a warning.
+                ``MODEL.WEIGHTS`` the model answers at random, which is logged as a warning; those
+                of an encoder alone are refused (ValueError).
             dtype: "float16" or "bfloat16" computes by automatic mixed precision, in which scores
                 and masks stay float32; by default float32.
         """
@@ -75,7 +76,13 @@ class GroundingPredictor:
         self.model = build_model(self.cfg)
         self.model.eval()
         if self.cfg.MODEL.WEIGHTS:
-            GroundingCheckpointer(self.model).load(self.cfg.MODEL.WEIGHTS)
+            loaded = GroundingCheckpointer(self.model).load(self.cfg.MODEL.WEIGHTS)
+            if loaded.get("__author__") == ENCODER_ONLY:
+                raise ValueError(
+                    f"'{self.cfg.MODEL.WEIGHTS}' is an encoder to train from: it has no heads, and "
+                    "answers nothing. Train with it as MODEL.WEIGHTS, or take a model of "
+                    "'python -m igvg_d2.model_zoo --list' that was trained"
+                )
         else:
             logger.warning("MODEL.WEIGHTS is empty: the model is untrained and answers at random")
         self.cfg.freeze()

@@ -3,6 +3,7 @@
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -57,3 +58,15 @@ def test_what_the_user_mistyped_is_told_in_one_line(
     with pytest.raises(SystemExit, match=message) as error:
         demo.main(["-e", "x", *arguments])
     assert str(error.value).startswith("demo.py: ") and "\n" not in str(error.value)
+
+
+def test_a_model_without_ranked_masks_is_named(demo):
+    """One of an outside project may answer with plain dicts."""
+
+    def predictor(images, expressions, **_):
+        return [{"instances": None} for _ in images]
+
+    predictor.cfg = SimpleNamespace(MODEL=SimpleNamespace(META_ARCHITECTURE="Other"))
+    args = demo.parse_args(["-e", "x"])
+    with pytest.raises(ValueError, match="Other returns no ranked masks"):
+        list(demo.answers(args, predictor, {"a.png": ["x"]}, print))

@@ -138,6 +138,15 @@ def test_weights_are_loaded(cfg, monkeypatch, tmp_path):
         GroundingPredictor(cfg)
 
 
+def test_an_encoder_alone_is_refused(cfg, monkeypatch, tmp_path):
+    """Its heads would answer at random."""
+    monkeypatch.setattr(predictor_module, "build_model", lambda cfg: _FakeModel())
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+    torch.save({"model": _FakeModel().state_dict(), "__author__": "BEiT-3"}, cfg.MODEL.WEIGHTS)
+    with pytest.raises(ValueError, match="model.pth' is an encoder to train from: it has no heads"):
+        GroundingPredictor(cfg)
+
+
 def test_config_is_not_changed(cfg, monkeypatch):
     def build_model(config):
         config.OUTPUT_DIR = "elsewhere"
