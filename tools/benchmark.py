@@ -1,45 +1,78 @@
 #!/usr/bin/env python
-"""Time and memory of a training step, of a config and of variants of it, as ratios.
+"""Time and memory of a model, part by part, and how near they are to what the machine can do.
 
-    python tools/benchmark.py --config-file configs/gRefCOCO/igvg_beit3_base_320_10ep.yaml \\
-        --compare "MODEL.BEIT3.CHECKPOINTING True" \\
-        --compare "SOLVER.AMP.ENABLED True SOLVER.AMP.PRECISION bf16" SOLVER.IMS_PER_BATCH 2
+Each case runs in a process of its own, so that peaks of memory are apart. In the same turns as a
+pass or a step, matrix products at the encoder's shapes are timed ("gemm"): "of peak" is the time in
+which the machine would do the products and convolutions alone, at that rate, through the time that
+was taken. It compares machines, and runs of a machine that others use; there, --clock cpu
+with --threads 1 counts the CPU time of a process alone. On GPUs, CUDA events are timed. Weights,
+images, texts and targets are random: no data, weights or tokenizer file are needed.
 
-Each variant runs in processes of its own, so that their peaks of memory are apart; with --rounds
-they take turns, so that a machine that slows down slows all of them. A step is forward, backward
-and the optimizer's. Its batch is SOLVER.IMS_PER_BATCH, of random images, texts and targets, which
-needs no data set and no tokenizer file; --real takes DATASETS.TRAIN, waiting for data not counted.
+examples:
+  python tools/benchmark.py --config-file configs/Shapes/igvg_tiny.yaml
+      Inference, one image: encoder, neck and pixel decoder, query generation, decoder, heads,
+      post-processing; and torchscale's encoder, if it is installed.
+  python tools/benchmark.py --config-file X --batch 1,8 --threads 1,2 --precision fp32,bf16
+      Every combination. So with --size 320,480x640 (height x width) and --backend eager,compile.
+  python tools/benchmark.py --config-file X --what training --batch 2 --rounds 3 \\
+      --variant "MODEL.BEIT3.CHECKPOINTING True" --variant "SOLVER.AMP.ENABLED True"
+      The training step: forward, matching, losses, backward, optimizer. Variants of the config take
+      turns with it. --processes 1,2 shares the batch among processes.
+  python tools/benchmark.py --config-file X --what loader,evaluator --workers 0,2,4
+      Photos of 640 x 480 with masks, made up; --real takes DATASETS.TRAIN and DATASETS.TEST.
+      "of peak" is Pillow's decoding alone, and the smallest comparison of two masks.
+  python tools/benchmark.py --config-file X --json before.json
+  python tools/benchmark.py --config-file X --compare before.json
+      What has changed: the ratio of each part, also "at equal gemm", without that of the machines.
 
-Printed: median seconds per step, samples per second, and peak memory, of the GPU's allocator or of
-the whole process on the CPU ("before" is what it had before the first step, libraries included).
+malloc: by default glibc gives large blocks back to the system and takes them anew in every pass,
+page by page. --malloc glibc (the default on Linux) tells it not to, by two variables that are
+printed, and that you can set for your own runs; system leaves all as it is; jemalloc and tcmalloc
+are preloaded if they are installed. --malloc system,glibc measures the difference.
 """
 
 import argparse
+import ctypes.util
+import glob
+import itertools
 import json
+import os
+import platform
 import shlex
-import statistics
 import subprocess
 import sys
-import time
+import tempfile
 
 import igvg_d2  # noqa: F401  (first: it names a missing requirement in one line)
 
 # isort: split
-import torch
-from detectron2.modeling import build_model
-from detectron2.utils.events import EventStorage
-from tabulate import tabulate
-
-from igvg_d2.data import build_grounding_train_loader
 from igvg_d2.engine import setup_config
 from igvg_d2.engine.setup import set_num_threads
-from igvg_d2.engine.train_step import build_step_trainer
-from igvg_d2.solver import build_optimizer
-from igvg_d2.testing import random_batch
 
-# Targets of random samples: like gRefCOCO, some expressions have none or several.
-_TARGETS = (1, 0, 2, 1, 1, 3, 1, 0)
-_WORDS = (7, 12, 5, 9)
+# Not there when a test or another project runs this file.
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from benchmarking import data_parts, model_parts, report  # noqa: E402
+from benchmarking.clock import use_clock  # noqa: E402
+
+PARTS = {
+    "inference": model_parts.inference,
+    "training": model_parts.training,
+    "loader": data_parts.loader,
+    "evaluator": data_parts.evaluator,
+}
+# What each can be asked to vary, besides variants of the config and malloc.
+AXES = {
+    "inference": ("batch", "size", "threads", "precision", "backend"),
+    "training": ("batch", "size", "threads", "precision", "processes"),
+    "loader": ("batch", "size", "workers"),
+    "evaluator": ("size",),
+}
+PRECISIONS = ("fp32", "bf16", "fp16", "tf32")
+BACKENDS = ("eager", "optimized", "compile")
+# Larger than any block of a pass: nothing is mapped on its own, nothing is given back.
+_NEVER = str(2**36)
+_GLIBC = {"MALLOC_TRIM_THRESHOLD_": _NEVER, "MALLOC_MMAP_THRESHOLD_": _NEVER}
+MALLOCS = ("system", "glibc", "jemalloc", "tcmalloc")
 
 
 def parse_args(argv=None):
@@ -47,157 +80,192 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--config-file", default="", metavar="FILE", help="config to measure, or a name"
-    )
-    parser.add_argument(
-        "--compare",
+    add = parser.add_argument
+    add("--config-file", default="", metavar="FILE", help="config to measure, or a name")
+    add("--what", type=_words(PARTS), default=["inference"], metavar="A,B", help=", ".join(PARTS))
+    add("--batch", type=_numbers, metavar="N,M", help="default: 1, else SOLVER.IMS_PER_BATCH")
+    add("--size", type=_sizes, metavar="N,HxW", help="pixels (default: INPUT.IMAGE_SIZE)")
+    add("--threads", type=_numbers, metavar="N,M", help="of the CPU (default: PyTorch's)")
+    add("--precision", type=_words(PRECISIONS), metavar="A,B", help=", ".join(PRECISIONS))
+    add("--backend", type=_words(BACKENDS), metavar="A,B", help=", ".join(BACKENDS))
+    add("--workers", type=_numbers, metavar="N,M", help="of the loader (default: the config's)")
+    add("--processes", type=_numbers, metavar="N,M", help="that share a training step (default: 1)")
+    add("--malloc", type=_words(MALLOCS), metavar="A,B", help=", ".join(MALLOCS))
+    add(
+        "--variant",
         action="append",
         default=[],
         metavar='"KEY VALUE ..."',
-        help="a variant: options on top of the config; may be repeated",
+        help="options on top of the config, measured beside it; may be repeated",
     )
-    parser.add_argument("--steps", type=int, default=3, help="timed steps per process")
-    parser.add_argument("--warmup", type=int, default=1, help="steps before them")
-    parser.add_argument("--rounds", type=int, default=1, help="processes per variant")
-    parser.add_argument("--real", action="store_true", help="batches of DATASETS.TRAIN")
-    parser.add_argument("--json", metavar="FILE", help="write the numbers there, too")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="options of all variants")
+    add("--steps", type=int, default=5, help="timed passes or steps per process (default: 5)")
+    add("--warmup", type=int, default=1, help="passes before them (default: 1)")
+    add("--rounds", type=int, default=1, help="processes per case, in turns (default: 1)")
+    add("--tokens", type=_numbers, default=[8, 12, 5, 9], help="of the texts (default: 8,12,5,9)")
+    add("--photo", type=_size, default=(480, 640), metavar="HxW", help="original (480x640)")
+    add("--samples", type=int, default=128, help="of loader and evaluator (default: 128)")
+    add("--real", action="store_true", help="data of the config instead of random ones")
+    add("--clock", choices=("wall", "cpu"), default="wall", help="cpu: where others compute, too")
+    add("--no-torchscale", action="store_true", help="without torchscale's encoder beside ours")
+    add("--json", metavar="FILE", help="write all numbers there, too")
+    add("--compare", metavar="FILE", help="the --json of an earlier run")
+    add("--worker", metavar="JSON", help=argparse.SUPPRESS)
+    add("opts", nargs="*", metavar="KEY VALUE", help="options of all variants")
     args = parser.parse_intermixed_args(argv)
-    if min(args.steps, args.rounds) < 1 or args.warmup < 0:
-        parser.error("--steps and --rounds must be at least 1, --warmup at least 0")
-    if any(len(shlex.split(text)) % 2 for text in [*args.compare, shlex.join(args.opts)]):
+    if min(args.steps, args.rounds, args.samples) < 1 or args.warmup < 0:
+        parser.error("--steps, --rounds, --samples must be at least 1, --warmup at least 0")
+    if any(len(shlex.split(text)) % 2 for text in [*args.variant, shlex.join(args.opts)]):
         parser.error("options are pairs of KEY VALUE; quote values with spaces")
+    if args.compare and " " in args.compare and not os.path.isfile(args.compare):
+        parser.error(
+            "--compare takes the JSON file of an earlier run; a variant of the config is "
+            f'--variant "{args.compare}"'
+        )
     return args
 
 
-def make_batches(cfg, real):
-    """An endless iterator of training batches."""
-    if real:
-        yield from build_grounding_train_loader(cfg)
-        return
-    size = cfg.SOLVER.IMS_PER_BATCH
-    counts = [_TARGETS[i % len(_TARGETS)] for i in range(size)]
-    longest = cfg.INPUT.TOKENIZER.MAX_TOKENS
-    lengths = [min(_WORDS[i % len(_WORDS)], longest) for i in range(size)]
-    batch = random_batch(counts, tuple(cfg.INPUT.IMAGE_SIZE), lengths)
-    while True:
-        yield [dict(sample) for sample in batch]
+def _words(known):
+    def parse(text):
+        words = list(known) if text == "all" else text.split(",")
+        unknown = [word for word in words if word not in known]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"'{unknown[0]}' is none of {', '.join(known)}")
+        return words
+
+    return parse
 
 
-def measure(cfg, steps, warmup, real):
-    """Seconds of each step, and memory in MiB, of this process.
+def _numbers(text):
+    values = [int(word) for word in text.split(",")]
+    if min(values) < 0:
+        raise argparse.ArgumentTypeError(f"{text}: numbers of 0 or more")
+    return values
 
-    Returns:
-        dict with "seconds", a list, "before_mib" and "peak_mib".
-    """
+
+def _size(text):
+    """ "320" or "480x640", height x width."""
+    sides = [int(side) for side in text.split("x")]
+    if len(sides) > 2 or min(sides) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}': expected 320 or 480x640")
+    return sides[0], sides[-1]
+
+
+def _sizes(text):
+    return [_size(word) for word in text.split(",")]
+
+
+def list_cases(args):
+    """What is to be measured: dicts with the keys of ``report.LABELS``."""
+    defaults = {"batch": [None], "size": [None], "threads": [None], "precision": [None]}
+    defaults.update(backend=["eager"], workers=[None], processes=[1])
+    malloc = args.malloc or ["glibc" if platform.libc_ver()[0] == "glibc" else "system"]
+    variants = ["", *args.variant]
+    cases = []
+    for what in args.what:
+        values = [getattr(args, axis) or defaults[axis] for axis in AXES[what]]
+        for variant, name, *chosen in itertools.product(variants, malloc, *values):
+            case = {"what": what, "variant": variant, "malloc": name, "clock": args.clock}
+            case.update(zip(AXES[what], chosen))
+            if what == "inference":
+                case["batch"] = case["batch"] or 1
+            cases.append({label: case.get(label) for label in report.LABELS})
+    return cases
+
+
+def options_of(case, args):
+    """KEY VALUE options of a case, the strongest last."""
+    opts = [*args.opts, *shlex.split(case["variant"])]
+    if case["size"]:
+        opts += ["INPUT.IMAGE_SIZE", str(tuple(case["size"]))]
+    if case["threads"]:
+        opts += ["SOLVER.NUM_THREADS", str(case["threads"])]
+    if case["batch"] and case["what"] != "inference":
+        opts += ["SOLVER.IMS_PER_BATCH", str(case["batch"])]
+    if case["what"] == "training" and case["precision"]:
+        opts += ["SOLVER.AMP.ENABLED", str(case["precision"] != "fp32")]
+        if case["precision"] != "fp32":
+            opts += ["SOLVER.AMP.PRECISION", case["precision"]]
+    return opts
+
+
+def malloc_environment(name):
+    """Variables of a process that let it use an allocator; leaves if it is not there."""
+    if name == "system":
+        return {}
+    if name == "glibc":
+        return dict(_GLIBC)
+    found = ctypes.util.find_library(name)
+    here = sorted(glob.glob(os.path.join(sys.prefix, "lib", f"lib{name}.so*")))
+    if not found and not here:
+        sys.exit(f"--malloc {name}: lib{name} is not installed (Debian: lib{name}2 or the like)")
+    return {"LD_PRELOAD": here[0] if here else found}
+
+
+def run_case(args, case, argv, folder):
+    """What a new process measures, a dict of ``Result``; its errors end the benchmark."""
+    command = [*args.command, *argv, "--worker", json.dumps({**case, "photos": folder})]
+    env = {**os.environ, **malloc_environment(case["malloc"])}
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=env)
+    if run.returncode:
+        named = ", ".join(f"{key} {value}" for key, value in case.items() if value)
+        sys.exit(f"the case '{named}' failed, see above")
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def measure(args, case, add_config=()):
+    """A ``Result`` as a dict, of this process."""
+    cfg = setup_config(args.config_file, options_of(case, args), add_config)
+    args.photos = case.get("photos")
+    use_clock(args.clock)
+    if case["what"] == "loader" and case["workers"] is None:
+        case["workers"] = cfg.DATALOADER.NUM_WORKERS
     set_num_threads(cfg)
-    torch.manual_seed(0)
-    model = build_model(cfg)
-    optimizer = build_optimizer(cfg, model)
-    batches = make_batches(cfg, real)
-    trainer = build_step_trainer(cfg, model, batches, optimizer)
-    before, seconds = memory_mib(cfg.MODEL.DEVICE, peak=False), []
-    with EventStorage():
-        for trainer.iter in range(warmup + steps):
-            trainer._data_loader_iter_obj = iter([next(batches)])
-            _wait(cfg.MODEL.DEVICE)
-            start = time.perf_counter()
-            trainer.run_step()
-            _wait(cfg.MODEL.DEVICE)
-            seconds.append(time.perf_counter() - start)
-    peak = memory_mib(cfg.MODEL.DEVICE, peak=True)
-    return {"seconds": seconds[warmup:], "before_mib": before, "peak_mib": peak}
-
-
-def memory_mib(device, peak):
-    """Memory of the GPU's allocator, or of this process alone (Linux), in MiB."""
-    if torch.device(device).type == "cuda":
-        number = torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
-        return number / 2**20
-    # Not getrusage, whose peak begins with that of the process that started this one.
-    with open("/proc/self/status", encoding="ascii") as file:
-        lines = dict(line.split(":", 1) for line in file)
-    return int(lines["VmHWM" if peak else "VmRSS"].split()[0]) / 2**10
-
-
-def _wait(device):
-    """For a GPU to finish."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
-
-
-def run_variant(args, opts):
-    """:func:`measure` in a new process; its errors end the benchmark."""
-    command = [*args.command, "--worker"]
-    command += ["--config-file", args.config_file, f"--steps={args.steps}"]
-    command += [f"--warmup={args.warmup}", *(["--real"] if args.real else []), *args.opts, *opts]
-    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if result.returncode:
-        sys.exit(f"the variant '{shlex.join(opts)}' failed, see above")
-    return json.loads(result.stdout.splitlines()[-1])
-
-
-def summarize(name, runs, batch_size):
-    """One row: medians over all steps, the largest peak."""
-    seconds = statistics.median(s for run in runs for s in run["seconds"])
-    return {
-        "variant": name,
-        "seconds_per_step": seconds,
-        "samples_per_second": batch_size / seconds,
-        "before_mib": max(run["before_mib"] for run in runs),
-        "peak_mib": max(run["peak_mib"] for run in runs),
-    }
-
-
-def format_table(rows):
-    """Rows as text; ratios are to the first one."""
-    first = rows[0]
-    lines = [
-        (
-            row["variant"],
-            f"{row['seconds_per_step']:.3f}",
-            f"{row['seconds_per_step'] / first['seconds_per_step']:.2f}",
-            f"{row['samples_per_second']:.2f}",
-            f"{row['before_mib']:.0f}",
-            f"{row['peak_mib']:.0f}",
-            f"{row['peak_mib'] / first['peak_mib']:.2f}",
-        )
-        for row in rows
-    ]
-    headers = ["variant", "s/step", "ratio", "samples/s", "before MiB", "peak MiB", "ratio"]
-    return tabulate(lines, headers=headers, disable_numparse=True)
+    return vars(PARTS[case["what"]](cfg, case, args))
 
 
 def main(argv=None, add_config=()):
-    """Measure all variants, or be one of their processes."""
+    """Measure all cases, or be one of their processes."""
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
     # What started this script, perhaps that of an outside project, without the arguments.
     args.command = [sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - len(argv)]]
-    cfg = setup_config(args.config_file, args.opts, add_config)
     if args.worker:
-        cfg.freeze()
-        print(json.dumps(measure(cfg, args.steps, args.warmup, args.real)))
+        print(json.dumps(measure(args, json.loads(args.worker), add_config)))
         return
-    variants = {"as configured": [], **{text: shlex.split(text) for text in args.compare}}
-    runs = {name: [] for name in variants}
-    for _ in range(args.rounds):
-        for name, opts in variants.items():
-            runs[name].append(run_variant(args, opts))
-    rows = []
-    for name, opts in variants.items():
-        batch = setup_config(args.config_file, [*args.opts, *opts], add_config).SOLVER.IMS_PER_BATCH
-        rows.append(summarize(name, runs[name], batch))
-    where = cfg.MODEL.DEVICE
-    if where == "cuda":
-        where = torch.cuda.get_device_name()
-    print(f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(format_table(rows))
+    cases = list_cases(args)
+    configs = [setup_config(args.config_file, options_of(c, args), add_config) for c in cases]
+    device = configs[0].MODEL.DEVICE
+    malloc = {name: malloc_environment(name) for name in {case["malloc"] for case in cases}}
+    found = {
+        "format": report.FORMAT,
+        "config": args.config_file,
+        "options": args.opts,
+        "machine": report.machine(device),
+        "malloc": {n: " ".join(f"{k}={v}" for k, v in env.items()) for n, env in malloc.items()},
+    }
+    runs = [[] for _ in cases]
+    with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
+        for _ in range(args.rounds):
+            for case, results in zip(cases, runs):
+                named = [
+                    f"{k} {v}"
+                    for k, v in case.items()
+                    if v and k not in ("what", "malloc", "clock")
+                ]
+                print(f"{case['what']}: {', '.join(named)}", file=sys.stderr, flush=True)
+                results.append(run_case(args, case, argv, folder))
+    found["machine_after"] = report.machine(device)
+    found["rows"] = [report.summarize(case, results) for case, results in zip(cases, runs)]
+    found["runs"] = runs
+    print(report.format_report(found))
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
-            json.dump({"rows": rows, "runs": runs}, file, indent=2)
+            json.dump(found, file, indent=2)
+    if args.compare:
+        try:
+            print(f"\n{report.compare(found, args.compare)}")
+        except ValueError as error:
+            sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -132,7 +132,8 @@ def test_train_net_demo_and_every_tool_take_the_config(tmp_path):
             "--measure",
         ]
         + ["--expressions", "64", "--images", "8", "--objects", "32", "--workers", "0"],
-        [*run, tools + "benchmark.py", "--steps", "1", "--warmup", "0", *config, *options],
+        [*run, tools + "benchmark.py", "--what", "inference,training", "--no-torchscale"]
+        + ["--steps", "1", "--warmup", "0", *config, *options],
     ]
     command = [sys.executable, "-c", DRIVER, "driver", json.dumps(commands)]
     env = dict(os.environ, DETECTRON2_DATASETS=str(tmp_path), OMP_NUM_THREADS="1")
@@ -143,4 +144,4 @@ def test_train_net_demo_and_every_tool_take_the_config(tmp_path):
     keys = set().union(*(json.loads(line) for line in records))
     assert {"loss_center", "gres/gIoU", "grec/F1score"} <= keys
     assert list((tmp_path / "data").iterdir()) and (tmp_path / "answer.png").is_file()
-    assert (tmp_path / "model.safetensors").is_file() and "samples/s" in result.stdout
+    assert (tmp_path / "model.safetensors").is_file() and "query generation" in result.stdout
