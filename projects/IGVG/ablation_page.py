@@ -84,12 +84,13 @@ def write_page(path: Path, dataset: str, runs: Sequence[Run], done: Attempts) ->
     text = [f"# The paper's ablations on {dataset}: results", "", *_facts(results, dataset), ""]
     sections, verdicts = [], []
     for key, (title, rows) in TABLES.items():
+        sections += [f"## {title}", "", *_values(results, rows), ""]
         if any(results.seeds(name) for row in rows for name in row.configs if name != FULL):
             steps = _steps(results, key, rows)
             verdicts += [(key, *step) for step in steps]
-            sections += [f"## {title}", "", *_values(results, rows), "", *_step_table(steps), ""]
+            sections += [*_step_table(steps), ""]
         else:
-            sections += [f"## {title}", "", "Not run yet.", ""]
+            sections += ["Not run yet.", ""]
     text += [*_summary(verdicts), "", *_figures(results, path, dataset), *sections]
     missing = [str(run) for run in runs if run not in done]
     text += ["## Missing", "", ", ".join(missing) or "Nothing.", ""]
@@ -125,8 +126,9 @@ def _facts(results: Results, dataset: str) -> List[str]:
 
 
 def _values(results: Results, rows: Sequence[Row]) -> List[str]:
-    """Table of means."""
-    lines = [f"| row | {' | '.join(METRICS)} | seeds |", "|---" * (len(METRICS) + 2) + "|"]
+    """Table of means; configs as they are called below ``configs/``."""
+    head = f"| row | config | {' | '.join(METRICS)} | seeds |"
+    lines = [head, "|---" * (len(METRICS) + 3) + "|"]
     for row in rows:
         cells = []
         for metric in METRICS:
@@ -138,7 +140,8 @@ def _values(results: Results, rows: Sequence[Row]) -> List[str]:
                 cell += f" ({row.paper[PAPER_METRICS.index(metric)]:.2f})"
             cells.append(cell)
         seeds = len(results.seeds(*row.configs))
-        lines.append(f"| {row.name} | {' | '.join(cells)} | {seeds} |")
+        configs = ", ".join(row.configs)
+        lines.append(f"| {row.name} | {configs} | {' | '.join(cells)} | {seeds} |")
     return lines
 
 

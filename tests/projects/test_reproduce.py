@@ -333,13 +333,14 @@ def test_page_from_complete_runs_names_the_missing(modules, plan, tmp_path):
     for expected in (
         "runs complete: 12 of 81",
         "CPU time of these runs: 6.00 h; longest run 4.0 minutes",
-        "(full model) | 100.0 ± 0.0 (71.43) | 100.0 ± 0.0 (75.87) | 85.4 ± 0.5 (72.41) |",
+        "(full model) | full | 100.0 ± 0.0 (71.43) | 100.0 ± 0.0 (75.87) | 85.4 ± 0.5 (72.41) |",
         "| 8 | 12 | 2 | 1 | 9 | 0 | 0 |",
         "Reversed: 8: both to + negatives (full model), F1score +75.0.",
         "- Fig. 4, selection of points, CoverAcc: above without minimap, top-k selector",
         "- Table 8, supervision, gIoU: above global, instance, both",
         "- Table 5, core modules, gIoU: not run yet",
-        "## Findings: one choice changed\n\nNot run yet.",
+        "| DETR | ablations/decoder/detr | - (67.87) | - (71.55) | - (70.72) | - (66.70) | - |",
+        "| pool max | findings/pool_max | - | - | - | - | - | - | - | 0 |",
         "ablations/decoder/detr seed 0",
         "full seed 2",
     ):
