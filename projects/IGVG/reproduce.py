@@ -162,7 +162,7 @@ class Queue:
         """Start, wait, and print; runs that fail do not keep the others from running."""
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         # One that is ignored, as nohup wants, stays so.
-        previous = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n)}
+        previous = {number: signal.getsignal(number) for number in numbers}
         for number, handler in previous.items():
             if handler != signal.SIG_IGN:
                 signal.signal(number, lambda n, _: self.signals.append(n))
