@@ -21,6 +21,7 @@ from igvg_d2.data import (
 )
 from igvg_d2.data.datasets import fingerprint
 from igvg_d2.evaluation import build_grounding_evaluator
+from igvg_d2.modeling.meta_arch import optimize_for_inference
 from igvg_d2.solver import build_lr_scheduler, build_optimizer
 
 from .checkpointing import BestModelHook, CheckpointHook
@@ -147,6 +148,11 @@ class GroundingTrainer(DefaultTrainer):
         if is_first:
             report_unread_keys(self.cfg, evaluated=True)
         return self.results
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model, evaluators=None):
+        """See ``DefaultTrainer.test``; the model answers as in a predictor, to the last digit."""
+        return super().test(cfg, optimize_for_inference(model), evaluators)
 
     def build_writers(self):
         """See :func:`igvg_d2.engine.monitoring.build_writers`."""

@@ -7,7 +7,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 import torch
 
-from igvg_d2.io.rle import RLE, runs_to_rle
+from igvg_d2.io.rle import RLE, check_rle, runs_to_rle
 from igvg_d2.modeling.mask_resize import (
     bilinear_taps,
     nearest_indices,
@@ -24,8 +24,22 @@ _ROUNDING = 1e-5
 
 def decode_mask(rle: RLE) -> np.ndarray:
     """bool (height, width), row-major."""
+    height, width = rle["size"]
     # OpenCV transposes in blocks, 5 times as fast as numpy.
-    return cv2.transpose(mask_util.decode(rle).T).view(bool)
+    if height * width <= _STRIP:
+        return cv2.transpose(mask_util.decode(rle).T).view(bool)
+    # In strips of columns, as no second mask of a large photo should be in memory.
+    runs = check_rle(rle)[1]
+    ends, columns = np.cumsum(runs), max(1, _STRIP // height)
+    mask = np.empty((height, width), dtype=bool)
+    for left in range(0, width, columns):
+        start, stop = left * height, min(left + columns, width) * height
+        # Runs of the first and the last pixel.
+        first, last = np.searchsorted(ends, [start, stop - 1], side="right")
+        lengths = np.diff(np.minimum(ends[first : last + 1], stop), prepend=start)
+        strip = np.repeat(np.arange(first, last + 1) % 2 == 1, lengths).reshape(-1, height)
+        mask[:, left : left + columns] = cv2.transpose(strip.view(np.uint8)).view(bool)
+    return mask
 
 
 def encode_mask(ranked: RankedOutput, logits: torch.Tensor, size: Sequence[int]) -> RLE:

@@ -21,6 +21,7 @@ from igvg_d2.data.mapper import model_input
 from igvg_d2.data.tokenizer import tokenize, warn_of_unknown_words_in
 from igvg_d2.data.transforms import GeometricTransform
 from igvg_d2.engine.devices import with_usable_device
+from igvg_d2.modeling.meta_arch import optimize_for_inference
 
 from .images import ImageLike, local_path, to_rgb
 from .result import GroundingResult, check_thresholds
@@ -48,7 +49,8 @@ class GroundingPredictor:
 
     Attributes:
         cfg: config of the model, frozen.
-        model: the model in evaluation mode.
+        model: the model in evaluation mode, see
+            :func:`igvg_d2.modeling.meta_arch.inference.optimize_for_inference`.
         image_format: channel order of the network input, ``cfg.INPUT.FORMAT``.
 
     Example:
@@ -85,6 +87,7 @@ class GroundingPredictor:
                 )
         else:
             logger.warning("MODEL.WEIGHTS is empty: the model is untrained and answers at random")
+        optimize_for_inference(self.model)
         self.cfg.freeze()
         # Tokenizers of the tokenizers library fail when two threads use one at once.
         self._tokenizing = threading.Lock()
@@ -200,7 +203,7 @@ class GroundingPredictor:
             if key not in loaded:
                 loaded[key] = self._load(image, channel_order)
             inputs.append(self._make_input(loaded[key], expression))
-        with torch.no_grad(), torch.autocast(
+        with torch.inference_mode(), torch.autocast(
             self._device_type, self._dtype, enabled=self._dtype != torch.float32
         ):
             outputs = self.model(inputs)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from igvg_d2.evaluation.calibration import check_threshold
 from igvg_d2.io.json_stream import to_json_text
-from igvg_d2.io.rle import RLE, mask_to_rle, to_json
+from igvg_d2.io.rle import RLE, empty_rle, to_json
 from igvg_d2.modeling.mask_resize import resize_logits
 from igvg_d2.modeling.postprocessing import RankedOutput, resized_masks
 
@@ -161,7 +161,7 @@ class GroundingResult:
     def union_rle(self) -> RLE:
         """COCO RLE of :attr:`mask`."""
         if self.no_target:
-            return mask_to_rle(np.zeros(self.orig_shape, dtype=bool))
+            return empty_rle(self.orig_shape)
         return self._union()
 
     @property
@@ -332,7 +332,7 @@ class GroundingResult:
         if ranked.has_global_mask:
             parts += [-1]
         if not parts:
-            return mask_to_rle(np.zeros(self.orig_shape, dtype=bool))
+            return empty_rle(self.orig_shape)
         return mask_util.merge(self._encode(parts))
 
 

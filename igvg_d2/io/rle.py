@@ -193,6 +193,11 @@ def runs_to_rle(size: Size, runs: Sequence[int]) -> RLE:
     return mask_util.frPyObjects({"size": list(size), "counts": list(runs)}, *size)
 
 
+def empty_rle(size: Sequence[int]) -> RLE:
+    """Compressed RLE of no pixel of (height, width)."""
+    return runs_to_rle(size, [size[0] * size[1]])
+
+
 def mask_to_rle(mask: Any) -> RLE:
     """Compressed RLE, `counts` bytes, of a tensor or array bool (height, width)."""
     if not isinstance(mask, np.ndarray):

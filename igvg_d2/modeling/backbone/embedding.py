@@ -39,10 +39,13 @@ class VisionEmbedding(nn.Module):
         """
         x = self.proj(images)
         grid = (x.shape[2], x.shape[3])
-        positions = interpolate_positions(self.positions, self.grid, grid)
-        tokens = x.flatten(2).transpose(1, 2) + positions
+        tokens = x.flatten(2).transpose(1, 2) + self.grid_positions(grid)
         cls = (self.cls_token + self.cls_position).expand(tokens.shape[0], -1, -1)
         return torch.cat([cls, tokens], dim=1), grid
+
+    def grid_positions(self, grid: Tuple[int, int]) -> torch.Tensor:
+        """Positions of a grid (Hi, Wi), float (1, Hi * Wi, C)."""
+        return interpolate_positions(self.positions, self.grid, grid)
 
 
 class TextEmbedding(nn.Module):

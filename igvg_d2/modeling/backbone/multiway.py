@@ -85,19 +85,24 @@ class MultiwayBlock(nn.Module):
         heads = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
         heads_image, heads_text = heads.transpose(1, 2).reshape(n, s, -1).split(split, dim=1)
         keep = self._keep_factor(image)
-        image = image + keep * self.vision.project_out(heads_image)
-        text = text + keep * self.text.project_out(heads_text)
+        image = _add(image, self.vision.project_out(heads_image), keep)
+        text = _add(text, self.text.project_out(heads_text), keep)
         keep = self._keep_factor(image)
-        image = image + keep * self.vision.feed_forward(image)
-        text = text + keep * self.text.feed_forward(text)
+        image = _add(image, self.vision.feed_forward(image), keep)
+        text = _add(text, self.text.feed_forward(text), keep)
         return image, text
 
-    def _keep_factor(self, x: torch.Tensor):
-        """Stochastic depth: 0 or 1 / keep per sample, shared by both modalities of a sample."""
+    def _keep_factor(self, x: torch.Tensor) -> Optional[torch.Tensor]:
+        """Stochastic depth: 0 or 1 / keep per sample, of both its modalities; None for all 1."""
         if not self.training or self.drop_path == 0.0:
-            return 1.0
+            return None
         keep = 1.0 - self.drop_path
         return x.new_empty(len(x), 1, 1).bernoulli_(keep) / keep
+
+
+def _add(x: torch.Tensor, branch: torch.Tensor, keep: Optional[torch.Tensor]) -> torch.Tensor:
+    """The residual sum, with the branch's factor."""
+    return x + (branch if keep is None else keep * branch)
 
 
 class MultiwayEncoder(nn.Module):

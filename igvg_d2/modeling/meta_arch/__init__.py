@@ -1,5 +1,6 @@
-"""Meta-architectures."""
+"""The models that put the components together."""
 
 from .igvg import IGVG
+from .inference import optimize_for_inference
 
-__all__ = ["IGVG"]
+__all__ = ["IGVG", "optimize_for_inference"]

@@ -20,6 +20,7 @@ from ..query_generator import build_query_generator
 from ..targets import BatchTotals, GroundingTargets
 from ..training_options import freeze_parameters, replace_sync_batch_norm
 from ..transfer import to_device
+from .inference import optimize_for_inference
 
 
 @META_ARCH_REGISTRY.register()
@@ -128,6 +129,10 @@ class IGVG(nn.Module):
         for module in self._resting:
             module.eval()
         return self
+
+    def optimize_for_inference(self) -> "IGVG":
+        """See :func:`igvg_d2.modeling.meta_arch.inference.optimize_for_inference`; returns self."""
+        return optimize_for_inference(self)
 
     @property
     def device(self) -> torch.device:

@@ -160,7 +160,7 @@ class DeformableDecoder(nn.Module):
             float (layers, N, Q, D).
         """
         spatial_shapes = [tuple(level.shape[-2:]) for level in features]
-        memory = torch.cat([level.flatten(2) for level in features], dim=2).transpose(1, 2)
+        memory = torch.cat([level.flatten(2).transpose(1, 2) for level in features], dim=1)
         states = []
         for layer in self.layers:
             query = layer(query, query_pos, reference_points, memory, spatial_shapes)

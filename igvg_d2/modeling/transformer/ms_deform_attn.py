@@ -109,17 +109,22 @@ class MSDeformAttn(nn.Module):
         Returns:
             float (N, Q, D).
         """
-        n, q, _ = query.shape
-        layout = (n, q, self.num_heads, self.num_levels, self.num_points)
         # Sampling is in float32: half precision places points of an 80-cell map 0.2 cells off, and
         # grid_sample wants maps and points of one type.
-        dtype = torch.promote_types(query.dtype, torch.float32)
-        value = self.value_proj(memory).to(dtype).view(n, memory.shape[1], self.num_heads, -1)
-        offsets = self.sampling_offsets(query).to(dtype).view(*layout, 2)
-        weights = self.attention_weights(query).to(dtype).view(n, q, self.num_heads, -1).softmax(-1)
+        offsets, weights = self.offsets_and_weights(query)
+        dtype = offsets.dtype
+        value = self.value_proj(memory).to(dtype).unflatten(-1, (self.num_heads, -1))
         # Offsets are in cells of their level.
         cells = torch.tensor([shape[::-1] for shape in spatial_shapes], dtype=dtype)
         cells = to_device(cells, offsets.device)
         locations = reference_points.to(dtype)[:, :, None, None, None] + offsets / cells[:, None]
-        out = ms_deform_attn_core(value, spatial_shapes, locations, weights.view(layout))
+        out = ms_deform_attn_core(value, spatial_shapes, locations, weights)
         return self.output_proj(out.to(query.dtype))
+
+    def offsets_and_weights(self, query: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Offsets (N, Q, M, S, P, 2) in cells, and weights (N, Q, M, S, P), in float32 or more."""
+        layout = (*query.shape[:2], self.num_heads, self.num_levels, self.num_points)
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        offsets = self.sampling_offsets(query).to(dtype).view(*layout, 2)
+        weights = self.attention_weights(query).to(dtype).view(*layout[:3], -1).softmax(-1)
+        return offsets, weights.view(layout)
