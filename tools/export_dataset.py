@@ -99,7 +99,7 @@ def to_expressions(samples, target_ids):
         {
             **{"id": i, "image_id": s["image_id"], "ref_id": s["ref_id"], "sent_id": s["sent_id"]},
             **{"text": s["expression"], "annotation_ids": ids},
-            **{key: s[key] for key in ("kind", "group_id") if key in s},
+            **{key: s[key] for key in ("kind", "group_id", "absent_kind") if key in s},
         }
         for i, (s, ids) in enumerate(zip(samples, target_ids))
     ]
@@ -126,7 +126,7 @@ def to_refs(samples, target_ids, split):
         )
         text = sample["expression"]
         sentence = {"sent_id": sample["sent_id"], "raw": text, "sent": text.lower()}
-        sentence.update({key: sample[key] for key in ("kind",) if key in sample})
+        sentence.update({key: sample[key] for key in ("kind", "absent_kind") if key in sample})
         ref["sentences"].append({**sentence, "tokens": text.lower().split()})
     return list(refs.values())
 

@@ -16,6 +16,8 @@ import pycocotools.mask as mask_util
 
 CARDINALITIES = ("0", "1", "2", "3plus")
 PRECISION_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+# What expressions without target lack, see `igvg_d2.data.datasets.absent_kinds`.
+ABSENT_KINDS = ("absent", "lookalike", "unnamed")
 
 
 def percent(numerator: float, denominator: float) -> float:

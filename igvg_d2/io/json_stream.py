@@ -167,8 +167,10 @@ def iterate_records(file: IO[str]) -> Iterator[Tuple[str, Any]]:
                 raise JSONError(f"line {number}: {error}") from error
 
 
-def iterate_lists(file: IO[str], keys: Sequence[str]) -> Iterator[Tuple[str, Any]]:
-    """Items of the lists that a JSON object must have under these keys.
+def iterate_lists(
+    file: IO[str], keys: Sequence[str], optional: Sequence[str] = ()
+) -> Iterator[Tuple[str, Any]]:
+    """Items of the lists that a JSON object must have under these keys, or may have.
 
     Yields:
         (key, item), in the order of the file.
@@ -190,7 +192,7 @@ def iterate_lists(file: IO[str], keys: Sequence[str]) -> Iterator[Tuple[str, Any
             number = 0
             try:
                 for number, item in enumerate(reader.items(), 1):
-                    if key in keys:
+                    if key in keys or key in optional:
                         yield key, item
             except JSONError as error:
                 where = f"item {number + 1} of {reprlib.repr(key)}"

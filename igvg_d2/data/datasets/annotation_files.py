@@ -60,15 +60,17 @@ def _iterate_json_list(path: str) -> Iterator[Any]:
 
 
 def iterate_json(
-    path: str, keys: Sequence[str], kind: str = "a JSON object"
+    path: str, keys: Sequence[str], kind: str = "a JSON object", optional: Sequence[str] = ()
 ) -> Iterator[Tuple[str, Any]]:
     """(key, item) of the lists under these keys of a JSON object, in the order of the file.
+
+    Lists under the `optional` keys need not be there.
 
     Raises:
         ValueError: names the file; a syntax error, it is not of this kind, or a key is missing.
     """
     with _open_json(path, f"{kind} with {' and '.join(map(repr, keys))}") as file:
-        yield from iterate_lists(file, keys)
+        yield from iterate_lists(file, keys, optional)
 
 
 def read_json(path: str) -> Any:

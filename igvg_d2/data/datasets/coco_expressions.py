@@ -26,7 +26,8 @@ def load_expressions(
     ``{"images": [...], "annotations": [...], "categories": [...], "expressions": [{"id": 1,
     "image_id": 17, "text": "the two dogs", "annotation_ids": [3, 4]}, ...]}``. No annotation ids
     means no target. ``id`` may be left out; then the position counts. Exported benchmarks have
-    ``ref_id`` and ``sent_id`` instead, and ``kind`` may name the type of the expression.
+    ``ref_id`` and ``sent_id`` instead, and ``kind`` may name the type of the expression; without
+    target ``absent_kind`` may say what :mod:`igvg_d2.data.datasets.absent_kinds` else concludes.
 
     Args:
         annotation_file: the JSON file.
@@ -73,4 +74,6 @@ def _to_sample(position: int, item: Any, instances: InstanceFile) -> Dict[str, A
     for key in ("kind", "group_id"):
         if key in item:
             sample[key] = read_text(item, key)
+    if not annotations:
+        sample.update(instances.absent_kind(item, image_id, text))
     return sample

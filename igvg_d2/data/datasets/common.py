@@ -11,6 +11,8 @@ A reader turns an annotation file into dataset dicts, one per *expression*, in t
   float64 arrays [x0, y0, x1, y1, ...]: official protocols rasterise them in their own way. The
   empty list means no target;
 * ``kind`` only if the sentence has this key (the synthetic set stores the expression's type there);
+* ``absent_kind`` "absent", "lookalike" or "unnamed" only without target, if the file states it or
+  has classes (:mod:`igvg_d2.data.datasets.absent_kinds`);
 * ``group_id`` str only where several records of a file share a ``ref_id``: the second and later
   ones are told apart by it (the metrics of R-RefCOCO are means over records).
 

@@ -1,7 +1,7 @@
 """Images and objects of a COCO-style instances.json, looked up by id."""
 
 import os
-from typing import Any, Container, Dict, Optional
+from typing import Any, Container, Dict, Optional, Set
 
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
@@ -9,6 +9,7 @@ from detectron2.structures import BoxMode
 from igvg_d2.io.json_stream import describe
 from igvg_d2.io.rle import to_rle_and_polygons
 
+from .absent_kinds import ClassNames, stated_kind
 from .annotation_files import iterate_json
 from .common import RecordError, is_int, read_box, read_size, read_text, short
 
@@ -35,12 +36,35 @@ class InstanceFile:
         self._sizes = {"images": 0, "annotations": 0}
         self._images: Dict[int, Dict[str, Any]] = {}
         self._converted: Dict[int, Dict[str, Any]] = {}
+        # Of all objects, also those that are not kept.
+        self._classes: Dict[int, Set[int]] = {}
+        names: Dict[int, str] = {}
         kind = "a COCO detection file, a JSON object"
-        for key, item in iterate_json(path, ("images", "annotations"), kind):
+        for key, item in iterate_json(path, ("images", "annotations"), kind, ("categories",)):
+            if key == "categories":
+                name = item.get("name") if isinstance(item, dict) else None
+                if isinstance(name, str) and is_int(item.get("id")):
+                    names[item["id"]] = name
+                continue
             number = self._read_id(key, self._sizes[key], item)
             self._sizes[key] += 1
+            if key == "annotations":
+                self._note_class(item)
             if key == "images" or ann_ids is None or number in ann_ids:
                 self._add(key, number, item)
+        self._class_names = ClassNames(names)
+
+    def _note_class(self, item: Dict[str, Any]) -> None:
+        """Which classes an image has objects of, crowds too."""
+        image_id, class_id = item.get("image_id"), item.get("category_id")
+        if is_int(image_id) and is_int(class_id):
+            self._classes.setdefault(image_id, set()).add(class_id)
+
+    def absent_kind(self, record: Any, image_id: int, expression: str) -> Dict[str, str]:
+        """``absent_kind`` of a dataset dict without target, as the record states it or by rule."""
+        classes = self._classes.get(image_id, set())
+        kind = stated_kind(record) or self._class_names.kind(expression, classes)
+        return {"absent_kind": kind} if kind else {}
 
     def _read_id(self, key: str, position: int, item: Any) -> int:
         """Id of an entry of one of the lists."""

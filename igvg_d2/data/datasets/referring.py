@@ -224,6 +224,8 @@ class RefReader:
                 sample["group_id"] = f"{ref_id}#{self._records[ref_id]}"
             if "kind" in sentence:
                 sample["kind"] = sentence["kind"]
+            if not annotations:
+                sample.update(self.instances.absent_kind(sentence, image_id, expression))
             samples.append(sample)
         return samples
 
