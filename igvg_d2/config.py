@@ -30,7 +30,7 @@ MODEL.GROUNDING_HEAD.L1_WEIGHT MODEL.GROUNDING_HEAD.MASK_WEIGHT MODEL.GROUNDING_
 MODEL.GROUNDING_HEAD.MATCHER.CLASS_WEIGHT MODEL.GROUNDING_HEAD.MATCHER.GIOU_WEIGHT
 MODEL.GROUNDING_HEAD.MATCHER.L1_WEIGHT
 MODEL.IGVG.TEST.WEIGHT_SCORES MODEL.NECK.STEM_FEATURES MODEL.QUERY_GENERATOR.DIM_FEEDFORWARD
-MODEL.SCENE_HEAD MODEL.SYNC_BN SOLVER.MUON_LR WANDB.NAME WANDB.PROJECT
+MODEL.SCENE_HEAD MODEL.SYNC_BN SOLVER.MUON_LR TEST.NO_TARGET_THRESHOLD WANDB.NAME WANDB.PROJECT
 """.split()
 
 
@@ -296,9 +296,9 @@ def _add_test(cfg: CN) -> None:
     # and 480 pixels of the benchmark's authors), "released" (the paper authors' evaluation at 320
     # pixels), and "official_native", "released_native" (their rules at the original resolution).
     cfg.TEST.PROTOCOLS = ("native",)
-    # Also report GRES and GREC with "no target" decided by no_target_score >= this, a value fitted
-    # by tools/fit_no_target_threshold.py on held-out training data; 0 reports only the model's own.
-    cfg.TEST.NO_TARGET_THRESHOLD = 0.0
+    # File of tools/calibrate.py: predictors decide "no target" by its threshold, evaluations report
+    # what that does beside the model's own decision; empty = the model's own only.
+    cfg.TEST.CALIBRATION = ""
     # Write the predictions of an evaluation to inference/<dataset>/<dataset>_predictions.jsonl, for
     # tools/score_predictions.py; train_net.py --eval-only switches it on.
     cfg.TEST.SAVE_PREDICTIONS = False

@@ -34,7 +34,6 @@ missing sample, are NaN under official rules.
 
 import argparse
 import functools
-import json
 import os
 import sys
 
@@ -48,7 +47,6 @@ from igvg_d2.engine import setup_config
 from igvg_d2.engine.command_line import add_config_file, setup_data
 from igvg_d2.evaluation import (
     build_grounding_evaluator,
-    check_threshold,
     merge_records,
     parse_protocols,
 )
@@ -60,7 +58,7 @@ from igvg_d2.io.terminal import printable
 # Problems of one kind that are listed by name.
 _LISTED = 10
 # What cannot be said without boxes; tasks of other protocols end in "_<protocol>".
-_BOX_TASKS = ("grec", "grec_fitted", "instance", "rec")
+_BOX_TASKS = ("grec", "grec_calibrated", "instance", "rec")
 
 
 def parse_args(argv=None):
@@ -78,10 +76,10 @@ def parse_args(argv=None):
     )
     parser.add_argument("--allow-missing", action="store_true", help="score what is there")
     parser.add_argument(
-        "--no-target-threshold",
-        metavar="T",
-        help="number, or file of tools/fit_no_target_threshold.py: also report GRES and GREC with "
-        "'no target' decided by no_target_score >= T",
+        "--calibration",
+        metavar="FILE",
+        help="of tools/calibrate.py: also report what its decision by no_target_score does, and "
+        "what is promised of it; data that it or the model was fitted on are refused",
     )
     return parser.parse_args(argv)
 
@@ -91,7 +89,7 @@ def score(
     path,
     allow_missing=False,
     protocols=("native",),
-    no_target_threshold=None,
+    calibration=None,
     num_workers=0,
     add_config=(),
 ):
@@ -99,9 +97,10 @@ def score(
 
     Raises:
         PredictionError: the file or a prediction is wrong, or samples do not match the data set.
+        ValueError: the calibration is wrong, or was fitted on this data set.
         KeyError, FileNotFoundError: the data set is not registered or its files are missing.
     """
-    evaluator = build_evaluator(dataset, protocols, no_target_threshold, add_config)
+    evaluator = build_evaluator(dataset, protocols, calibration, add_config)
     progress = functools.partial(tqdm, total=len(evaluator.samples), unit=" samples")
     problems, with_boxes = score_file(evaluator, path, num_workers, progress)
     samples, records = evaluator.samples, evaluator.records
@@ -137,11 +136,11 @@ def score(
     return {**report, "predictions": path, "problems": problems}
 
 
-def build_evaluator(dataset, protocols, no_target_threshold=None, add_config=()):
+def build_evaluator(dataset, protocols, calibration=None, add_config=()):
     """The data set's evaluator, writing no files."""
     cfg = setup_config(add_config=add_config)
     cfg.TEST.PROTOCOLS = tuple(protocol.name for protocol in parse_protocols(protocols))
-    cfg.TEST.NO_TARGET_THRESHOLD = float(no_target_threshold or 0.0)
+    cfg.TEST.CALIBRATION = calibration or ""
     evaluator = build_grounding_evaluator(cfg, dataset)
     evaluator.output_folder = None
     evaluator.allow_missing = True
@@ -164,29 +163,17 @@ def drop_box_tasks(report, protocols):
         block["results"] = {k: v for k, v in block["results"].items() if k not in names}
 
 
-def read_threshold(text):
-    """The number of --no-target-threshold, from the command line or from a file."""
-    try:
-        value = float(text)
-    except ValueError:
-        with open(text, encoding="utf-8") as file:
-            content = json.load(file)
-        value = content.get("threshold") if isinstance(content, dict) else "no 'threshold'"
-    return check_threshold(value, f"--no-target-threshold {text}")
-
-
 def main(argv=None, add_config=()):
     """Print the report; exit status 1 with one line of reason if there is none."""
     args = parse_args(argv)
     try:
         setup_data(args.config_file, [args.dataset], add_config=add_config)
-        threshold = args.no_target_threshold and read_threshold(args.no_target_threshold)
         report = score(
             args.dataset,
             args.predictions,
             args.allow_missing,
             args.protocol,
-            threshold,
+            args.calibration,
             args.num_workers,
             add_config,
         )

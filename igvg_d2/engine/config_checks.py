@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from igvg_d2.config import add_igvg_config
 from igvg_d2.data import build_tokenizer
-from igvg_d2.evaluation import check_threshold, parse_protocols
+from igvg_d2.evaluation import parse_protocols, read_calibration
 
 from .train_step import PRECISIONS
 
@@ -32,7 +32,8 @@ def check_config(cfg: CfgNode) -> None:
     """
     solver = cfg.SOLVER
     parse_protocols(cfg.TEST.PROTOCOLS)
-    check_threshold(cfg.TEST.NO_TARGET_THRESHOLD or None)
+    if cfg.TEST.CALIBRATION:
+        read_calibration(cfg.TEST.CALIBRATION)
     # A rule reads the options it shows. What another option can switch off is read by a check, and
     # only when it is on, so that report_unread_keys still names it.
     checks = (_check_normalisation, _check_batch, _check_precision, _check_average)

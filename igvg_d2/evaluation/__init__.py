@@ -1,7 +1,7 @@
 """Evaluators of the grounding benchmarks and the metrics they are made of."""
 
 from .build import GROUNDING_EVALUATOR_REGISTRY, build_grounding_evaluator
-from .calibration import check_threshold
+from .calibration import Calibration, check_threshold, read_calibration
 from .frames import GroundTruth
 from .grefcoco_evaluation import GRefCOCOEvaluator
 from .grounding_evaluation import GroundingEvaluator

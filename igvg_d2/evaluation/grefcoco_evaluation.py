@@ -6,16 +6,17 @@ import numpy as np
 
 from .boxes import RELEASED_SCORE_THRESHOLD, check_candidates, count_confident, grec_counts
 from .build import GROUNDING_EVALUATOR_REGISTRY
-from .calibration import summarize_calibration, threshold_table
-from .frames import GroundTruth, output_field, undefined_official
-from .grounding_evaluation import (
-    GroundingEvaluator,
-    Record,
-    Results,
+from .calibration import auroc, threshold_table
+from .columns import (
+    calibrated_flags,
+    hallucination_rates,
+    hallucination_ratios,
     no_target_flags,
     pixel_columns,
     target_counts,
 )
+from .frames import GroundTruth, output_field, undefined_official
+from .grounding_evaluation import GroundingEvaluator, Results
 from .instance_evaluation import make_instance_record, summarize_instances, summarize_sets
 from .metrics import (
     by_cardinality,
@@ -28,6 +29,7 @@ from .metrics import (
     target_accuracy,
 )
 from .protocols import Protocol
+from .reporting import Record
 
 
 @GROUNDING_EVALUATOR_REGISTRY.register()
@@ -43,12 +45,15 @@ class GRefCOCOEvaluator(GroundingEvaluator):
       queries, unfiltered. GREC applies its own score threshold to them, so the result does not
       depend on the model's test threshold.
 
-    Results: "gres" {gIoU, cIoU, N_acc, T_acc, Pr@0.7, Pr@0.8, Pr@0.9, gIoU_0, gIoU_1, gIoU_2,
-    gIoU_3plus, count_0, ...} and "grec" {F1score, N_acc, T_acc, F1_0, ...} for each protocol;
-    "instance" (see `summarize_instances`, `summarize_sets`), "no_target" {AUROC, ECE} if every
-    output has a "no_target_score", and with a fitted threshold "gres_fitted" and "grec_fitted". The
-    N_acc and T_acc of GRES come from the flag, those of GREC from the kept boxes. F1_k is the share
-    of samples with k targets whose F1 is 1.
+    Results: "gres" {gIoU, cIoU, N_acc, T_acc, hallucination, hallucination_absent, ..., Pr@0.7,
+    Pr@0.8, Pr@0.9, gIoU_0, gIoU_1, gIoU_2, gIoU_3plus, count_0, ...} and "grec" {F1score, N_acc,
+    T_acc, hallucination, ..., F1_0, ...} for each protocol; "instance" (see `summarize_instances`,
+    `summarize_sets`), "no_target" {AUROC} if every output has a "no_target_score", and with a
+    calibration "gres_calibrated" and "grec_calibrated". The N_acc and T_acc of GRES come from the
+    flag, those of GREC from the kept boxes. Of the samples without target, hallucinations of GRES
+    are those not flagged whose mask has a pixel in the protocol's frame, those of GREC are those
+    with a kept box, also by what is absent (`hallucination_ratios`). F1_k is the share of samples
+    with k targets whose F1 is 1.
 
     Official rules (ReLA, MDETR for gRefCOCO): crowds are no targets of GRES; N_acc and T_acc of
     GRES are both 0 if no sample is without target; GREC with missing samples is NaN, because the
@@ -77,26 +82,25 @@ class GRefCOCOEvaluator(GroundingEvaluator):
             "grec_generalized_iou_threshold": self.iou_threshold,
             "grec_f1_threshold": 1.0,
             "ap_min_candidate_score": self.min_candidate_score,
-            "fitted_no_target_threshold": self.no_target_threshold,
+            "gres_hallucination": "not flagged and a pixel in the mask",
+            "grec_hallucination": f"a box score >= {self.score_threshold}",
         }
 
     def make_record(self, target: GroundTruth, output: Dict[str, Any]) -> Record:
         """See `GroundingEvaluator.make_record`.
 
         Returns:
-            the base record with pred_no_target, no_target_score, num_confident (released flag),
+            the base record with pred_no_target, num_confident (released flag),
             grec {protocol: [F1, kept, matched]}, undefined (why the official code stops, or None),
             the keys of `make_instance_record`, and of the primary protocol iou (GRES rules), f1,
             num_kept, num_matched (GREC).
         """
         record = super().make_record(target, output)
-        score = output.get("no_target_score")
         candidates = output_field(output, "candidates", target.sample)
         check_candidates(candidates, self.score_threshold, target.sample)
         thresholds = dict(score_threshold=self.score_threshold, iou_threshold=self.iou_threshold)
         record.update(
             pred_no_target=bool(output_field(output, "no_target", target.sample)),
-            no_target_score=None if score is None else float(score),
             num_confident=count_confident(candidates),
             grec={p.name: grec_counts(candidates, target, p, **thresholds) for p in self.protocols},
             undefined=undefined_official(target.sample),
@@ -120,11 +124,10 @@ class GRefCOCOEvaluator(GroundingEvaluator):
             "gres": self._summarize_gres(records, protocol, flags),
             "grec": self._summarize_grec(records, protocol),
         }
-        scores, _ = _scores(records)
-        if self.no_target_threshold is not None and scores and protocol.rules != "released":
-            fitted = np.array(scores) >= self.no_target_threshold
-            results["gres_fitted"] = self._summarize_gres(records, protocol, fitted)
-            results["grec_fitted"] = self._summarize_grec(records, protocol, fitted)
+        if self.calibration is not None and protocol.rules != "released":
+            flags = calibrated_flags(records, self.calibration)
+            results["gres_calibrated"] = self._summarize_gres(records, protocol, flags)
+            results["grec_calibrated"] = self._summarize_grec(records, protocol, flags)
         return results
 
     def summarize_shared(self, records: Sequence[Record]) -> Results:
@@ -132,21 +135,21 @@ class GRefCOCOEvaluator(GroundingEvaluator):
         results = {"instance": {**summarize_instances(records), **summarize_sets(records)}}
         scores, is_no_target = _scores(records)
         if scores:
-            results["no_target"] = summarize_calibration(scores, is_no_target)
+            results["no_target"] = {"AUROC": auroc(scores, is_no_target)}
         return results
 
     def breakdown(self, records: Sequence[Record]) -> Dict[str, Dict[str, Dict[str, float]]]:
         """Kinds of expressions (where the set tells them), intervals, no-target thresholds."""
-        kinds = sorted({r["kind"] for r in records if "kind" in r})
-        table = {}
-        for kind in kinds:
-            chosen = [r for r in records if r.get("kind") == kind]
-            table[kind] = {
-                "samples": len(chosen),
-                "gIoU": mean_percent([r["iou"] for r in chosen]),
-                "F1score": mean_percent([r["f1"] >= 1.0 for r in chosen]),
-            }
-        tables = {**({"kind": table} if table else {}), **super().breakdown(records)}
+        tables = {}
+        for title, key in (("kind", "kind"), ("kind of no-target expression", "absent_kind")):
+            for kind in sorted({r[key] for r in records if key in r}):
+                chosen = [r for r in records if r.get(key) == kind]
+                tables.setdefault(title, {})[kind] = {
+                    "samples": len(chosen),
+                    "gIoU": mean_percent([r["iou"] for r in chosen]),
+                    "F1score": mean_percent([r["f1"] >= 1.0 for r in chosen]),
+                }
+        tables.update(super().breakdown(records))
         scores, is_no_target = _scores(records)
         if scores:
             tables["no_target_score >="] = threshold_table(scores, is_no_target)
@@ -161,8 +164,10 @@ class GRefCOCOEvaluator(GroundingEvaluator):
     def ratios(self, records: Sequence[Record], protocol: Protocol) -> Dict[str, Any]:
         """Main numbers of GRES and GREC."""
         correct = [r["grec"][protocol.name][0] >= 1.0 for r in records]
+        flags = no_target_flags(records, protocol)
         return {
-            **_gres_ratios(records, protocol, no_target_flags(records, protocol)),
+            **_gres_ratios(records, protocol, flags),
+            **hallucination_ratios(records, _shows_mask(records, protocol, flags)),
             "F1score": (correct, np.ones(len(records))),
         }
 
@@ -171,6 +176,7 @@ class GRefCOCOEvaluator(GroundingEvaluator):
         num_targets = target_counts(records)
         ratios = _gres_ratios(records, protocol, flags)
         results = {name: percent(np.sum(n), np.sum(d)) for name, (n, d) in ratios.items()}
+        results.update(hallucination_rates(records, _shows_mask(records, protocol, flags)))
         if protocol.rules != "native" and records and num_targets.all():
             # ReLA and the release print 0 for both when there is no no-target sample.
             results.update(N_acc=0.0, T_acc=0.0)
@@ -196,6 +202,7 @@ class GRefCOCOEvaluator(GroundingEvaluator):
             "F1score": mean_percent(correct),
             "N_acc": no_target_accuracy(num_targets == 0, nothing_kept),
             "T_acc": target_accuracy(num_targets == 0, nothing_kept),
+            **hallucination_rates(records, ~nothing_kept),
             **{f"F1_{name}": value for name, value in groups.items()},
         }
         if protocol.rules == "official" and len(records) < len(self.samples):
@@ -217,6 +224,11 @@ def _gres_ratios(records: Sequence[Record], protocol: Protocol, flags) -> Dict[s
         "N_acc": (flags & is_no_target, is_no_target),
         "T_acc": (~flags & ~is_no_target, ~is_no_target),
     }
+
+
+def _shows_mask(records: Sequence[Record], protocol: Protocol, flags) -> np.ndarray:
+    """bool (N,): not flagged, and the mask has a pixel."""
+    return ~flags & (pixel_columns(records, protocol.name)[2] > 0)
 
 
 def _scores(records: Sequence[Record]):

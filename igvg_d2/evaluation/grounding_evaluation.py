@@ -4,14 +4,14 @@ import logging
 import os
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence
 
-import numpy as np
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from .bootstrap import bootstrap_intervals
-from .calibration import check_threshold
+from .calibration import Calibration, read_calibration
+from .columns import summarize_calibrated
 from .frames import GroundTruth, output_field, predicted_mask, target_mask, to_numpy
 from .metrics import count_by_cardinality, count_pixels, percent
 from .predictions import PredictionWriter, output_to_host
@@ -50,7 +50,7 @@ class GroundingEvaluator(DatasetEvaluator):
         save_predictions: bool = False,
         protocols: Sequence[str] = ("native",),
         metrics_file: Optional[str] = None,
-        no_target_threshold: Optional[float] = None,
+        calibration: Optional[Calibration] = None,
     ):
         """
         Args:
@@ -64,7 +64,8 @@ class GroundingEvaluator(DatasetEvaluator):
             protocols: names, see `PROTOCOLS`.
             metrics_file: JSON lines, usually Detectron2's metrics.json, that get a line with the
                 protocols of the report; None writes none.
-            no_target_threshold: fitted, for extra results of GRES and GREC; None for none.
+            calibration: of the no-target score, for the extra task "calibrated" {the risk, alpha,
+                N_acc, T_acc}, and gres_calibrated and grec_calibrated of GRES and GREC.
         """
         self._prediction_writer = None
         if save_predictions and output_folder is not None:
@@ -76,7 +77,7 @@ class GroundingEvaluator(DatasetEvaluator):
         self.allow_missing = allow_missing
         self.protocols = parse_protocols(tuple(protocols))
         self.metrics_file = metrics_file
-        self.no_target_threshold = check_threshold(no_target_threshold)
+        self.calibration = calibration
         # Hash of the data set for the report; the engine sets `igvg_d2.data.datasets.fingerprint`,
         # because evaluation does not import data.
         self.fingerprint: Optional[Callable[[Iterable[Dict[str, Any]]], str]] = None
@@ -95,7 +96,7 @@ class GroundingEvaluator(DatasetEvaluator):
             "save_predictions": cfg.TEST.SAVE_PREDICTIONS,
             "protocols": cfg.TEST.PROTOCOLS,
             "metrics_file": os.path.join(cfg.OUTPUT_DIR, "metrics.json"),
-            "no_target_threshold": cfg.TEST.NO_TARGET_THRESHOLD or None,
+            "calibration": read_calibration(cfg.TEST.CALIBRATION) if cfg.TEST.CALIBRATION else None,
         }
 
     @property
@@ -117,8 +118,15 @@ class GroundingEvaluator(DatasetEvaluator):
         return self._samples
 
     def reset(self) -> None:
-        """Forget all records."""
+        """Forget all records.
+
+        Raises:
+            ValueError: the calibration or the model was fitted on this very data set.
+        """
         self.records = []
+        if self.calibration is not None and self.fingerprint is not None:
+            own_hash = self.fingerprint(self.samples.values())
+            self.calibration.refuse(self.dataset_name, own_hash)
         if self._prediction_writer is not None:
             self._prediction_writer.reset()
 
@@ -152,9 +160,10 @@ class GroundingEvaluator(DatasetEvaluator):
         Returns:
             dict with sample_id, image_id, group_id (R-RefCOCO's unit; the ref by default),
             num_targets; intersection, union, pred_area and gt_area in pixels under the primary
-            protocol; pixels {protocol: these four} (see `ceiling`); and `kind` where known.
+            protocol; pixels {protocol: these four} (see `ceiling`); no_target_score; and `kind` and
+            `absent_kind` where known.
         """
-        sample = target.sample
+        sample, score = target.sample, output.get("no_target_score")
         mask = to_numpy(output_field(output, "mask", sample)).astype(bool, copy=False)
         resized = output.get("resized_masks", {})
         resized = {k: to_numpy(v).astype(bool, copy=False) for k, v in resized.items()}
@@ -181,10 +190,9 @@ class GroundingEvaluator(DatasetEvaluator):
             "num_targets": target.num_targets,
             **dict(zip(_PIXEL_KEYS, pixels[self.primary.name])),
             "pixels": pixels,
+            "no_target_score": None if score is None else float(score),
         }
-        if "kind" in sample:
-            record["kind"] = sample["kind"]
-        return record
+        return {**record, **{key: sample[key] for key in ("kind", "absent_kind") if key in sample}}
 
     def summarize(self, records: Sequence[Record]) -> Results:
         """Results of a set of records, {task: {metric: percent}}; pure, any order, any subset.
@@ -195,7 +203,10 @@ class GroundingEvaluator(DatasetEvaluator):
         for protocol in self.protocols:
             for task, metrics in self.summarize_protocol(records, protocol).items():
                 results[task + protocol.suffix] = metrics
-        return {**results, **self.summarize_shared(records)}
+        results.update(self.summarize_shared(records))
+        if self.calibration is not None:
+            results["calibrated"] = summarize_calibrated(records, self.calibration)
+        return results
 
     def summarize_protocol(self, records: Sequence[Record], protocol: Protocol) -> Results:
         """Results under one protocol, {task: {metric: percent}} without suffixes."""
@@ -268,9 +279,10 @@ class GroundingEvaluator(DatasetEvaluator):
 
         Returns:
             dict with dataset, dataset_hash, evaluator, num_samples, num_missing, counts (samples by
-            number of targets); protocol and settings of the primary protocol, results, breakdown;
-            protocols {name: all of the first line, protocol, resolution, thresholds, ceiling (see
-            `ceiling`), and results of that protocol with plain task names}: each can be read alone.
+            number of targets), calibration (its file, or None); protocol and settings of the
+            primary protocol, results, breakdown; protocols {name: all of the first line, protocol,
+            resolution, thresholds, ceiling (see `ceiling`), and results of that protocol with plain
+            task names}: each can be read alone.
         """
         facts = {
             "dataset": self.dataset_name,
@@ -279,6 +291,7 @@ class GroundingEvaluator(DatasetEvaluator):
             "num_samples": len(records),
             "num_missing": len(self.samples) - len(records),
             "counts": count_by_cardinality([r["num_targets"] for r in records]),
+            "calibration": None if self.calibration is None else self.calibration.to_dict(),
         }
         results = self.summarize(records)
         suffixes = [p.suffix for p in self.protocols if p.suffix]
@@ -331,20 +344,3 @@ class GroundingEvaluator(DatasetEvaluator):
         if self.metrics_file is not None:
             # A list: tools that read numbers by name from this file pass over it.
             append_line({"evaluation": list(report["protocols"].values())}, self.metrics_file)
-
-
-def target_counts(records: Sequence[Record]) -> np.ndarray:
-    """int64 (N,), the number of targets of each record."""
-    return np.array([r["num_targets"] for r in records], dtype=np.int64)
-
-
-def no_target_flags(records: Sequence[Record], protocol: Protocol) -> np.ndarray:
-    """bool (N,): the model's flag; under released rules, whether no box scores above 0.7."""
-    if protocol.rules == "released":
-        return np.array([r["num_confident"] == 0 for r in records], dtype=bool)
-    return np.array([r["pred_no_target"] for r in records], dtype=bool)
-
-
-def pixel_columns(records: Sequence[Record], key: str) -> np.ndarray:
-    """int64 (4, N): intersections, unions, predicted and target pixels under `key` of `pixels`."""
-    return np.array([r["pixels"][key] for r in records], dtype=np.int64).reshape(-1, 4).T

@@ -6,17 +6,12 @@ import numpy as np
 
 from .boxes import RELEASED_SCORE_THRESHOLD, no_target_decisions
 from .build import GROUNDING_EVALUATOR_REGISTRY
+from .columns import hallucination_rates, no_target_flags, pixel_columns, target_counts
 from .frames import GroundTruth
-from .grounding_evaluation import (
-    GroundingEvaluator,
-    Record,
-    Results,
-    no_target_flags,
-    pixel_columns,
-    target_counts,
-)
+from .grounding_evaluation import GroundingEvaluator, Results
 from .metrics import iou_ratio, mask_results, mean_percent, overall_iou, percent
 from .protocols import Protocol
+from .reporting import Record
 
 
 class _NoTargetEvaluator(GroundingEvaluator):
@@ -43,8 +38,9 @@ class RefZOMEvaluator(_NoTargetEvaluator):
     """Mask metrics of Ref-ZOM by the rules of its authors (DMMI); one target, several, or none.
 
     Results: "refzom" {mIoU, oIoU, Pr@0.5 ... Pr@0.9} over sentences with a target, Acc over those
-    without: a mask without any pixel is right, under released rules no box score above 0.7.
-    "Acc_flag" asks the no-target flag instead. In percent, NaN where there is no such sentence.
+    without: a mask without any pixel is right, under released rules no box score above 0.7;
+    "hallucination" is the rest, also by what is absent (`hallucination_ratios`). "Acc_flag" asks
+    the no-target flag instead. In percent, NaN where there is no such sentence.
     """
 
     def summarize_protocol(self, records: Sequence[Record], protocol: Protocol) -> Results:
@@ -55,6 +51,7 @@ class RefZOMEvaluator(_NoTargetEvaluator):
         flags = np.array([r["pred_no_target"] for r in records], bool)
         results["Acc"] = mean_percent(_rejected(records, protocol)[~targeted])
         results["Acc_flag"] = mean_percent(flags[~targeted])
+        results.update(hallucination_rates(records, ~_rejected(records, protocol)))
         return {"refzom": results}
 
     def ratios(self, records: Sequence[Record], protocol: Protocol) -> Dict[str, Any]:

@@ -6,15 +6,12 @@ import numpy as np
 
 from .boxes import check_candidates, top_box_overlaps
 from .build import GROUNDING_EVALUATOR_REGISTRY
+from .columns import pixel_columns
 from .frames import GroundTruth, output_field, to_numpy
-from .grounding_evaluation import (
-    GroundingEvaluator,
-    Record,
-    Results,
-    pixel_columns,
-)
+from .grounding_evaluation import GroundingEvaluator, Results
 from .metrics import PRECISION_THRESHOLDS, iou_ratio, mask_results, precision_at
 from .protocols import Protocol
+from .reporting import Record
 
 _MDETR_GIOU_THRESHOLD = 0.5
 

@@ -66,6 +66,8 @@ def format_report(report: Dict[str, Any]) -> str:
             rows = [[k, f"{v:.2f}" if isinstance(v, float) else v] for k, v in metrics.items()]
             header = [f"{task} ({name})", ""]
             lines.append(tabulate(rows, headers=header, tablefmt="pipe", disable_numparse=True))
+    if report["calibration"]:
+        lines.append("calibrated: {guarantee}; {assumption}".format(**report["calibration"]))
     for title, table in report["breakdown"].items():
         columns = list(next(iter(table.values())))
         rows = [[name, *(table[name][c] for c in columns)] for name in table]

@@ -21,6 +21,7 @@ from igvg_d2.data.mapper import model_input
 from igvg_d2.data.tokenizer import tokenize, warn_of_unknown_words_in
 from igvg_d2.data.transforms import GeometricTransform
 from igvg_d2.engine.devices import with_usable_device
+from igvg_d2.evaluation import read_calibration
 from igvg_d2.modeling.meta_arch import optimize_for_inference
 
 from .images import ImageLike, local_path, to_rgb
@@ -52,6 +53,8 @@ class GroundingPredictor:
         model: the model in evaluation mode, see
             :func:`igvg_d2.modeling.meta_arch.inference.optimize_for_inference`.
         image_format: channel order of the network input, ``cfg.INPUT.FORMAT``.
+        calibration: that of ``cfg.TEST.CALIBRATION``, or None. Its threshold decides "no target"
+            unless a call names another; ``calibration.guarantee`` says what is promised.
 
     Example:
         predictor = GroundingPredictor.from_pretrained("shapes-tiny")
@@ -72,6 +75,10 @@ class GroundingPredictor:
         dtype = _DTYPES.get(dtype, dtype) or torch.float32
         if dtype not in _DTYPES.values():
             raise ValueError(f"dtype must be one of {sorted(_DTYPES)}, got {dtype!r}.")
+        path = self.cfg.TEST.CALIBRATION
+        self.calibration = read_calibration(path) if path else None
+        if self.calibration is not None:
+            logger.info("%s; %s", self.calibration.guarantee, self.calibration.assumption)
         self._dtype, self._device_type = dtype, torch.device(self.cfg.MODEL.DEVICE).type
         self._mapper = GroundingDatasetMapper(self.cfg, is_train=False)
         self.image_format = self._mapper.image_format
@@ -99,6 +106,7 @@ class GroundingPredictor:
         device: str = "auto",
         dtype: Union[str, torch.dtype, None] = None,
         opts: Sequence[Any] = (),
+        calibration: Optional[str] = None,
     ) -> "GroundingPredictor":
         """A predictor of weights that bring their config along.
 
@@ -109,7 +117,9 @@ class GroundingPredictor:
                 nobody has tested).
             dtype: see the class.
             opts: KEY VALUE pairs for the config, the strongest.
+            calibration: file of ``tools/calibrate.py`` for this model, ``cfg.TEST.CALIBRATION``.
         """
+        opts = [*opts, *(("TEST.CALIBRATION", calibration) if calibration else ())]
         return cls(model_zoo.load(name_or_file, device=device, opts=opts), dtype=dtype)
 
     def __call__(
@@ -185,6 +195,8 @@ class GroundingPredictor:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be a whole number of 1 or more, got {batch_size!r}.")
         check_thresholds(threshold, mask_threshold, no_target_threshold)
+        if no_target_threshold is None and self.calibration is not None:
+            no_target_threshold = self.calibration.no_target_threshold
         thresholds = (threshold, mask_threshold, no_target_threshold)
         remaining = iter(pairs)
         while batch := list(islice(remaining, batch_size)):

@@ -85,9 +85,9 @@ class GroundingResult:
             threshold: targets are kept from this score on, in [0, 1].
             mask_threshold: pixels belong to a mask from this probability on, in [0, 1].
             no_target_threshold: in (0, 1]; from this ``no_target_score`` on the answer is "no
-                target", below it is not, whatever the scores of targets. It is the number that
-                ``tools/fit_no_target_threshold.py`` finds. Never set, the model decides: there is
-                no target when none is kept.
+                target", below it is not, whatever the scores of targets: what
+                ``tools/calibrate.py`` fits. Never set, the model decides: there is no target when
+                none is kept.
         """
         check_thresholds(threshold, mask_threshold, no_target_threshold)
         ranked = self._ranked.with_thresholds(threshold, mask_threshold)

@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from igvg_d2.evaluation.metrics import CARDINALITIES
+from igvg_d2.evaluation.metrics import ABSENT_KINDS, CARDINALITIES
 from igvg_d2.io.atomic import write_atomically
 from igvg_d2.io.image import read_image
 from igvg_d2.io.json_stream import read_metrics
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 # Width of the embedded images; the file an image links to keeps its full size.
 _EMBEDDED_WIDTH = 1500
 _PER_CARDINALITY = re.compile(r"^(\w+?)_(0|1|2|3plus)$")
+_HALLUCINATION = "hallucination"
 
 
 def build_report(output_dir: str, *, embed: bool = True, title: Optional[str] = None) -> str:
@@ -68,6 +69,8 @@ def build_report(output_dir: str, *, embed: bool = True, title: Optional[str] = 
         evaluations=evaluations,
         metric_tables=_metric_tables(evaluations),
         cardinality_table=_cardinality_table(evaluations),
+        absent_table=_absent_table(evaluations),
+        promises=_promises(evaluations),
         **_charts(load_curves(str(root / "metrics.json"))),
         galleries=[
             _gallery(index, root, embed) for index in sorted(root.glob("pictures/**/index.json"))
@@ -103,7 +106,8 @@ def _metric_tables(evaluations: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
     for report in evaluations:
         for task, metrics in report["results"].items():
             known = tasks.setdefault(task, [])
-            known += [m for m in metrics if not _PER_CARDINALITY.match(m) and m not in known]
+            elsewhere = [m for m in metrics if _PER_CARDINALITY.match(m) or _HALLUCINATION in m]
+            known += [m for m in metrics if m not in elsewhere and m not in known]
     together = [task for task in tasks if task in ("gres", "grec")]
     others = [[task] for task in tasks if task not in together]
     tables = []
@@ -133,6 +137,26 @@ def _cardinality_table(evaluations: List[Dict[str, Any]]) -> Optional[Dict[str, 
             for row, cardinality in zip(rows, CARDINALITIES):
                 row += [values.get(f"{name}_{cardinality}") for name in names]
     return {"columns": columns, "rows": rows, "groups": groups} if len(groups) > 1 else None
+
+
+def _absent_table(evaluations: List[Dict[str, Any]]) -> Optional[Dict[str, Any]]:
+    """Hallucination rates beside T_acc, one row per data set and task."""
+    rows = [
+        [report["dataset"], task, metrics.get("T_acc"), metrics[_HALLUCINATION]]
+        + [metrics.get(f"{_HALLUCINATION}_{kind}") for kind in ABSENT_KINDS]
+        for report in evaluations
+        for task, metrics in report["results"].items()
+        if _HALLUCINATION in metrics
+    ]
+    groups = [("", 3), ("answered although nothing matches", 1 + len(ABSENT_KINDS))]
+    columns = ["data set", "task", "T_acc", "all", *ABSENT_KINDS]
+    return {"columns": columns, "rows": rows, "groups": groups} if rows else None
+
+
+def _promises(evaluations: List[Dict[str, Any]]) -> List[str]:
+    """What calibrations guarantee, a sentence per data set."""
+    found = [(r["dataset"], r.get("calibration")) for r in evaluations]
+    return [f"{d}: {c['guarantee']}; {c['assumption']}" for d, c in found if c]
 
 
 def _charts(curves: Dict[str, Series]) -> Dict[str, List[Dict[str, Any]]]:

@@ -291,10 +291,11 @@ def test_every_script_knows_the_data_of_a_config(tmp_path, capsys):
     answers = [{"sample_id": f"{i}_0", "mask": empty, "no_target_score": i / 2} for i in range(3)]
     predictions.write_text(json.dumps(answers))
     common, scored = ["--config-file", str(config)], ["--predictions", str(predictions)]
+    fit = ["--risk", "missed-targets", "--alpha", "0.6"]
     calls = {
         "datasets/check.py": ["test_tools", "--workers", "2"],
         "tools/score_predictions.py": ["--dataset", "test_tools", *scored],
-        "tools/fit_no_target_threshold.py": ["--dataset", "test_tools", *scored],
+        "tools/calibrate.py": ["--dataset", "test_tools", *scored, *fit, "--trained-on"],
         "tools/export_dataset.py": ["test_tools", str(tmp_path / "again.json")],
         "tools/visualize_data.py": ["--source", "annotation", "--output-dir", str(tmp_path)],
     }

@@ -1,16 +1,10 @@
-"""Calibration of the no-target score and bootstrap intervals, by hand."""
+"""The no-target score over thresholds, and bootstrap intervals, by hand."""
 
 import numpy as np
 import pytest
 
 from igvg_d2.evaluation.bootstrap import bootstrap_intervals
-from igvg_d2.evaluation.calibration import (
-    auroc,
-    expected_calibration_error,
-    fit_threshold,
-    summarize_calibration,
-    threshold_table,
-)
+from igvg_d2.evaluation.calibration import auroc, threshold_table
 from igvg_d2.evaluation.instance_evaluation import summarize_sets
 
 
@@ -50,45 +44,10 @@ def test_auroc_is_the_area_of_the_plain_curve():
     assert auroc(scores, positive) == pytest.approx(expected)
 
 
-def test_calibration_error_by_hand():
-    # Bin 0.9-1.0: mean score 0.95, frequency 1/2. Bin 0.1-0.2: score 0.1, frequency 0.
-    error = expected_calibration_error([0.9, 1.0, 0.1], [True, False, False])
-    assert error == pytest.approx(100 * (2 * 0.45 + 0.1) / 3)
-    assert expected_calibration_error([1.0, 0.0], [True, False]) == 0.0
-    assert np.isnan(expected_calibration_error([], []))
-    assert summarize_calibration([1.0, 0.0], [True, False]) == {"AUROC": 100.0, "ECE": 0.0}
-
-
 def test_threshold_table_includes_the_threshold():
     table = threshold_table([0.5, 0.45, 0.2], [True, True, False])
     assert table["0.5"] == {"N_acc": 50.0, "T_acc": 100.0}
     assert table["0.1"] == {"N_acc": 100.0, "T_acc": 0.0}
-
-
-def test_fitted_threshold_by_hand():
-    # Rejecting 0.8 and 0.6 loses one of three targets (0.7) and catches both no-target samples.
-    scores, is_no_target = [0.8, 0.7, 0.6, 0.2, 0.1], [True, False, True, False, False]
-    fitted = fit_threshold(scores, is_no_target)
-    assert fitted == pytest.approx({"threshold": 0.4, "N_acc": 100.0, "T_acc": 200 / 3})
-    # A score that says the opposite: best is to reject nothing or everything.
-    fitted = fit_threshold([1.0, 0.0], [False, True])
-    assert fitted["N_acc"] + fitted["T_acc"] == 100.0
-    with pytest.raises(ValueError, match="with and without target, found 0"):
-        fit_threshold([0.1, 0.2], [False, False])
-
-
-def test_fitted_threshold_is_the_best_there_is():
-    generator = np.random.default_rng(3)
-    for digits in (1, 2, 6):
-        positive = generator.random(80) < 0.4
-        scores = np.round(np.clip(generator.random(80) * 0.8 + 0.2 * positive, 0, 1), digits)
-        fitted = fit_threshold(scores, positive)
-        rejected = scores >= fitted["threshold"]
-        assert fitted["N_acc"] == pytest.approx(100 * rejected[positive].mean())
-        assert fitted["T_acc"] == pytest.approx(100 * (~rejected[~positive]).mean())
-        tried = np.concatenate([[0.0], scores, scores + 1e-9])
-        best = max(((scores >= t)[positive].mean() + (scores < t)[~positive].mean()) for t in tried)
-        assert fitted["N_acc"] + fitted["T_acc"] == pytest.approx(100 * best)
 
 
 def test_intervals_cover_the_mean_and_shrink_with_the_data():

@@ -29,8 +29,8 @@ def case(register, make_sample, make_output, box_mask):
     """Four samples with 0, 0, 1 and 2 targets and plausible outputs; (name, inputs, outputs)."""
     left, right, both = box_mask(LEFT), box_mask(RIGHT), box_mask(LEFT) | box_mask(RIGHT)
     samples = [
-        make_sample("1_0", [], [], kind="absent"),
-        make_sample("1_1", [], [], kind="absent"),
+        make_sample("1_0", [], [], kind="absent", absent_kind="absent"),
+        make_sample("1_1", [], [], kind="absent", absent_kind="lookalike"),
         make_sample("2_2", [left], [[0, 0, 10, 10]], kind="attribute"),
         make_sample("2_10", [left, right], [[0, 0, 10, 10], [20, 0, 10, 10]], kind="plural"),
     ]
@@ -68,6 +68,15 @@ def test_hand_worked_case(case, tmp_path):
     # F1: rejected 1, kept on no-target 0, perfect 1, one of two 2/3
     assert (grec["F1score"], grec["N_acc"], grec["T_acc"]) == (50.0, 50.0, 100.0)
     assert (grec["F1_0"], grec["F1_1"], grec["F1_2"]) == (50.0, 100.0, 0.0)
+    # Of two without target the look-alike gets a mask and a box at 0.7 or more.
+    rates = [{k: v for k, v in task.items() if "hallucination" in k} for task in (gres, grec)]
+    assert rates[0] == pytest.approx(rates[1], nan_ok=True)
+    assert math.isnan(rates[0].pop("hallucination_unnamed"))
+    assert rates[0] == {
+        "hallucination": 50.0,
+        "hallucination_absent": 0.0,
+        "hallucination_lookalike": 100.0,
+    }
     # CoverAcc: 1 of 1 and 1 of 2 boxes hold a point
     assert results["instance"]["CoverAcc"] == pytest.approx(75.0)
     print_csv_format(results)
@@ -76,10 +85,42 @@ def test_hand_worked_case(case, tmp_path):
     assert report["results"]["gres"]["gIoU_3plus"] is None
     assert report["protocol"].startswith("native") and report["num_samples"] == 4
     assert report["breakdown"]["kind"]["absent"] == {"samples": 2, "gIoU": 50.0, "F1score": 50.0}
+    kinds = report["breakdown"]["kind of no-target expression"]
+    assert kinds["lookalike"] == {"samples": 1, "gIoU": 0.0, "F1score": 0.0}
+    assert report["breakdown"]["95% interval"]["hallucination_absent"] == {"low": 0, "high": 0}
+    assert report["settings"]["gres_hallucination"] == "not flagged and a pixel in the mask"
+    assert report["settings"]["grec_hallucination"] == "a box score >= 0.7"
     records = json.loads((tmp_path / f"{name}_records.json").read_text())
     assert [r["sample_id"] for r in records] == ["1_0", "1_1", "2_10", "2_2"]
     assert {r["group_id"] for r in records} == {1, 2}
     assert evaluator.summarize(merge_records([records]))["grec"] == pytest.approx(grec, nan_ok=True)
+
+
+def test_masks_and_boxes_hallucinate_apart(register, make_sample, make_output, box_mask):
+    """An unflagged sample with an empty mask shows nothing; of a flagged one boxes still count."""
+    nothing, something = box_mask(None), box_mask(LEFT)
+    outputs = [
+        make_output(nothing, False, [LEFT], [0.69]),
+        make_output(something, True, [LEFT], [0.7001]),
+        make_output(something, False, [LEFT], [0.2]),
+        make_output(something, True, [LEFT], [0.2]),
+    ]
+    kinds = ("unnamed", "absent", "lookalike", None)
+    samples = [
+        make_sample(f"{i}_0", [], [], **({"absent_kind": kind} if kind else {}))
+        for i, kind in enumerate(kinds)
+    ]
+    name = register(samples)
+    results = evaluate(
+        GRefCOCOEvaluator(dataset_name=name),
+        [{"sample_id": s["sample_id"]} for s in samples],
+        outputs,
+    )
+    gres, grec = results["gres"], results["grec"]
+    assert (gres["N_acc"], gres["hallucination"], grec["hallucination"]) == (50.0, 25.0, 25.0)
+    assert math.isnan(gres["T_acc"]) and grec["hallucination"] == 100 - grec["N_acc"]
+    rates = [[task[f"hallucination_{kind}"] for kind in kinds[:3]] for task in (gres, grec)]
+    assert rates == [[0.0, 0.0, 100.0], [0.0, 100.0, 0.0]]
 
 
 def test_order_sharding_and_duplicates_do_not_matter(case):

@@ -13,7 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils import comm
 
-from igvg_d2.evaluation import GRefCOCOEvaluator
+from igvg_d2.evaluation import Calibration, GRefCOCOEvaluator
 from igvg_d2.io.rle import mask_to_rle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,6 +24,7 @@ SPEC.loader.exec_module(scorer)
 NAME = "multiprocess_test"
 PROTOCOLS = ("native", "official", "released")
 NUM_SAMPLES = 23
+CALIBRATION = Calibration(0.4, "false-answers", 0.1, None, {"other": "hash"}, {}, {})
 
 
 def make_case():
@@ -89,7 +90,7 @@ def evaluate(rank, world_size, folder):
             save_predictions=True,
             protocols=PROTOCOLS,
             metrics_file=f"{folder}/metrics.json",
-            no_target_threshold=0.4,
+            calibration=CALIBRATION,
         )
         evaluator.reset()
         padded = NUM_SAMPLES + -NUM_SAMPLES % world_size
@@ -137,8 +138,14 @@ def test_each_result_says_what_it_is(reports):
         assert block["counts"] == {"0": 6, "1": 6, "2": 6, "3plus": 5}
         assert block["thresholds"]["grec_score_threshold"] == 0.7
         assert {"gres", "grec"} <= block["results"].keys() and "dataset_hash" in block
-    assert "gres_fitted" in report["protocols"]["official"]["results"]
-    assert "gres_fitted_official" in report["results"]
+        assert block["calibration"]["no_target_threshold"] == 0.4
+    assert "gres_calibrated" in report["protocols"]["official"]["results"]
+    assert "gres_calibrated_official" in report["results"]
+    # Those without target are about one image each, so their share is the mean over images.
+    wrong = [float(output["no_target_score"]) < 0.4 for output in make_case()[1][::4]]
+    found, gres = (report["results"][task] for task in ("calibrated", "gres_calibrated"))
+    assert found["alpha"] == 10.0 and found["false_answers"] == 100.0 * np.mean(wrong)
+    assert (found["N_acc"], found["T_acc"]) == (gres["N_acc"], gres["T_acc"])
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -149,8 +156,10 @@ def test_the_written_file_scored_again_gives_its_numbers(reports, num_workers):
     MetadataCatalog.get(NAME).set(evaluator_type="grefcoco")
     try:
         path = str(folder / "out" / f"{NAME}_predictions.jsonl")
+        file = folder / "calibration.json"
+        file.write_text(json.dumps(CALIBRATION.to_dict()))
         again = scorer.score(
-            NAME, path, protocols=PROTOCOLS, no_target_threshold=0.4, num_workers=num_workers
+            NAME, path, protocols=PROTOCOLS, calibration=str(file), num_workers=num_workers
         )
     finally:
         DatasetCatalog.remove(NAME)

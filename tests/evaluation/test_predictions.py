@@ -180,16 +180,6 @@ def test_command_line_hands_the_number_of_processes_on(
     assert "native: original resolution" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("value", ["0", "nan", "-1", "inf", "2"])
-def test_thresholds_that_decide_nothing_are_refused(two_samples, outputs, tmp_path, value):
-    name, samples = two_samples
-    path = write(
-        tmp_path / "p.json", [output_to_prediction(o, s) for o, s in zip(outputs, samples)]
-    )
-    with pytest.raises(SystemExit, match=f"cannot score: --no-target-threshold {value}: expected"):
-        scorer.main(["--dataset", name, "--predictions", path, f"--no-target-threshold={value}"])
-
-
 def test_a_killed_worker_ends_the_scorer(two_samples, outputs, tmp_path, monkeypatch):
     name, samples = two_samples
     path = write(

@@ -1,6 +1,8 @@
 """GroundingPredictor with a fake model: inputs, frames and errors."""
 
+import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +11,11 @@ from PIL import Image
 
 from igvg_d2.data import GroundingDatasetMapper
 from igvg_d2.engine import setup_config
+from igvg_d2.evaluation import Calibration
 from igvg_d2.inference import GroundingPredictor
 from igvg_d2.inference import predictor as predictor_module
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class _FakeModel(torch.nn.Module):
@@ -145,6 +150,24 @@ def test_an_encoder_alone_is_refused(cfg, monkeypatch, tmp_path):
     torch.save({"model": _FakeModel().state_dict(), "__author__": "BEiT-3"}, cfg.MODEL.WEIGHTS)
     with pytest.raises(ValueError, match="model.pth' is an encoder to train from: it has no heads"):
         GroundingPredictor(cfg)
+
+
+def test_a_calibration_decides_unless_a_call_does(tmp_path, caplog):
+    path, made = tmp_path / "c.json", Calibration(
+        1e-9, "false-answers", 0.1, 0.9, {"a": "b"}, {}, {}
+    )
+    path.write_text(json.dumps(made.to_dict()))
+    with caplog.at_level(logging.INFO):
+        predictor = GroundingPredictor.from_pretrained("shapes-tiny", calibration=str(path))
+    assert predictor.calibration == made and f"{made.guarantee}; {made.assumption}" in caplog.text
+    # The config in the header of the weights is older than this version, and nobody need know.
+    assert "Deprecated" not in caplog.text
+    photo = str(ROOT / "demo/images/scene.jpg")
+    assert predictor(photo, "all triangles").no_target
+    assert not predictor(photo, "all triangles", no_target_threshold=0.5).no_target
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="calibration file .*c.json: no JSON object with 'format'"):
+        GroundingPredictor.from_pretrained("shapes-tiny", calibration=str(path))
 
 
 def test_config_is_not_changed(cfg, monkeypatch):

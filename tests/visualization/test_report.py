@@ -62,6 +62,9 @@ def run_dir(tmp_path):
             "gres": {
                 "gIoU": 61.25,
                 "N_acc": None,
+                "T_acc": 93.75,
+                "hallucination": 27.25,
+                "hallucination_lookalike": 36.5,
                 "gIoU_0": 70.5,
                 "gIoU_3plus": 12.5,
                 "count_0": 9,
@@ -69,6 +72,7 @@ def run_dir(tmp_path):
             "instance": {"mask_AP": 33.0},
         },
         "breakdown": {"kind": {"relation": {"samples": 3, "gIoU": 10.0}}},
+        "calibration": {"guarantee": "at most 10 %", "assumption": "holds <there>"},
     }
     (evaluation / "toy_val_metrics.json").write_text(json.dumps(report))
     summary = {"samples_seen": 128000, "train_wall_seconds": 812.0, "command": "x --y <z>"}
@@ -109,6 +113,12 @@ def test_report_holds_everything(run_dir):
         "toy_val, percent",
     ):
         assert expected in text, expected
+    assert "toy_val: at most 10 %; holds &lt;there&gt;" in text
+    absent = text[text.index("Expressions without target") :]
+    absent = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", absent[: absent.index("</table>")])
+    assert absent[1] == "answered although nothing matches"
+    columns = ["data set", "task", "T_acc", "all", "absent", "lookalike", "unnamed"]
+    assert absent[2:] == columns + ["toy_val", "gres", "93.75", "27.25", "–", "36.50", "–"]
     assert checker.tags.count("polyline") >= 4
     assert text.index("toy_val, percent") < text.index("a_test, percent")
 
