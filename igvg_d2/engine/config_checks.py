@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from igvg_d2.config import add_igvg_config
 from igvg_d2.data import build_tokenizer
-from igvg_d2.evaluation import parse_protocols, read_calibration
+from igvg_d2.evaluation import parse_protocols
 
 from .train_step import PRECISIONS
 
@@ -32,8 +32,6 @@ def check_config(cfg: CfgNode) -> None:
     """
     solver = cfg.SOLVER
     parse_protocols(cfg.TEST.PROTOCOLS)
-    if cfg.TEST.CALIBRATION:
-        read_calibration(cfg.TEST.CALIBRATION)
     # A rule reads the options it shows. What another option can switch off is read by a check, and
     # only when it is on, so that report_unread_keys still names it.
     checks = (_check_normalisation, _check_batch, _check_precision, _check_average)
@@ -62,6 +60,11 @@ def check_config(cfg: CfgNode) -> None:
         (
             not cfg.DATASETS.TRAIN,
             "DATASETS.TRAIN is empty: set the names of the registered data sets to train on.",
+        ),
+        (
+            cfg.TEST.CALIBRATION,
+            f"TEST.CALIBRATION={cfg.TEST.CALIBRATION!r} promises nothing of a model still trained "
+            "further; leave it to --eval-only and predictors.",
         ),
         (
             solver.CHECKPOINT_KEEP < 0,

@@ -26,6 +26,7 @@ CONFIG = str(ROOT / "configs" / "Shapes" / "igvg_tiny.yaml")
         ("MODEL.PIXEL_STD", [1.0, 1.0, 1.0]),
         ("SOLVER.CLIP_GRADIENTS.ENABLED", True),
         ("DATASETS.TRAIN", ()),
+        ("TEST.CALIBRATION", "C.json"),
         ("TEST.EXPECTED_RESULTS", [["gres", "gIoU", 60.0, 1.0]]),
     ],
 )

@@ -109,6 +109,7 @@ def test_a_header_names_neither_files_nor_addresses(tmp_path):
             },
             "INPUT": {"TOKENIZER": {"FILE": "http://x.invalid/spm"}},
             "DATASETS": {"EXPRESSION_FILES": [["name", "/a.json", "/b"]]},
+            "TEST": {"CALIBRATION": "/c.json"},
             "OUTPUT_DIR": "/somewhere",
         }
     )
@@ -117,6 +118,7 @@ def test_a_header_names_neither_files_nor_addresses(tmp_path):
     assert cfg.MODEL.BEIT3.DEPTH == 3 and cfg.MODEL.WEIGHTS == path
     assert cfg.INPUT.TOKENIZER.FILE == BEIT3_TOKENIZER
     assert (len(cfg.DATASETS.EXPRESSION_FILES), cfg.OUTPUT_DIR) == (0, "./output")
+    assert cfg.TEST.CALIBRATION == ""
 
 
 def test_a_damaged_file_is_named(tmp_path):
