@@ -100,7 +100,6 @@ def read_calibration(path: str) -> Calibration:
 
     Raises:
         ValueError: it is none, or one of another version: names the file.
-        OSError: it cannot be read.
     """
     with open(path, "rb") as file:
         text = file.read(_LARGEST_FILE + 1)

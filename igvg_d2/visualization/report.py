@@ -128,7 +128,9 @@ def _cardinality_table(evaluations: List[Dict[str, Any]]) -> Optional[Dict[str, 
     columns, groups = ["targets"], [("", 1)]
     rows: List[List[Any]] = [[cardinality] for cardinality in CARDINALITIES]
     for report in evaluations:
-        values = {k: v for metrics in report["results"].values() for k, v in metrics.items()}
+        # Of tasks with the same columns the first one counts, the model's own decision.
+        tasks = reversed(report["results"].values())
+        values = {k: v for metrics in tasks for k, v in metrics.items()}
         names = list(dict.fromkeys(m[1] for m in map(_PER_CARDINALITY.match, values) if m))
         names.sort(key=lambda name: name != "count")
         if names:

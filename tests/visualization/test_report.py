@@ -70,6 +70,7 @@ def run_dir(tmp_path):
                 "count_0": 9,
             },
             "instance": {"mask_AP": 33.0},
+            "gres_calibrated": {"gIoU_0": 71.25},
         },
         "breakdown": {"kind": {"relation": {"samples": 3, "gIoU": 10.0}}},
         "calibration": {"guarantee": "at most 10 %", "assumption": "holds <there>"},
@@ -101,7 +102,7 @@ def test_report_holds_everything(run_dir):
         "my &lt;run&gt;",
         "x --y &lt;z&gt;",
         "61.25",
-        "70.50",
+        "<td>70.50</td>",
         "12.50",
         "33.00",
         "1,234 expressions",
@@ -114,6 +115,7 @@ def test_report_holds_everything(run_dir):
     ):
         assert expected in text, expected
     assert "toy_val: at most 10 %; holds &lt;there&gt;" in text
+    assert "71.25" not in text, "the model's own decision stands by number of targets"
     absent = text[text.index("Expressions without target") :]
     absent = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", absent[: absent.index("</table>")])
     assert absent[1] == "answered although nothing matches"

@@ -38,11 +38,7 @@ SYNONYMS = dict(pair.split(": ") for pair in " ".join(_SYNONYMS.split()).split("
 
 
 def stated_kind(record: Dict[str, Any]) -> Optional[str]:
-    """The kind that a file states beside the text, or None.
-
-    Raises:
-        RecordError: ``absent_kind`` is none of `KINDS`.
-    """
+    """The kind that a file states beside the text, or None; RecordError if it is not of `KINDS`."""
     kind = record.get("absent_kind")
     if kind is not None and kind not in KINDS:
         raise RecordError("absent_kind", f"expected one of {KINDS}, found {short(kind)}")
