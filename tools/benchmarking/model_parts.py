@@ -32,7 +32,7 @@ from .clock import (
     timed_modules,
     use_clock,
 )
-from .reference import Gemm, count_operations, encoder_products, memory_rate, torchscale_encoder
+from .reference import Gemm, count_operations, memory_rate, torchscale_encoder
 
 # Targets of random samples: like gRefCOCO, some expressions have none or several.
 _TARGETS = (1, 0, 2, 1, 1, 3, 1, 0)
@@ -108,23 +108,19 @@ def inference(cfg, case, args):
     eager = eager or build_model(cfg).eval()
     stages = find_stages(eager)
 
-    def count(clock):
-        clock.start()
-        # Inference mode would hide the products from those who count.
+    def count(_):
         with context.inference(torch.no_grad):
             eager(inputs)
 
-    hooks = lambda clock: timed_modules(stages, clock)  # noqa: E731
-    result.operations = count_operations(count, hooks)
-    products = encoder_products(eager, lambda: count(Clock()))
-    captured = _encoder_call(eager, stages, lambda: count(Clock()))
+    with _captured_encoder(stages) as captured:
+        result.operations, products = count_operations(count, stages)
     gemm = Gemm(products, context.dtype or torch.float32, device)
     clock, timed, others = Clock(device), find_stages(model), {}
     if not args.no_torchscale and captured:
-        encoder, images, text_ids, call = captured
-        others = torchscale_encoder(encoder, images, text_ids)
+        encoder, call = captured[0]
+        others = torchscale_encoder(encoder, *call[:2])
         if others:
-            others = {"encoder alone": call, **others}
+            others = {"encoder alone": lambda: encoder(*call), **others}
     for _ in range(args.steps):
         with context.tf32():
             gemm.measure()
@@ -178,19 +174,20 @@ class _Context:
                 yield
 
 
-def _encoder_call(model, stages, work):
-    """The encoder, its images and token ids, and a callable that calls it again; or None."""
-    found = []
-    encoder = next((module for module, stage in stages.items() if stage == "encoder"), None)
-    if encoder is None:
-        return None
-    handle = encoder.register_forward_pre_hook(lambda _, inputs: found.append(inputs))
-    work()
-    handle.remove()
-    inputs = found[0]
-    if len(inputs) < 2:
-        return None
-    return encoder, inputs[0], inputs[1], lambda: encoder(*inputs)
+@contextlib.contextmanager
+def _captured_encoder(stages):
+    """A list that gets (encoder, its inputs) when an encoder of images and texts is called."""
+    found, handles = [], []
+    for module, stage in stages.items():
+        if stage == "encoder":
+            handles.append(
+                module.register_forward_pre_hook(
+                    lambda module, x: found.append((module, x)) if len(x) > 1 else None
+                )
+            )
+    yield found
+    for handle in handles:
+        handle.remove()
 
 
 def training(cfg, case, args):
@@ -247,15 +244,11 @@ def _train(cfg, args):
         for _ in range(args.warmup + 1):
             first = run()
         result.peak_mib = memory_mib(device, peak=True)
-        # In one process only: counting would make the first one late for the others.
-        gemm = None
-        if comm.get_world_size() == 1:
-            result.operations = _count_step(trainer, model, run, clock)
-            products = encoder_products(model, lambda: _forward(trainer, model, batch))
-            gemm = Gemm(products, trainer.precision or torch.float32, device)
+        result.operations = _count_step(run, clock)
+        passed = count_operations(lambda _: _forward(trainer, model, batch), find_stages(model))
+        gemm = Gemm(passed[1], trainer.precision or torch.float32, device)
         for turn in range(args.steps):
-            if gemm:
-                gemm.measure()
+            gemm.measure()
             trainer.iter = turn + 1
             result.add(*run())
     del first
@@ -281,7 +274,7 @@ def _switch_in_steps(trainer, model, clock):
     model.register_forward_hook(lambda *_: clock.switch("backward"))
 
 
-def _count_step(trainer, model, run, clock):
+def _count_step(run, clock):
     """Operations of one step by part; the clock of the hooks is borrowed for it."""
     now = clock.now, clock.is_cuda
 
@@ -291,7 +284,7 @@ def _count_step(trainer, model, run, clock):
         counting.marks, counting.labels = clock.marks, clock.labels
 
     try:
-        return count_operations(step, lambda _: contextlib.nullcontext())
+        return count_operations(step)[0]
     finally:
         clock.now, clock.is_cuda = now
 
@@ -317,7 +310,7 @@ def _set_floors(result, gemm, optimizer, device):
     # Weights and averages are read and written, gradients read.
     moved = sum(2 * t.nbytes for t in [*read, *state]) + sum(p.grad.nbytes for p in read)
     result.floors["optimizer"] = moved / bandwidth
-    if gemm and gemm.rate:
+    if gemm.rate:
         result.rates["gemm_gflops"] = gemm.rate / 1e9
         for part, amount in result.operations.items():
             if amount:

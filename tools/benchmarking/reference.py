@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from .clock import Clock, find_stages, seconds_of, sum_spans, timed_modules
+from .clock import Clock, seconds_of, sum_spans, timed_modules
 
 # Products below this share of all operations of the encoder do not decide on the rate.
 _SMALLEST_SHARE = 0.02
-# A product is repeated until it has done as much as this.
-_OPERATIONS = 2e9
+# A product is repeated until it has done as much as this, or as often as that.
+_OPERATIONS, _REPEATS = 2e9, 100
 _BANDWIDTH_BYTES = 2**26
 # Tokens to which the release pads every text.
 _RELEASED_TEXT = 20
@@ -53,37 +53,31 @@ class _Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def count_operations(work, clock_hooks):
-    """Floating-point operations of products and convolutions, two per multiply-add.
+def count_operations(work, stages=None):
+    """What products and convolutions do in one call of ``work``, which gets a clock to switch.
 
     Args:
-        work: called once; moves the clock.
-        clock_hooks: context of a clock, in which modules switch its label.
+        work: called once, with the clock; not in inference mode, which would hide the products.
+        stages: {module: label}, whose labels are pushed and popped.
 
     Returns:
-        {label: operations}.
+        {label: floating-point operations, two per multiply-add}, and {(M, K, N): count} of the
+        matrix products under the label "encoder".
     """
     counter = FlopCounterMode(display=False, custom_mapping=_ATTENTION)
     clock = Clock(now=counter.get_total_flops)
-    with clock_hooks(clock), counter:
+    products = _Products(lambda: "encoder" in clock.labels)
+    with timed_modules(stages or {}, clock), counter, products:
+        clock.start()
         work(clock)
-    return sum_spans(clock.stop())
-
-
-def encoder_products(model, work):
-    """{(M, K, N): count} of the encoder's matrix products in one call of ``work``."""
-    stages, clock = find_stages(model), Clock(now=lambda: 0)
-    clock.start()
-    with timed_modules(stages, clock), _Products(lambda: "encoder" in clock.labels) as products:
-        work()
-    return products.counts
+    return sum_spans(clock.stop()), products.counts
 
 
 class Gemm:
     """The rate of matrix products at an encoder's shapes.
 
     Args:
-        products: of :func:`encoder_products`.
+        products: of :func:`count_operations`.
         dtype, device: of the factors.
     """
 
@@ -96,7 +90,7 @@ class Gemm:
             if amount >= _SMALLEST_SHARE * total:
                 factors = (torch.randn(s, k, dtype=dtype, device=device) for s in (m, n))
                 # As often as they are in the encoder, and as often as a clock can see.
-                repeats = max(1, round(_OPERATIONS / (2.0 * m * k * n)))
+                repeats = min(_REPEATS, max(1, round(_OPERATIONS / (2.0 * m * k * n))))
                 self.cases.append((*factors, amount, repeats, 2.0 * m * k * n * repeats))
         self.rates = []
 
