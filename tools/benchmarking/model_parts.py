@@ -16,7 +16,7 @@ from detectron2.utils.events import EventStorage
 from igvg_d2.data import build_grounding_train_loader
 from igvg_d2.engine.launch import launch
 from igvg_d2.engine.setup import set_num_threads
-from igvg_d2.engine.train_step import PRECISIONS, build_step_trainer
+from igvg_d2.engine.train_step import PRECISIONS, build_step_trainer, split_batch
 from igvg_d2.inference import GroundingPredictor
 from igvg_d2.modeling.meta_arch import optimize_for_inference
 from igvg_d2.solver import build_optimizer
@@ -241,7 +241,8 @@ def _train(cfg, args):
             first = run()
         result.peak_mib = memory_mib(device, peak=True)
         result.operations = _count_step(run, clock)
-        passed = count_operations(lambda _: _forward(trainer, model, batch), find_stages(model))
+        part = split_batch(batch, trainer.accumulation_steps)[0]
+        passed = count_operations(lambda _: _forward(trainer, model, part), find_stages(model))
         gemm = Gemm(passed[1], trainer.precision or torch.float32, device)
         for turn in range(args.steps):
             gemm.measure()
