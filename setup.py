@@ -19,8 +19,12 @@ CHECK = runpy.run_path(str(ROOT / "igvg_d2" / "requirements_check.py"))
 
 # The formatter's style changes once a year; within one release everybody sees the same result.
 LINT = ["black>=26.1,<27", "flake8>=6.0", "isort>=5.12"]
-# pytest-xdist: make test shares the files out over the cores, which halves its time on two.
-TEST = ["pytest>=7.0", "pytest-xdist>=3.8"]
+# ONNX files: onnxruntime alone answers with them, the others write them.
+ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.3"]
+# pytest-xdist: make test shares the files out over the cores, which halves its time on two. The
+# wheels of ONNX are 45 MB, so its tests run everywhere; OpenVINO's are 60, and nncf brings more.
+TEST = ["pytest>=7.0", "pytest-xdist>=3.8", *ONNX]
+EXPORT = [*ONNX, "openvino>=2025.0", "nncf>=2.15"]
 # The web page, and a browser to test it in. Gradio 6 needs an older Pillow than the library.
 DEMO = ["gradio>=6,<7"]
 TEST_WEB = ["playwright>=1.50"]
@@ -47,6 +51,8 @@ setup(
         "dev": LINT + TEST,
         "demo": DEMO,
         "docs": DOCS,
+        # tools/export.py
+        "export": EXPORT,
         # GroundingResult.to_supervision()
         "supervision": ["supervision>=0.20"],
         "test-web": TEST_WEB,

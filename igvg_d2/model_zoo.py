@@ -146,9 +146,9 @@ def load(
     """The complete config of a model, with everything that it needs on this machine.
 
     Args:
-        name_or_file: a name of `MODELS`, or a file of safetensors that carries its config (path or
-            address), or a checkpoint in the folder of its training run, beside ``config.yaml``;
-            also a config file, which names its weights itself.
+        name_or_file: a name of `MODELS`, or a file of safetensors or ONNX that carries its config
+            (path or address), or a checkpoint in the folder of its training run, beside
+            ``config.yaml``; also a config file, which names its weights itself.
         device: "auto" (a GPU if there is one), or as ``MODEL.DEVICE``: "cpu", "cuda", "cuda:1",
             "mps".
         opts: KEY VALUE pairs, the strongest.

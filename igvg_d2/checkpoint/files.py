@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from igvg_d2.io.atomic import atomic_path
+from igvg_d2.io.onnx_header import read_onnx_metadata
 
 OUTPUT_ENDINGS = (".pth", ".safetensors")
 
@@ -151,7 +152,9 @@ def read_weights(path: str, mmap: bool = True) -> Dict[str, Any]:
 
 
 def read_metadata(path: str) -> Dict[str, str]:
-    """Facts in the header of a file of safetensors, as text; {} when there are none."""
+    """Facts in the header of a file of safetensors, or in an ONNX file (``.onnx``), as text."""
+    if path.endswith(".onnx"):
+        return read_onnx_metadata(path)
     with safe_open(path, framework="pt") as file:
         return file.metadata() or {}
 

@@ -33,15 +33,15 @@ def find_config_file(name_or_file: str) -> str:
         return os.path.join(_CONFIGS, model.config) if model.config else ""
     is_hub = name_or_file.startswith("hf://")
     path = parse_address(name_or_file).path if is_hub else name_or_file
-    return "" if path.endswith(".safetensors") else name_or_file
+    return "" if path.endswith((".safetensors", ".onnx")) else name_or_file
 
 
 def merge_config(cfg: CfgNode, name_or_file: str) -> None:
     """Merge a config into another, in place.
 
     Args:
-        name_or_file: YAML file; or a name of `igvg_d2.model_zoo`, or a file of safetensors with a
-            config in its header, and ``MODEL.WEIGHTS`` becomes that.
+        name_or_file: YAML file; or a name of `igvg_d2.model_zoo`, or a file of safetensors or ONNX
+            with a config in its header, and ``MODEL.WEIGHTS`` becomes that.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -77,11 +77,12 @@ def _merge_header(cfg: CfgNode, path: str) -> None:
     try:
         text = read_metadata(path).get("config")
     except Exception as error:
-        raise ValueError(f"'{path}' is not a whole file of safetensors: {error}") from error
+        kind = "file of ONNX" if path.endswith(".onnx") else "file of safetensors"
+        raise ValueError(f"'{path}' is not a whole {kind}: {error}") from error
     if text is None:
         raise ValueError(
-            f"'{path}' has no config in its header: it was not written by tools/export.py or "
-            "by an older one; pass its config file, and this file as MODEL.WEIGHTS"
+            f"'{path}' has no config in its header: it was not written by tools/export.py or by "
+            "an older one; pass its config file, and this file as MODEL.WEIGHTS"
         )
     with explained(f"the config in the header of '{path}'"):
         _check_text(text, path)

@@ -25,6 +25,7 @@ from igvg_d2.evaluation import read_calibration
 from igvg_d2.modeling.meta_arch import optimize_for_inference
 
 from .images import ImageLike, local_path, to_rgb
+from .onnx_model import OnnxModel
 from .result import GroundingResult, check_thresholds
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,8 @@ class GroundingPredictor:
     Attributes:
         cfg: config of the model, frozen.
         model: the model in evaluation mode, see
-            :func:`igvg_d2.modeling.meta_arch.inference.optimize_for_inference`.
+            :func:`igvg_d2.modeling.meta_arch.inference.optimize_for_inference`; of an ONNX file
+            :class:`OnnxModel`.
         image_format: channel order of the network input, ``cfg.INPUT.FORMAT``.
         calibration: that of ``cfg.TEST.CALIBRATION``, or None. Its threshold decides "no target"
             unless a call names another; ``calibration.guarantee`` says what is promised.
@@ -82,19 +84,7 @@ class GroundingPredictor:
         self._dtype, self._device_type = dtype, torch.device(self.cfg.MODEL.DEVICE).type
         self._mapper = GroundingDatasetMapper(self.cfg, is_train=False)
         self.image_format = self._mapper.image_format
-        self.model = build_model(self.cfg)
-        self.model.eval()
-        if self.cfg.MODEL.WEIGHTS:
-            loaded = GroundingCheckpointer(self.model).load(self.cfg.MODEL.WEIGHTS)
-            if loaded.get("__author__") == ENCODER_ONLY:
-                raise ValueError(
-                    f"'{self.cfg.MODEL.WEIGHTS}' is an encoder to train from: it has no heads, and "
-                    "answers nothing. Train with it as MODEL.WEIGHTS, or take a model of "
-                    "'python -m igvg_d2.model_zoo --list' that was trained"
-                )
-        else:
-            logger.warning("MODEL.WEIGHTS is empty: the model is untrained and answers at random")
-        optimize_for_inference(self.model)
+        self.model = self._build_model()
         self.cfg.freeze()
         # Tokenizers of the tokenizers library fail when two threads use one at once.
         self._tokenizing = threading.Lock()
@@ -111,8 +101,9 @@ class GroundingPredictor:
         """A predictor of weights that bring their config along.
 
         Args:
-            name_or_file: name of :mod:`igvg_d2.model_zoo`, address ``hf://``, a ``.safetensors``
-                file whose header has the config, or a checkpoint in the folder of its training run.
+            name_or_file: name of :mod:`igvg_d2.model_zoo`, address ``hf://``, a ``.safetensors`` or
+                ``.onnx`` file of ``tools/export.py``, which carries its config, or a checkpoint in
+                the folder of its training run.
             device: "auto" takes a GPU if there is one; or "cpu", "cuda", "cuda:1", "mps" (which
                 nobody has tested).
             dtype: see the class.
@@ -121,6 +112,27 @@ class GroundingPredictor:
         """
         opts = [*opts, *(("TEST.CALIBRATION", calibration) if calibration else ())]
         return cls(model_zoo.load(name_or_file, device=device, opts=opts), dtype=dtype)
+
+    def _build_model(self) -> Any:
+        """The model with its weights."""
+        weights = self.cfg.MODEL.WEIGHTS
+        if weights.endswith(".onnx"):
+            if self._dtype != torch.float32:
+                raise ValueError(f"dtype: the numbers of '{weights}' were chosen at its export")
+            return OnnxModel.from_config(self.cfg, self._mapper.tokenizer)
+        model = build_model(self.cfg)
+        model.eval()
+        if weights:
+            loaded = GroundingCheckpointer(model).load(weights)
+            if loaded.get("__author__") == ENCODER_ONLY:
+                raise ValueError(
+                    f"'{weights}' is an encoder to train from: it has no heads, and answers "
+                    "nothing. Train with it as MODEL.WEIGHTS, or take a model of "
+                    "'python -m igvg_d2.model_zoo --list' that was trained"
+                )
+        else:
+            logger.warning("MODEL.WEIGHTS is empty: the model is untrained and answers at random")
+        return optimize_for_inference(model)
 
     def __call__(
         self,
@@ -249,7 +261,7 @@ class GroundingPredictor:
             source, size = image if isinstance(image, Image.Image) else pixels, pixels.shape[:2]
             pixels = pixels if self.image_format == "RGB" else pixels[..., ::-1]
         transform = GeometricTransform(self._mapper.resize, size)
-        resized = transform.apply_image(pixels)
+        resized = transform.apply_image(np.ascontiguousarray(pixels))
         network = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
         return _Loaded(network, size, transform.content_size, source)
 

@@ -70,7 +70,7 @@ def test_export_of_a_run_with_an_average_holds_the_average(tmp_path, monkeypatch
     torch.nn.init.ones_(model.image_projection.weight)
     GroundingCheckpointer(model, str(tmp_path), ema=average).save("model_final")
     output = str(tmp_path / "model.safetensors")
-    monkeypatch.setattr("sys.argv", ["export.py", str(tmp_path), output])
+    monkeypatch.setattr("sys.argv", ["export.py", "--model", str(tmp_path), "--output", output])
     load_script("tools/export.py").main()
     assert read_metadata(output)["weights"].startswith("moving average")
     cfg.MODEL.WEIGHTS = output
@@ -94,7 +94,7 @@ def test_export_of_a_run_carries_its_facts(tmp_path, monkeypatch, capsys):
     metrics = tmp_path / "inference" / "shapes_val" / "shapes_val_metrics.json"
     metrics.write_text(json.dumps(report))
     output = str(tmp_path / "model.safetensors")
-    monkeypatch.setattr("sys.argv", ["export.py", str(tmp_path), output])
+    monkeypatch.setattr("sys.argv", ["export.py", "--model", str(tmp_path), "--output", output])
     export.main()
     facts = {"command": "train_net.py --x", "seed": "3", "shapes_val/gres/gIoU": "61.23"}
     found = read_metadata(output)
@@ -112,6 +112,8 @@ def test_export_of_a_run_carries_its_facts(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     export.main()
     assert json.loads(capsys.readouterr().out) == {**facts, "config": config}
-    monkeypatch.setattr("sys.argv", ["export.py", str(tmp_path / "absent"), output])
+    monkeypatch.setattr(
+        "sys.argv", ["export.py", "--model", str(tmp_path / "inference"), "--output", output]
+    )
     with pytest.raises(SystemExit, match="model_final.pth"):
         export.main()

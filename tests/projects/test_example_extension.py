@@ -121,7 +121,8 @@ def test_train_net_demo_and_every_tool_take_the_config(tmp_path):
         [*run, tools + "visualize_data.py", "--source", "dataloader", *config, "--num", "1"]
         + ["--output-dir", str(tmp_path / "data"), *options],
         [*run, tools + "visualize_results.py", *config, "--num", "1", *options, *weights],
-        [*run, tools + "export.py", str(out), str(tmp_path / "model.safetensors")],
+        [*run, tools + "export.py", "--model", str(out), "--output"]
+        + [str(tmp_path / "model.safetensors")],
         [*run, tools + "score_predictions.py", "--dataset", "shapes_val", "--num-workers", "0"]
         + ["--predictions", str(out / "inference" / "shapes_val" / "shapes_val_predictions.jsonl")],
         [
