@@ -67,7 +67,8 @@ def _add_input(cfg: CN) -> None:
     cfg.DATALOADER.SKIP_BAD_SAMPLES = False
     # Network input as (height, width), multiples of the patch size; see RESIZE_MODE.
     cfg.INPUT.IMAGE_SIZE = (320, 320)
-    # "pil": antialiased resize (better masks); "cv2": OpenCV bilinear without it, released.
+    # "pil": antialiased resize (better masks); "fast": nearly the same, and a JPEG may be decoded
+    # smaller; "cv2": OpenCV bilinear without antialiasing, released.
     cfg.INPUT.RESIZE = "pil"
     # "squash" (paper), or "letterbox": keep the aspect ratio and pad at the right or bottom.
     cfg.INPUT.RESIZE_MODE = "squash"

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 
 from igvg_d2.config import PROTOCOL_SIZES
-from igvg_d2.io.image import read_reduced_image, size_mismatch
+from igvg_d2.io.image import RGBImage, read_reduced_image, size_mismatch
 from igvg_d2.io.rle import to_rle
 
 from .bad_samples import (
@@ -148,14 +148,20 @@ class GroundingDatasetMapper:
         sample.update(model_input(pixels, text_ids, sample["expression"], size, content_size))
         return sample
 
-    def read_image(self, path: str) -> Tuple[np.ndarray, Tuple[int, int]]:
-        """Pixels uint8 of a file, and (height, width) of the image, original frame.
+    def read_image(self, path: str) -> Tuple[RGBImage, Tuple[int, int]]:
+        """Image of a file in the order of ``INPUT.FORMAT``, and (height, width), original frame.
 
-        A JPEG of more than 2**25 pixels may be decoded smaller where the resize filters, to at
-        least 4 times the network's input, which moves that input by 0.15 of 255 in the mean; see
+        A JPEG may be decoded smaller where the resize filters, see ``SquashResize.least_side`` and
         :func:`igvg_d2.io.image.read_reduced_image`.
+
+        Returns:
+            what a resize takes: a ``PIL.Image`` of mode "RGB", or uint8 (rows, columns, 3); and the
+            size.
         """
-        return read_reduced_image(path, self.image_format, self.resize.least_side)
+        image, size = read_reduced_image(path, self.resize.least_side, self.resize.large)
+        if self.image_format == "BGR":
+            image = np.asarray(image)[:, :, ::-1]
+        return image, size
 
     def add_targets(self, sample: Dict[str, Any], transform: GeometricTransform) -> None:
         """For subclasses: in training, adds entries of their own to a sample.
@@ -170,8 +176,8 @@ class GroundingDatasetMapper:
             transform: of this visit, from the original to the network frame.
         """
 
-    def _read_sample(self, sample: Dict[str, Any]) -> np.ndarray:
-        """Pixels after EXIF rotation of an image that has the size the sample states."""
+    def _read_sample(self, sample: Dict[str, Any]) -> RGBImage:
+        """The image, after EXIF rotation; it has the size that the sample states."""
         try:
             image, size = self.read_image(sample["file_name"])
         except FileNotFoundError as error:

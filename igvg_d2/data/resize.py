@@ -1,27 +1,40 @@
 """Resizes of an image with its masks and boxes to the network's input size.
 
-A resize squashes or letterboxes, by one of two rules. "pil" filters before it samples (Detectron2's
-``ResizeTransform`` for images, area coverage for masks). "cv2" is the rule of the released model,
-which samples without filtering.
+A resize squashes or letterboxes, by one of three rules. "pil" filters before it samples
+(Detectron2's ``ResizeTransform`` for images, area coverage for masks); "fast" does almost the same
+in less time. "cv2" is the rule of the released model, which samples without filtering.
 """
 
+import math
+from functools import lru_cache
 from typing import Optional, Sequence, Tuple, Type
 
 import cv2
 import numpy as np
+import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode
 from PIL import Image
 
+from igvg_d2.io.image import LARGE, RGBImage
+
 # Value of a set pixel in area resizing; even, so that "at least half covered" is exact.
 _FULL_COVERAGE = 254
+# Bits of the weights of torch's resize, of which PIL has 22.
+_WEIGHT_BITS = 14
 
 
 class SquashResize:
-    """Resizes a sample to a fixed size without keeping the aspect ratio; base of the two rules.
+    """Resizes a sample to a fixed size without keeping the aspect ratio; base of the rules.
 
     Args:
         image_size: network input (H, W).
+
+    Attributes:
+        large: a JPEG of more pixels than these may be decoded smaller, to :attr:`least_side`.
     """
+
+    large = LARGE
 
     def __init__(self, *, image_size: Tuple[int, int]):
         if len(image_size) != 2 or min(image_size) <= 0:
@@ -33,8 +46,8 @@ class SquashResize:
         """Pixels that both sides of a decoded image need at least; None for all it has."""
         return None
 
-    def resize_image(self, image: np.ndarray) -> np.ndarray:
-        """uint8 (height, width, 3), original frame -> uint8 (H, W, 3), network frame."""
+    def resize_image(self, image: RGBImage) -> np.ndarray:
+        """Image or uint8 (height, width, 3), original frame -> uint8 (H, W, 3), network frame."""
         raise NotImplementedError
 
     def resize_mask(self, mask: np.ndarray, size: Tuple[int, int]) -> np.ndarray:
@@ -51,10 +64,15 @@ class SquashResize:
             bool (T, H, W), network frame.
         """
         height, width = self.image_size
-        resized = np.empty((masks.shape[2], height, width), dtype=bool)
+        resized = np.zeros((masks.shape[2], height, width), dtype=bool)
+        shrinks = masks.shape[0] >= height and masks.shape[1] >= width
         # Column-major masks are contiguous when transposed: resized that way, none is copied first.
         for target, mask in zip(resized, masks.T):
-            target[...] = self.resize_mask(mask, (width, height)).T
+            if shrinks:
+                # Most of an image is not its target. Enlarging would look beyond the part's edge.
+                (x, new_x), (y, new_y) = _part(mask.max(1), width), _part(mask.max(0), height)
+                mask, target = mask[x, y], target[new_y, new_x]
+            target[...] = self.resize_mask(mask, target.shape[::-1]).T
         return resized
 
     def resize_boxes(self, boxes: np.ndarray, original_size: Tuple[int, int]) -> np.ndarray:
@@ -96,16 +114,28 @@ class AntialiasedResize(SquashResize):
 
     @property
     def least_side(self) -> Optional[int]:
-        """See :class:`SquashResize`; the filter takes the mean of 4 pixels or more anyway."""
+        """See :class:`SquashResize`; the filter takes the mean of 4 pixels or more anyway.
+
+        Of photographs of 48 million pixels, the network's input moves by 0.15 of 255 in the mean.
+        """
         return 4 * max(self.image_size)
 
-    def resize_image(self, image: np.ndarray) -> np.ndarray:
+    def resize_image(self, image: RGBImage) -> np.ndarray:
         """See :meth:`SquashResize.resize_image`."""
-        height, width = self.image_size
-        if image.shape[:2] == self.image_size:
-            return image
-        resized = Image.fromarray(image).resize((width, height), Image.BILINEAR)
-        return np.asarray(resized)
+        size = _size(image)
+        if size == self.image_size:
+            return np.asarray(image)
+        if self._takes_torch(size):
+            # A copy, because torch warns about memory that it must not write.
+            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+            resized = F.interpolate(pixels, self.image_size, mode="bilinear", antialias=True)
+            return resized[0].permute(1, 2, 0).numpy()
+        image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+        return np.asarray(image.resize(self.image_size[::-1], Image.BILINEAR))
+
+    def _takes_torch(self, size: Tuple[int, int]) -> bool:
+        """Whether torch, 4 times as fast, gives the bytes that PIL does: of 640 x 480, say."""
+        return all(map(_rounds_alike, size, self.image_size))
 
     def resize_mask(self, mask: np.ndarray, size: Tuple[int, int]) -> np.ndarray:
         """See :meth:`SquashResize.resize_mask`."""
@@ -124,16 +154,35 @@ class AntialiasedResize(SquashResize):
         return resized
 
 
+class FastResize(AntialiasedResize):
+    """As :class:`AntialiasedResize` within 1 of 255, by torch; and a JPEG may be decoded smaller.
+
+    It is decoded at a half to an eighth of its sides where they keep twice the network's input,
+    which moves that input, of 100 photographs of COCO at 96 x 96, by 0.7 of 255 in the mean and by
+    2.4 in that of the worst one.
+    """
+
+    large = 0
+
+    @property
+    def least_side(self) -> Optional[int]:
+        """See :class:`SquashResize`."""
+        return 2 * max(self.image_size)
+
+    def _takes_torch(self, size: Tuple[int, int]) -> bool:
+        return True
+
+
 class ReleasedResize(SquashResize):
     """OpenCV bilinear without antialiasing; masks by OpenCV's nearest, index floor(i * scale).
 
     For parity with the released checkpoints. A small target may lose its mask (its box stays).
     """
 
-    def resize_image(self, image: np.ndarray) -> np.ndarray:
+    def resize_image(self, image: RGBImage) -> np.ndarray:
         """See :meth:`SquashResize.resize_image`."""
-        height, width = self.image_size
-        return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+        pixels = np.ascontiguousarray(image)
+        return cv2.resize(pixels, self.image_size[::-1], interpolation=cv2.INTER_LINEAR)
 
     def resize_mask(self, mask: np.ndarray, size: Tuple[int, int]) -> np.ndarray:
         """See :meth:`SquashResize.resize_mask`."""
@@ -182,9 +231,9 @@ class LetterboxResize(SquashResize):
         """The rule for the part of the input that the image fills."""
         return self.rule(image_size=self.content_size(original_size))
 
-    def resize_image(self, image: np.ndarray) -> np.ndarray:
+    def resize_image(self, image: RGBImage) -> np.ndarray:
         """See :meth:`SquashResize.resize_image`."""
-        content = self._inner(image.shape[:2]).resize_image(image)
+        content = self._inner(_size(image)).resize_image(image)
         padded = np.empty((*self.image_size, 3), np.uint8)
         padded[...] = self.fill
         padded[: content.shape[0], : content.shape[1]] = content
@@ -210,7 +259,50 @@ class LetterboxResize(SquashResize):
         return f"{type(self).__name__}(image_size={self.image_size}, rule={self.rule.__name__})"
 
 
-_RESIZE_RULES = {"pil": AntialiasedResize, "cv2": ReleasedResize}
+def _size(image: RGBImage) -> Tuple[int, int]:
+    """(height, width)."""
+    return image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)
+
+
+def _part(line: np.ndarray, target: int) -> Tuple[slice, slice]:
+    """The part of a line that is not 0, before and after a resize to ``target`` pixels.
+
+    Where float64 holds the scale, as 3 / 2, a part that begins and ends with a period of it comes
+    out to the bit as it does among others; elsewhere the part is everything.
+    """
+    source, found = len(line), np.flatnonzero(line)
+    periods = math.gcd(source, target)
+    period, new_period = source // periods, target // periods
+    is_exact = new_period & (new_period - 1) == 0 and 1.0 / (target / source) * new_period == period
+    if not is_exact or not len(found):
+        return slice(0, source), slice(0, target)
+    first, last = int(found[0]) // period, int(found[-1]) // period + 1
+    return slice(first * period, last * period), slice(first * new_period, last * new_period)
+
+
+@lru_cache(maxsize=1024)
+def _rounds_alike(source: int, target: int) -> bool:
+    """Whether a line resized with weights of few bits is, to the byte, that with exact weights.
+
+    A value is a sum of bytes times whole weights, over the sum of the weights. Over a power of two
+    few bits are exact; over an odd number it is too far from where rounding changes.
+    """
+    if source == target:
+        return True
+    pixels = 2 * np.arange(source) + 1
+    for center in 2 * np.arange(target) + 1:
+        distances = np.abs(pixels * target - center * source)
+        weights = 2 * max(source, target) - distances
+        weights = weights[weights > 0]
+        total = int(weights.sum()) // math.gcd(*weights.tolist())
+        error = 255 * len(weights) / 2 ** (_WEIGHT_BITS + 1)
+        is_exact = total & (total - 1) == 0 and total <= 1 << _WEIGHT_BITS
+        if not is_exact and not (total % 2 and error < 0.5 / total):
+            return False
+    return True
+
+
+_RESIZE_RULES = {"pil": AntialiasedResize, "fast": FastResize, "cv2": ReleasedResize}
 
 
 def build_resize(cfg: CfgNode) -> SquashResize:

@@ -12,6 +12,8 @@ from typing import Sequence, Tuple
 import cv2
 import numpy as np
 
+from igvg_d2.io.image import RGBImage
+
 from .directions import check_axis
 from .resize import SquashResize
 
@@ -43,8 +45,8 @@ class GeometricTransform:
         """(rows, columns) of the network input that the image fills."""
         return self.resize.content_size(self.original_size)
 
-    def apply_image(self, image: np.ndarray) -> np.ndarray:
-        """uint8 (height, width, 3), original frame -> uint8 (H, W, 3), network frame."""
+    def apply_image(self, image: RGBImage) -> np.ndarray:
+        """Image or uint8 (height, width, 3), original frame -> uint8 (H, W, 3), network frame."""
         return self._flip(self.resize.resize_image(image))
 
     def apply_segmentation(self, numbers: np.ndarray) -> np.ndarray:

@@ -1,13 +1,13 @@
 """Masks of the original size straight to RLE, the same bits as dense ones."""
 
-from typing import Sequence
+from typing import Optional, Sequence
 
 import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
 
-from igvg_d2.io.rle import RLE, check_rle, runs_to_rle
+from igvg_d2.io.rle import RLE, decompress, runs_to_rle
 from igvg_d2.modeling.mask_resize import (
     bilinear_taps,
     nearest_indices,
@@ -16,30 +16,50 @@ from igvg_d2.modeling.mask_resize import (
 )
 from igvg_d2.modeling.postprocessing import RankedOutput
 
-# Pixels of a strip of columns.
-_STRIP = 1 << 20
+# Pixels of a strip of columns that is computed, and of one that is filled, at a time.
+_STRIP, _FILLED_STRIP = 1 << 20, 1 << 21
 # Rounding moves a value by less than this part of the largest logit.
 _ROUNDING = 1e-5
 
 
-def decode_mask(rle: RLE) -> np.ndarray:
-    """bool (height, width), row-major."""
+def decode_mask(rle: RLE, out: Optional[np.ndarray] = None) -> np.ndarray:
+    """Pixels of a mask; time and memory follow the box around those that are set.
+
+    Args:
+        rle: of the mask.
+        out: bool (height, width), all False, to be filled; None makes one.
+
+    Returns:
+        bool (height, width), row-major.
+    """
     height, width = rle["size"]
-    # OpenCV transposes in blocks, 5 times as fast as numpy.
-    if height * width <= _STRIP:
-        return cv2.transpose(mask_util.decode(rle).T).view(bool)
-    # In strips of columns, as no second mask of a large photo should be in memory.
-    runs = check_rle(rle)[1]
-    ends, columns = np.cumsum(runs), max(1, _STRIP // height)
-    mask = np.empty((height, width), dtype=bool)
-    for left in range(0, width, columns):
-        start, stop = left * height, min(left + columns, width) * height
-        # Runs of the first and the last pixel.
-        first, last = np.searchsorted(ends, [start, stop - 1], side="right")
-        lengths = np.diff(np.minimum(ends[first : last + 1], stop), prepend=start)
-        strip = np.repeat(np.arange(first, last + 1) % 2 == 1, lengths).reshape(-1, height)
-        mask[:, left : left + columns] = cv2.transpose(strip.view(np.uint8)).view(bool)
+    # Pages of zeros take no memory before they are written.
+    mask = np.zeros((height, width), dtype=bool) if out is None else out
+    left, top, columns, rows = mask_util.toBbox(rle).astype(int).tolist()
+    if not rows:
+        return mask
+    step, ends = max(1, _FILLED_STRIP // height), None
+    if step < width:
+        ends = np.cumsum(decompress(rle["counts"]))
+    for first in range(left, left + columns, step):
+        last = min(first + step, left + columns)
+        if ends is None:
+            part = mask_util.decode(rle)[:, first:last]
+        else:
+            part = mask_util.decode(_part(ends, height, first, last))
+        # OpenCV transposes in blocks, 5 times as fast as numpy.
+        strip = cv2.transpose(part.T[:, top : top + rows])
+        mask[top : top + rows, first:last] = strip
     return mask
+
+
+def _part(ends: np.ndarray, height: int, first: int, last: int) -> RLE:
+    """RLE of columns ``first`` to ``last`` of a mask whose runs, background first, so end."""
+    start, stop = first * height, last * height
+    low, high = np.searchsorted(ends, start, "right"), np.searchsorted(ends, stop, "left")
+    # A part that begins within an object has a background of no pixels first.
+    bounds = [start] * (1 + low % 2) + ends[low:high].tolist() + [stop]
+    return runs_to_rle((height, last - first), np.diff(bounds).tolist())
 
 
 def encode_mask(ranked: RankedOutput, logits: torch.Tensor, size: Sequence[int]) -> RLE:

@@ -261,7 +261,7 @@ class GroundingPredictor:
             source, size = image if isinstance(image, Image.Image) else pixels, pixels.shape[:2]
             pixels = pixels if self.image_format == "RGB" else pixels[..., ::-1]
         transform = GeometricTransform(self._mapper.resize, size)
-        resized = transform.apply_image(np.ascontiguousarray(pixels))
+        resized = transform.apply_image(pixels)
         network = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
         return _Loaded(network, size, transform.content_size, source)
 

@@ -306,7 +306,7 @@ class GroundingResult:
         masks = np.zeros((count, *self.orig_shape), dtype=bool)
         if self._ranked.mask_logits is not None:
             for mask, rle in zip(masks, self._encode(range(count))):
-                mask[...] = decode_mask(rle)
+                decode_mask(rle, out=mask)
         return masks
 
     def _instances(self, count: int) -> Instances:

@@ -7,7 +7,7 @@ import logging
 import os
 import stat
 import unicodedata
-from typing import BinaryIO, Dict, Optional, Tuple
+from typing import BinaryIO, Dict, Optional, Tuple, Union
 
 import numpy as np
 from detectron2.utils.file_io import PathManager
@@ -22,7 +22,9 @@ _ORIENTATION = 0x0112  # EXIF tag; from 5 on, height and width are exchanged
 # Pixels that are converted at a time: an image of 108 million pixels takes 0.8 GB instead of 1.9.
 _STRIP = 1 << 18
 # Pixels from which a JPEG may be decoded smaller; all of 108 million take 3 s, a 16th 0.5 s.
-_LARGE = 1 << 25
+LARGE = 1 << 25
+
+RGBImage = Union[Image.Image, np.ndarray]
 
 
 class _Unfit(Exception):
@@ -48,21 +50,25 @@ def read_image(path: str, image_format: str) -> np.ndarray:
         ValueError: it is no regular file, cannot be decoded, has values without a known range, or
             more pixels than Pillow's limit, 2 * ``PIL.Image.MAX_IMAGE_PIXELS``.
     """
-    return read_reduced_image(path, image_format, None)[0]
+    image = read_reduced_image(path, None)[0]
+    pixels = _to_pixels(image) if isinstance(image, Image.Image) else image
+    return pixels if image_format == "RGB" else pixels[:, :, ::-1]
 
 
 def read_reduced_image(
-    path: str, image_format: str, least_side: Optional[int]
-) -> Tuple[np.ndarray, Tuple[int, int]]:
-    """As :func:`read_image`, but a JPEG of more than 2**25 pixels may be decoded smaller.
+    path: str, least_side: Optional[int], large: int = LARGE
+) -> Tuple[RGBImage, Tuple[int, int]]:
+    """As :func:`read_image`, but a large JPEG may be decoded smaller, and nothing is copied.
 
     Args:
-        path, image_format: see there.
+        path: see there.
         least_side: pixels that both sides keep when the decoder takes means of 2 x 2, 4 x 4 or
             8 x 8 pixels; None reads all.
+        large: a JPEG of more pixels than these is.
 
     Returns:
-        uint8 (rows, columns, 3), and (height, width) of the whole image.
+        the image of mode "RGB", or, of files of other modes, uint8 (rows, columns, 3), and (height,
+        width) of the whole image.
     """
     local = PathManager.get_local_path(path)
     try:
@@ -74,11 +80,16 @@ def read_reduced_image(
                 text = f"image '{path}' has several frames or pages, of which the first is read"
                 log_first_n(logging.WARNING, text, name=__name__, key="message")
             size = None
-            if least_side and image.format in ("JPEG", "MPO") and np.prod(image.size) > _LARGE:
+            if least_side and image.format in ("JPEG", "MPO") and np.prod(image.size) > large:
                 # Width and height, or after a turn by 90 degrees the reverse.
                 size = image.size[:: 1 if image.getexif().get(_ORIENTATION, 1) > 4 else -1]
                 image.draft(None, (least_side, least_side))
-            pixels = _to_pixels(image)
+            image = _upright(image)
+            size = size or (image.height, image.width)
+            if image.mode == "RGB" and "transparency" not in image.info:
+                image.load()
+            else:
+                image = _to_pixels(image)
     except FileNotFoundError:
         raise FileNotFoundError(missing_image(path)) from None
     except _Unfit as error:
@@ -92,8 +103,7 @@ def read_reduced_image(
         raise ValueError(
             f"cannot decode the image '{path}': {error!r}; download or write it again"
         ) from error
-    pixels = pixels if image_format == "RGB" else pixels[:, :, ::-1]
-    return pixels, size or pixels.shape[:2]
+    return image, size
 
 
 def to_pixels(image: Image.Image) -> np.ndarray:
@@ -127,14 +137,19 @@ def _open(file: BinaryIO) -> Image.Image:
         raise UnidentifiedImageError(f"none of the formats {', '.join(known)}") from None
 
 
-def _to_pixels(image: Image.Image) -> np.ndarray:
-    """RGB uint8 (height, width, 3) of an opened file."""
+def _upright(image: Image.Image) -> Image.Image:
+    """An opened file after its EXIF turn."""
     # exif_transpose copies also what it need not turn.
-    if image.getexif().get(_ORIENTATION, 1) != 1:
-        turned = ImageOps.exif_transpose(image)
-        turned.format = image.format
-        image.close()
-        image = turned
+    if image.getexif().get(_ORIENTATION, 1) == 1:
+        return image
+    turned = ImageOps.exif_transpose(image)
+    turned.format = image.format
+    image.close()
+    return turned
+
+
+def _to_pixels(image: Image.Image) -> np.ndarray:
+    """RGB uint8 (height, width, 3), not turned."""
     width, height = image.size
     pixels = np.empty((height, width, 3), dtype=np.uint8)
     rows = max(1, _STRIP // width)

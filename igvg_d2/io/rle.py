@@ -68,20 +68,24 @@ def check_rle(rle: Any, size: Optional[Sequence[int]] = None) -> Tuple[Size, np.
             f"expected an RLE dict with 'counts' and size {wanted}, found {reprlib.repr(what)} and "
             f"size {reprlib.repr(found)}"
         )
-    height, width = found
-    counts = rle["counts"]
-    # As Python integers first: int64 would wrap around silently.
-    runs = counts if isinstance(counts, list) else _decompress(counts).tolist()
-    if not all(type(run) is int for run in runs):
+    (height, width), counts = found, rle["counts"]
+    pixels = height * width
+    if isinstance(counts, list):
+        if not all(type(run) is int for run in counts):
+            raise ValueError(
+                f"expected run lengths or text as 'counts' of an RLE: {reprlib.repr(counts)}"
+            )
+        # Of Python integers: a sum of int64 would wrap around silently.
+        runs, fills = counts, bool(counts) and min(counts) >= 0 and sum(counts) == pixels
+    else:
+        runs = decompress(counts)
+        fills = runs.min() >= 0 and runs.max() <= pixels and runs.sum() == pixels
+    if not fills:
         raise ValueError(
-            f"expected run lengths or text as 'counts' of an RLE: {reprlib.repr(counts)}"
+            f"expected run lengths of {height} x {width} = {pixels} pixels in an RLE, found "
+            f"{len(runs)} runs of {sum(map(int, runs))}"
         )
-    if not runs or min(runs) < 0 or sum(runs) != height * width:
-        raise ValueError(
-            f"expected run lengths of {height} x {width} = {height * width} pixels in an RLE, "
-            f"found {len(runs)} runs of {sum(runs)}"
-        )
-    return (height, width), np.array(runs, dtype=np.int64)
+    return (height, width), np.asarray(runs, dtype=np.int64)
 
 
 def runs_to_mask(size: Size, runs: np.ndarray) -> np.ndarray:
@@ -212,7 +216,7 @@ def to_json(rle: RLE) -> RLE:
     return {"size": [int(value) for value in rle["size"]], "counts": counts}
 
 
-def _decompress(counts: Any) -> np.ndarray:
+def decompress(counts: Any) -> np.ndarray:
     """Run lengths int64 of compressed counts, by the rule of pycocotools' rleFrString."""
     if isinstance(counts, str) and counts.isascii():
         counts = counts.encode("ascii")

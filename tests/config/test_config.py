@@ -24,7 +24,7 @@ CONFIGS = [path for path in CONFIGS if not OUTSIDE & set(path.parts)]
 # Parts that configs name second in _BASE_, without a schedule of their own.
 PARTS = {"BEiT3-Large.yaml", "Mix-RefCOCO.yaml"}
 CONFIGS = [path for path in CONFIGS if path.name not in PARTS]
-SMALL = [path for path in CONFIGS if "tiny" in path.name or "ablations" in str(path)]
+SMALL = [p for p in CONFIGS if "tiny" in p.name or {"ablations", "findings"} & set(p.parts)]
 
 
 def name_of(path):

@@ -109,6 +109,7 @@ def test_what_cannot_be_compared_is_refused(run, tmp_path):
         (["--steps", "0"], "at least 1"),
         (["--what", "training,all_of_it"], "'all_of_it' is none of inference, training, loader"),
         (["--size", "1x2x3"], "expected 320 or 480x640"),
+        (["--backend", "eager,nobody.onnx"], "there is no file 'nobody.onnx'"),
         (["--compare", "SOLVER.AMP.ENABLED True"], '--variant "SOLVER.AMP.ENABLED True"'),
     ],
 )

@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
 
 from igvg_d2.modeling.neck.simple_fpn import SimFPN
-from igvg_d2.testing import tiny_cfg
+from igvg_d2.testing import random_batch, tiny_cfg
 from tests.engine.test_scripts import load_script
 
 # Lists of tokens, and a table of tokens for ids of the tokenizer that needs no file.
@@ -85,10 +85,29 @@ def test_torchscale_in_the_same_turns(measure):
     assert "timm" not in sys.modules or sys.modules["timm"].__spec__ is not None
 
 
-def test_a_backend_that_a_model_lacks_is_named(benchmark):
+def test_backends_answer_alike(benchmark):
     parts = sys.modules["benchmarking.model_parts"]
-    with pytest.raises(SystemExit, match="Sequential has no optimize_for_inference"):
-        parts.to_backend(nn.Sequential(), "optimized")
+    (batch,) = random_batch([0], (64, 64), [8])
+    scores, classes = [], []
+    for backend in ("eager", "optimized"):
+        torch.manual_seed(0)
+        model = parts.build_backend(tiny_cfg(OPTS), backend)
+        with torch.inference_mode():
+            scores.append(model([batch])[0]["candidates"].scores)
+        classes.append({type(module).__name__ for module in model.modules()})
+    torch.testing.assert_close(*scores)
+    assert "_Linear" in classes[1] - classes[0]
+
+
+def test_what_is_no_module_is_measured_as_a_whole(measure, monkeypatch):
+    parts = sys.modules["benchmarking.model_parts"]
+    build = parts.build_backend
+    monkeypatch.setattr(parts, "build_backend", lambda *args: build(*args).forward)
+    result = measure("inference")
+    assert list(result.parts) == ["all"] and not result.others
+    assert result.operations["encoder"] > 0 and result.floors.keys() == {
+        name for name, amount in result.operations.items() if amount
+    }
 
 
 def test_a_training_step_by_parts(measure):

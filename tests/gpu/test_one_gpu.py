@@ -45,6 +45,13 @@ def script(name):
     return module
 
 
+def benchmark(what, cfg, *arguments):
+    """What tools/benchmark.py measures of the first case."""
+    module = script("tools/benchmark.py")
+    args = module.parse_args(["--what", what, *arguments])
+    return module.PARTS[what](cfg, module.list_cases(args)[0], args)
+
+
 def train(device, opts, steps=3, counts=COUNTS):
     """Losses of some steps and the weights after them."""
     cfg = tiny_cfg([*EXACT, "MODEL.DEVICE", device, "SOLVER.IMS_PER_BATCH", len(counts), *opts])
@@ -140,8 +147,7 @@ def test_a_preset_needs_what_its_header_says(name, capsys):
     cfg = get_cfg()
     add_igvg_config(cfg)
     cfg.merge_from_file(str(path))
-    benchmark = script("tools/benchmark.py")
-    found = benchmark.measure(cfg, steps=1, warmup=1, real=False)["peak_mib"] / 1024
+    found = benchmark("training", cfg, "--steps", "1").peak_mib / 1024
     estimate = float(re.search(r"([\d.]+) GiB", path.read_text())[1])
     with capsys.disabled():
         print(f"\n{name}: {found:.1f} GiB, header {estimate}")
@@ -154,8 +160,7 @@ def test_throughput(capsys):
     add_igvg_config(cfg)
     cfg.merge_from_file(str(ROOT / "configs/gRefCOCO/igvg_beit3_base_320_10ep.yaml"))
     cfg.merge_from_list(["SOLVER.IMS_PER_BATCH", 8])
-    benchmark = script("tools/benchmark.py")
-    seconds = benchmark.measure(cfg, steps=5, warmup=2, real=False)["seconds"]
+    seconds = benchmark("training", cfg, "--warmup", "2").seconds
     with capsys.disabled():
         print(f"\n{torch.cuda.get_device_name()}: {8 / min(seconds):.1f} samples/s, ViT-B, float32")
     assert min(seconds) > 0
@@ -191,3 +196,12 @@ def run_training(data, folder, opts, stop_at, num_gpus=1):
             process.terminate()
         time.sleep(0.2)
     assert process.returncode in (0, 75), f"exit code {process.returncode}"
+
+
+def test_the_benchmark_times_kernels_by_events():
+    for what in ("inference", "training"):
+        cfg = tiny_cfg(["MODEL.DEVICE", "cuda", "SOLVER.IMS_PER_BATCH", 4])
+        result = benchmark(what, cfg, "--steps", "3", "--no-torchscale")
+        sums = [sum(times) for times in zip(*result.parts.values())]
+        assert 0.2 < min(sums) / min(result.seconds) < 5 and result.rates["gemm_gflops"] > 0
+        assert 0 < result.before_mib < result.peak_mib < 2000

@@ -1,8 +1,10 @@
-"""Masks of large photos are decoded in strips of columns."""
+"""Masks of large photos are decoded in strips of columns, where they are set."""
 
+import resource
 import tracemalloc
 
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 
 from igvg_d2.inference import masks
@@ -12,7 +14,7 @@ from igvg_d2.io.rle import empty_rle, mask_to_rle, runs_to_rle
 
 @pytest.mark.parametrize("strip", [1, 7, 60, 10**9])
 def test_strips_give_the_same_mask(strip, monkeypatch):
-    monkeypatch.setattr(masks, "_STRIP", strip)
+    monkeypatch.setattr(masks, "_FILLED_STRIP", strip)
     rng = np.random.default_rng(0)
     for share in (0.0, 0.1, 0.5, 1.0):
         mask = rng.random((7, 31)) < share
@@ -33,3 +35,25 @@ def test_there_is_no_second_mask_in_memory():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert np.array_equal(found, mask) and peak < 1.5 * mask.nbytes
+
+
+def test_a_corner_is_filled_in_place():
+    corner = np.zeros((2, 30, 70), dtype=bool)
+    corner[0, 15:, 35:] = True
+    assert decode_mask(mask_to_rle(corner[0]), out=corner[1]) is not None
+    assert np.array_equal(corner[0], corner[1])
+
+
+def test_memory_of_a_mask_follows_what_is_set():
+    def faults():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    size, before = (9000, 12000), faults()
+    empty = decode_mask(empty_rle(size))
+    # A page has 4 KiB; all of the mask would be 26,000 of them.
+    assert empty.shape == size and faults() - before < 1000
+    # Ten columns of ten pixels from (5000, 4000) on.
+    runs = [5000 * 9000 + 4000] + [10, 8990] * 9 + [10]
+    rle = runs_to_rle(size, [*runs, 9000 * 12000 - sum(runs)])
+    mask = decode_mask(rle)
+    assert mask[4000:4010, 5000:5010].all() and mask.sum() == 100 == mask_util.area(rle)

@@ -51,3 +51,9 @@ def test_sizes_beyond_those_of_images_are_refused():
     for side in (2**16, 2**40, 10**400):
         with pytest.raises(ValueError, match="size"):
             check_rle({"size": [side, 1], "counts": [side]})
+
+
+def test_sums_beyond_64_bits_are_refused():
+    # Runs that grow by 2 ** 34 - 1.
+    with pytest.raises(ValueError, match=r"60000 runs of 1\d{19}"):
+        check_rle({"size": [480, 640], "counts": "oooooo?" * 60000})

@@ -103,8 +103,9 @@ class Clock:
 def sum_spans(spans):
     """{label: sum}; spans without a label lie before, between or after those that have one."""
     labelled = [i for i, (label, _) in enumerate(spans) if label is not None]
-    first, last = (labelled[0], labelled[-1]) if labelled else (len(spans), len(spans))
-    sums = {}
+    if not labelled:
+        return {"all": sum(amount for _, amount in spans)}
+    first, last, sums = labelled[0], labelled[-1], {}
     for i, (label, amount) in enumerate(spans):
         if label is None:
             label = BEFORE if i < first else AFTER if i > last else BETWEEN
@@ -115,10 +116,17 @@ def sum_spans(spans):
 def find_stages(model):
     """{module: stage}: by the registry of its class; else a part of the model by its own name.
 
-    Parts of one layer (projections) count to what lies between the stages.
+    Parts of one layer (projections) count to what lies between the stages. What is no module, as
+    the network of an ONNX file, has none.
     """
+    if not isinstance(model, torch.nn.Module):
+        return {}
     known = {obj: stage for registry, stage in STAGES for _, obj in registry}
-    stages = {m: known[type(m)] for m in model.modules() if type(m) in known}
+    stages = {}
+    for module in model.modules():
+        stage = next((known[base] for base in type(module).__mro__ if base in known), None)
+        if stage:
+            stages[module] = stage
     for name, module in model.named_children():
         if module not in stages and any(module.children()):
             stages[module] = "heads" if "head" in name else name

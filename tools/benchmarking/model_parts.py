@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import statistics
-import sys
 import tempfile
 from dataclasses import dataclass, field
 
@@ -17,7 +16,9 @@ from detectron2.utils.events import EventStorage
 from igvg_d2.data import build_grounding_train_loader
 from igvg_d2.engine.launch import launch
 from igvg_d2.engine.setup import set_num_threads
-from igvg_d2.engine.train_step import PRECISIONS, build_step_trainer
+from igvg_d2.engine.train_step import PRECISIONS, build_step_trainer, split_batch
+from igvg_d2.inference import GroundingPredictor
+from igvg_d2.modeling.meta_arch import optimize_for_inference
 from igvg_d2.solver import build_optimizer
 from igvg_d2.testing import random_batch
 
@@ -90,10 +91,7 @@ def inference(cfg, case, args):
     for x in inputs:
         x["height"], x["width"] = args.photo
         x.pop("instances")
-    eager = model = build_model(cfg).eval()
-    if case["backend"] != "eager":
-        model = to_backend(build_model(cfg).eval(), case["backend"])
-        eager = None
+    model = build_backend(cfg, case["backend"])
     context = _Context(device, precision)
     result = Result(case["batch"], before_mib=memory_mib(device, peak=False))
 
@@ -105,19 +103,14 @@ def inference(cfg, case, args):
         run()
     result.peak_mib = memory_mib(device, peak=True)
     # As it was written, whatever a backend makes of it.
-    eager = eager or build_model(cfg).eval()
-    stages = find_stages(eager)
-
-    def count(_):
-        with context.inference(torch.no_grad):
-            eager(inputs)
-
-    with _captured_encoder(stages) as captured:
-        result.operations, products = count_operations(count, stages)
+    plain = model if case["backend"] == "eager" else build_model(cfg).eval()
+    result.operations, products, captured = _count_pass(plain, inputs, context)
+    del plain
     gemm = Gemm(products, context.dtype or torch.float32, device)
     clock, timed, others = Clock(device), find_stages(model), {}
-    if not args.no_torchscale and captured:
-        encoder, call = captured[0]
+    encoder = next((module for module, stage in timed.items() if stage == "encoder"), None)
+    if not args.no_torchscale and captured and encoder is not None:
+        call = captured[0]
         others = torchscale_encoder(encoder, *call[:2])
         if others:
             others = {"encoder alone": lambda: encoder(*call), **others}
@@ -138,15 +131,17 @@ def inference(cfg, case, args):
     return result
 
 
-def to_backend(model, backend):
-    """The model, made faster in the way that ``backend`` names."""
+def build_backend(cfg, backend):
+    """What answers: the model with random weights, or the network of a file of tools/export.py."""
+    if backend.endswith(".onnx"):
+        return GroundingPredictor.from_pretrained(backend, device=cfg.MODEL.DEVICE).model
+    model = build_model(cfg).eval()
     if backend == "optimized":
-        if not hasattr(model, "optimize_for_inference"):
-            sys.exit(f"--backend optimized: {type(model).__name__} has no optimize_for_inference()")
-        return model.optimize_for_inference() or model
-    # Stage by stage, so that each can still be timed.
-    for module in find_stages(model):
-        module.forward = torch.compile(module.forward)
+        return optimize_for_inference(model)
+    if backend == "compile":
+        # Stage by stage, so that each can still be timed.
+        for module in find_stages(model):
+            module.forward = torch.compile(module.forward)
     return model
 
 
@@ -174,20 +169,21 @@ class _Context:
                 yield
 
 
-@contextlib.contextmanager
-def _captured_encoder(stages):
-    """A list that gets (encoder, its inputs) when an encoder of images and texts is called."""
-    found, handles = [], []
-    for module, stage in stages.items():
-        if stage == "encoder":
-            handles.append(
-                module.register_forward_pre_hook(
-                    lambda module, x: found.append((module, x)) if len(x) > 1 else None
-                )
-            )
-    yield found
+def _count_pass(model, inputs, context):
+    """Of :func:`count_operations` of a pass, and the inputs of an encoder of images and texts."""
+    stages, found = find_stages(model), []
+    keep = lambda _, inputs: found.append(inputs) if len(inputs) > 1 else None  # noqa: E731
+    encoders = [module for module, stage in stages.items() if stage == "encoder"]
+    handles = [encoder.register_forward_pre_hook(keep) for encoder in encoders]
+
+    def run(_):
+        with context.inference(torch.no_grad):
+            model(inputs)
+
+    operations, products = count_operations(run, stages)
     for handle in handles:
         handle.remove()
+    return operations, products, found
 
 
 def training(cfg, case, args):
@@ -245,7 +241,8 @@ def _train(cfg, args):
             first = run()
         result.peak_mib = memory_mib(device, peak=True)
         result.operations = _count_step(run, clock)
-        passed = count_operations(lambda _: _forward(trainer, model, batch), find_stages(model))
+        part = split_batch(batch, trainer.accumulation_steps)[0]
+        passed = count_operations(lambda _: _forward(trainer, model, part), find_stages(model))
         gemm = Gemm(passed[1], trainer.precision or torch.float32, device)
         for turn in range(args.steps):
             gemm.measure()
