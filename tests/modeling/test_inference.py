@@ -84,6 +84,12 @@ def test_what_is_replaced():
     assert str(optimize_for_inference(other)) == str(nn.Sequential(nn.Conv2d(3, 3, 3), other[1]))
 
 
+def test_linear_layers_stay_where_pytorch_has_no_onednn(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    kinds = {type(module) for module in make_model().optimize_for_inference().modules()}
+    assert nn.Linear in kinds and not {inference._Linear, inference._MLP, inference._Expert} & kinds
+
+
 @pytest.mark.parametrize("has_nnpack", [True, False])
 def test_convolutions_of_large_maps_are_nnpacks(has_nnpack, monkeypatch):
     monkeypatch.setattr(torch, "_nnpack_available", lambda: has_nnpack)

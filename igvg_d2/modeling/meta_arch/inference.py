@@ -47,6 +47,9 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     classes = dict(_CLASSES)
     if not torch._nnpack_available():
         del classes[Conv2d]
+    if not torch.backends.mkldnn.is_available():
+        for kind in (nn.Linear, MLP, ModalityExpert):
+            del classes[kind]
     for module in model.modules():
         module.__class__ = classes.get(type(module), type(module))
     return model
