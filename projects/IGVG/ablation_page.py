@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 import matplotlib
 import numpy as np
 from ablation_differences import METRICS, Difference, Evaluated, difference
-from ablation_plan import FULL, PAPER_METRICS, SETTINGS, TABLES, Row, Run
+from ablation_plan import FULL, PAPER_METRICS, SETTINGS, TABLES, Row, Run, max_iter
 
 from igvg_d2.io.atomic import write_atomically
 from igvg_d2.io.json_stream import read_metrics
@@ -283,9 +283,7 @@ def _draw_cover(results: Results, dataset: str) -> Optional[plt.Figure]:
         axes.bar_label(bars, fmt="%.1f", padding=6)
         for i, column in enumerate(columns):
             axes.plot([i] * len(column), column, "k.", markersize=5)
-        low, high = min(map(min, columns)), max(map(max, columns))
-        margin = max(high - low, 1.0)
-        axes.set_ylim(max(0.0, low - margin), min(100.0, high) + margin / 2)
+        axes.set_ylim(0.0, 112.0)
         axes.set(title=title, ylabel="CoverAcc, %")
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"Coverage of targets by query points, {SETTINGS[dataset].test}; dots: seeds")
@@ -321,12 +319,13 @@ def _curves(results: Results, key: str, seed: int, metric: str) -> Dict[str, Lis
         name = row.config_of(metric)
         if (name, seed) not in results.by_name:
             continue
-        folder = results.by_name[name, seed].folder
-        found = {
-            i: r.get(f"{task}/{metric_name}")
-            for i, r in read_metrics(str(folder / "metrics.json")).items()
-        }
-        points = [(i + 1, value) for i, value in found.items() if value is not None]
+        run = results.by_name[name, seed]
+        # The final evaluation is logged after the last iteration.
+        points = [
+            (min(i + 1, max_iter(run)), scalars[f"{task}/{metric_name}"])
+            for i, scalars in read_metrics(str(run.folder / "metrics.json")).items()
+            if scalars.get(f"{task}/{metric_name}") is not None
+        ]
         if len(points) > 1 and not any(math.isnan(y) for _, y in points):
             lines[row.name] = points
     return lines

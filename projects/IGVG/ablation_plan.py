@@ -278,6 +278,14 @@ def config_hash(cfg: CfgNode) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def max_iter(run: Run) -> int:
+    """Iterations of a run that has begun, also where its config states epochs; else 0."""
+    path = run.folder / "config.yaml"
+    # Its tuples are tags of Python, which a safe reader refuses; the number has its own line.
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return next((int(line.split(":")[1]) for line in lines if "MAX_ITER:" in line), 0)
+
+
 @functools.lru_cache()
 def code_hash() -> str:
     """SHA-256 over what computes the numbers: the library and train_net.py."""

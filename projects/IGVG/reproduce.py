@@ -28,7 +28,7 @@ import igvg_d2  # noqa: F401  (first: it names a missing requirement in one line
 # isort: split
 import torch
 from ablation_page import write_page
-from ablation_plan import PAPER_TABLES, ROOT, SETTINGS, TABLES, Run, code_hash, make_plan
+from ablation_plan import PAPER_TABLES, ROOT, SETTINGS, TABLES, Run, code_hash, make_plan, max_iter
 
 from igvg_d2.engine.output_lock import output_lock
 from igvg_d2.engine.stop_signals import STOPPED_EXIT_CODE
@@ -260,13 +260,10 @@ class Queue:
 
 def fraction_done(run: Run) -> float:
     """Share of a run that is done, from the metrics that it has logged."""
-    config, iterations = run.folder / "config.yaml", read_metrics(str(run.folder / "metrics.json"))
-    if not iterations or not config.is_file():
+    total, iterations = max_iter(run), read_metrics(str(run.folder / "metrics.json"))
+    if not iterations or not total:
         return 0.0
-    # Python's tuples are tags of YAML, and the number stands in a line of its own.
-    text = config.read_text(encoding="utf-8")
-    total = next(int(line.split(":")[1]) for line in text.splitlines() if "MAX_ITER:" in line)
-    return _TRAINING_SHARE * min(1.0, (max(iterations) + 1) / max(total, 1))
+    return _TRAINING_SHARE * min(1.0, (max(iterations) + 1) / total)
 
 
 def _clock(seconds: float) -> str:
