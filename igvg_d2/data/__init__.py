@@ -16,5 +16,11 @@ from .resize import (
     SquashResize,
     build_resize,
 )
-from .tokenizer import TOKENIZER_REGISTRY, BEiT3Tokenizer, ShapesTokenizer, build_tokenizer
+from .tokenizer import (
+    TOKENIZER_REGISTRY,
+    BEiT3Tokenizer,
+    ShapesTokenizer,
+    add_special_ids,
+    build_tokenizer,
+)
 from .transforms import GeometricTransform, jitter_color

@@ -23,11 +23,12 @@ TOKENIZER_REGISTRY = Registry("TOKENIZER")
 TOKENIZER_REGISTRY.__doc__ = """
 Registry of tokenizers. The registered class is called as ``cls(cfg)`` and gives an object with
 
-* ``tokenizer(expression: str) -> list[int]``: ids that begin with BOS (0) and end with EOS (2), at
-  most ``cfg.INPUT.TOKENIZER.MAX_TOKENS`` of them and no padding; 1 is the padding id and 3 the
-  unknown token. Raises ValueError when the expression has no token between BOS and EOS. Called by
-  :func:`tokenize`, never with half characters (lone surrogates).
+* ``tokenizer(expression: str) -> list[int]``: ids that begin and end with the encoder's own begin
+  and end token (here BOS 0 and EOS 2), at most ``cfg.INPUT.TOKENIZER.MAX_TOKENS`` of them and no
+  padding; see :func:`add_special_ids`. Raises ValueError when the expression has no token between
+  the two. Called by :func:`tokenize`, never with half characters (lone surrogates).
 * ``vocab_size: int``: every id is below it.
+* ``unk_id: int``: id of the unknown token (here 3), -1 if there is none.
 
 The object must be picklable, since data loader workers receive a copy.
 """
@@ -59,7 +60,7 @@ def has_lone_surrogate(text: str) -> bool:
     return _SURROGATE.search(text) is not None
 
 
-def tokenize(tokenizer: Callable[[str], List[int]], expression: str) -> List[int]:
+def tokenize(tokenizer: Any, expression: str) -> List[int]:
     """Token ids of an expression.
 
     Raises:
@@ -70,27 +71,27 @@ def tokenize(tokenizer: Callable[[str], List[int]], expression: str) -> List[int
     return tokenizer(expression)
 
 
-def is_mostly_unknown(tokenizer: Callable[[str], List[int]], expression: str) -> bool:
+def is_mostly_unknown(tokenizer: Any, expression: str) -> bool:
     """Whether half of the tokens of an expression, or more, are unknown; raises as `tokenize`.
 
     Half: BEiT-3's tokenizer puts a known one, the beginning of a word, before every unknown one.
     """
     ids = tokenize(tokenizer, expression)
-    return 2 * sum(index == UNK_ID for index in ids) >= len(ids) - 2
+    return 2 * sum(index == tokenizer.unk_id for index in ids) >= len(ids) - 2
 
 
-def unknown_words(tokenizer: Callable[[str], List[int]], expression: str) -> List[str]:
+def unknown_words(tokenizer: Any, expression: str) -> List[str]:
     """Words, each once and in order, that a tokenizer does not know: all alike to the model.
 
     Raises:
         ValueError: see :func:`tokenize`.
     """
-    if UNK_ID not in tokenize(tokenizer, expression):
+    if tokenizer.unk_id not in tokenize(tokenizer, expression):
         return []
     found = []
     for word in dict.fromkeys(expression.split()):
         try:
-            if UNK_ID in tokenize(tokenizer, word):
+            if tokenizer.unk_id in tokenize(tokenizer, word):
                 found.append(word.strip(string.punctuation) or word)
         except ValueError:
             # Punctuation alone has no token.
@@ -98,7 +99,7 @@ def unknown_words(tokenizer: Callable[[str], List[int]], expression: str) -> Lis
     return found
 
 
-def warn_of_unknown_words_in(tokenizer: Callable[[str], List[int]], expression: str) -> None:
+def warn_of_unknown_words_in(tokenizer: Any, expression: str) -> None:
     """Log, once per text, which words of a question are unknown; raises as :func:`tokenize`."""
     unknown = unknown_words(tokenizer, expression)
     if unknown:
@@ -140,10 +141,24 @@ def warn_of_unknown_words(
         )
 
 
-def _add_special_ids(
-    ids_of: Callable[[str], Sequence[int]], expression: str, max_tokens: int
+def add_special_ids(
+    ids_of: Callable[[str], Sequence[int]],
+    expression: str,
+    max_tokens: int,
+    bos_id: int = BOS_ID,
+    eos_id: int = EOS_ID,
 ) -> List[int]:
-    """Ids in BOS and EOS; the tail is cut off, never the EOS, which is said once per text."""
+    """Ids between the begin and the end token; the tail is cut off, which is said once per text.
+
+    Args:
+        ids_of: text -> ids without the two; a longer text has no fewer.
+        expression: to be read.
+        max_tokens: largest number of ids, begin and end token included.
+        bos_id, eos_id: ids of the two.
+
+    Raises:
+        ValueError: the expression has no token.
+    """
     ids, room = ids_of(expression), max_tokens - 2
     if not ids:
         raise ValueError(
@@ -163,7 +178,7 @@ def _add_special_ids(
             name=__name__,
             key="message",
         )
-    return [BOS_ID, *ids[:room], EOS_ID]
+    return [bos_id, *ids[:room], eos_id]
 
 
 def _ellipsis(words: Sequence[str], length: int) -> str:
@@ -219,6 +234,8 @@ class BEiT3Tokenizer:
     The loaded model is shared by all instances of a process and is not pickled.
     """
 
+    unk_id = UNK_ID
+
     @configurable
     def __init__(self, *, file: str, max_tokens: int = 50, clean_text: bool = False) -> None:
         """
@@ -253,7 +270,7 @@ class BEiT3Tokenizer:
 
     def __call__(self, expression: str) -> List[int]:
         """Token ids of an expression, length 3 to ``max_tokens``, BOS first and EOS last."""
-        return _add_special_ids(self._ids_of, expression, self.max_tokens)
+        return add_special_ids(self._ids_of, expression, self.max_tokens)
 
     def _ids_of(self, expression: str) -> List[int]:
         text = expression.lower().translate(_CLEANING) if self.clean_text else expression
@@ -267,6 +284,8 @@ class ShapesTokenizer:
     Words of the Shapes grammar have the ids 4 and up in alphabetical order, any other word is
     unknown (3).
     """
+
+    unk_id = UNK_ID
 
     @configurable
     def __init__(self, *, max_tokens: int = 50) -> None:
@@ -288,7 +307,7 @@ class ShapesTokenizer:
 
     def __call__(self, expression: str) -> List[int]:
         """Token ids of an expression, length 3 to ``max_tokens``, BOS first and EOS last."""
-        return _add_special_ids(self._ids_of, expression, self.max_tokens)
+        return add_special_ids(self._ids_of, expression, self.max_tokens)
 
     def _ids_of(self, expression: str) -> List[int]:
         separated = expression.lower().translate(_PUNCTUATION_TO_SPACE)

@@ -16,7 +16,9 @@ from igvg_d2.data.tokenizer import (
     TOKENIZER_REGISTRY,
     BEiT3Tokenizer,
     ShapesTokenizer,
+    add_special_ids,
     build_tokenizer,
+    is_mostly_unknown,
     tokenize,
     unknown_words,
     warn_of_unknown_words,
@@ -233,6 +235,24 @@ def test_unknown_words_are_named(beit3_file):
     assert unknown_words(BEiT3Tokenizer(file=str(beit3_file)), "the zebra \u732b") == ["\u732b"]
     with pytest.raises(ValueError, match="no token"):
         unknown_words(shapes, "...")
+
+
+def test_a_tokenizer_may_have_other_special_ids_or_none(caplog):
+    class Bytes:
+        """As of a language model: no unknown token."""
+
+        unk_id, vocab_size = -1, 258
+
+        def __call__(self, expression):
+            return add_special_ids(lambda text: list(text.encode()), expression, 8, 256, 257)
+
+    assert Bytes()("red") == [256, 114, 101, 100, 257]
+    assert Bytes()("the red star") == [256, *b"the re", 257]
+    assert "12 tokens and is cut after 6" in caplog.text
+    # 3, the unknown token of others, is one of its letters.
+    assert unknown_words(Bytes(), "\x03") == [] and not is_mostly_unknown(Bytes(), "\x03")
+    with pytest.raises(ValueError, match="has no token"):
+        Bytes()("")
 
 
 def test_unknown_words_are_told_with_counts(caplog, beit3_file):
