@@ -184,8 +184,8 @@ class GroundingCheckpointer(DetectionCheckpointer):
             if heads:
                 # A warning, because an evaluation of such a model makes no sense.
                 logger.warning(
-                    f"{len(heads)} tensors of the model are not in the file (BEiT-3 has the "
-                    f"encoder only; trained from its initial values): {', '.join(heads)}"
+                    f"{len(heads)} tensors of the model are not in the file (it has the encoder "
+                    f"only; trained from their initial values): {', '.join(heads)}"
                 )
         shapes = [
             f"{key}: file {tuple(value.shape)}, model {tuple(model[key].shape)}"

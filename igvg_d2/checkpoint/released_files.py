@@ -12,7 +12,8 @@ from .instancevg_keys import ENCODERS
 
 logger = logging.getLogger(__name__)
 
-# Origin of files that hold the encoder alone: BEiT-3's own and what the converter makes of them.
+# Origin of files that hold the encoder alone: BEiT-3's own and what the converter makes of them,
+# and those that another backbone converts.
 ENCODER_ONLY = "BEiT-3"
 
 _TOKENS = "backbone.text_embed.tokens.weight"
@@ -50,6 +51,7 @@ def adapt_checkpoint(
         else:
             adapted, report = loaded if "model" in loaded else {"model": loaded}, None
             check_tensors(adapted["model"])
+            adapted = _ask_backbone(adapted, path, model)
         _check_encoder(adapted["model"], model)
         if not any_queries:
             _check_queries(adapted.get("num_queries"), model)
@@ -62,6 +64,20 @@ def adapt_checkpoint(
         if report.aliases:
             logger.info(f"{len(report.aliases)} tensors repeat another one, verified equal.")
     return adapted
+
+
+def _ask_backbone(adapted: Dict[str, Any], path: str, model: nn.Module) -> Dict[str, Any]:
+    """A file of the authors of another encoder, by our names, if the backbone takes it for one."""
+    convert = getattr(getattr(model, "backbone", None), "convert_weights", None)
+    encoder = convert(adapted["model"]) if convert else None
+    if encoder is None:
+        return adapted
+    taken, found = len(encoder), len(adapted["model"])
+    logger.info(
+        f"'{path}' is converted while it is read: the encoder has {taken} tensors of " f"{found}."
+    )
+    state = {f"backbone.{name}": tensor for name, tensor in encoder.items()}
+    return {"model": state, "__author__": ENCODER_ONLY}
 
 
 def _input_sizes(model: nn.Module) -> Tuple[Tuple[int, int], int]:

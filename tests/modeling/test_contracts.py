@@ -45,6 +45,22 @@ def test_backbone(opts):
     assert_backbone_contract(build_vl_backbone(tiny_cfg(opts)))
 
 
+def test_a_parameter_that_serves_pooled_alone_is_found():
+    backbone = build_vl_backbone(tiny_cfg())
+    assert backbone.convert_weights({"another": torch.zeros(1)}) is None
+    backbone.pooler = nn.Linear(32, 32)
+    plain = backbone.forward
+
+    def pooled(*args):
+        features = plain(*args)
+        features.pooled = backbone.pooler(features.pooled)
+        return features
+
+    backbone.forward = pooled
+    with pytest.raises(AssertionError, match="without a gradient: .'pooler.weight'"):
+        assert_backbone_contract(backbone)
+
+
 def test_another_kind_of_backbone_is_refused():
     cfg = tiny_cfg(["MODEL.BACKBONE.NAME", "build_resnet_backbone"])
     with pytest.raises(TypeError, match="builds a ResNet.*VisionLanguageBackbone"):

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -18,7 +18,8 @@ class VLFeatures:
         image: name -> float (N, C, Hi, Wi); "last_feat" is the token grid.
         text: float (N, L, C) for the text tokens, begin and end token included.
         text_padding_mask: bool (N, L), True = padding. Padding is always a suffix.
-        pooled: float (N, C) summary of image and text (the CLS token).
+        pooled: float (N, C) summary of image and text (the CLS token). Heads may leave it unread,
+            so no parameter may serve it alone.
     """
 
     image: Dict[str, torch.Tensor]
@@ -50,7 +51,7 @@ class VisionLanguageBackbone(Backbone):
 
         Args:
             images: float (N, 3, H, W), normalised; H and W multiples of ``size_divisibility``.
-            text_ids: int64 (N, L).
+            text_ids: int64 (N, L); of padding, any.
             text_padding_mask: bool (N, L), True = padding.
             has_padding: False promises that no token is padding, which saves the attention mask.
 
@@ -73,6 +74,20 @@ class VisionLanguageBackbone(Backbone):
             weighted scalars named "loss_*", the same keys for every batch; none by default.
         """
         return {}
+
+    def convert_weights(
+        self, tensors: Dict[str, torch.Tensor]
+    ) -> Optional[Dict[str, torch.Tensor]]:
+        """Take a file of the encoder's own authors as ``MODEL.WEIGHTS``; the heads start anew.
+
+        Args:
+            tensors: all that the file holds, by its names.
+
+        Returns:
+            tensors of this backbone by its own names, every one of them; None, as by default, if
+            it is another file.
+        """
+        return None
 
 
 def build_vl_backbone(cfg) -> VisionLanguageBackbone:
