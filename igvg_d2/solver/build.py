@@ -9,6 +9,7 @@ from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils.events import get_event_storage, has_event_storage
 from detectron2.utils.registry import Registry
 from torch import nn
+from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from .layer_decay import layer_decay_factors
 
@@ -76,7 +77,15 @@ def Adam(cfg: CfgNode, model: nn.Module, params: List[Dict[str, Any]]):
 def _build_adam(kind: Type[torch.optim.Adam], cfg: CfgNode, params: List[Dict[str, Any]]):
     solver = cfg.SOLVER
     betas = tuple(solver.BETAS)
-    return kind(params, lr=solver.BASE_LR, betas=betas, eps=solver.EPS, amsgrad=solver.AMSGRAD)
+    options = {"betas": betas, "eps": solver.EPS, "amsgrad": solver.AMSGRAD}
+    # One pass over the memory and no copy of the largest table; a resumed run keeps the kernel
+    # that it began with, which its checkpoint names.
+    kinds = {p.device.type for group in params for p in group["params"]}
+    options["fused"] = kinds <= set(_get_fused_kernels_supported_devices())
+    optimizer = kind(params, lr=solver.BASE_LR, **options)
+    # Else a gradient scaler would leave its work to the kernel: after the hooks, which clip.
+    optimizer._step_supports_amp_scaling = False
+    return optimizer
 
 
 def clip_total_norm(optimizer: torch.optim.Optimizer, max_norm: float) -> None:

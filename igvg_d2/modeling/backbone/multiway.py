@@ -4,7 +4,7 @@ The two modalities stay in two tensors; they meet only inside the attention. So 
 concatenated per layer but the attention's own inputs.
 """
 
-from typing import Optional, Tuple
+from typing import Callable, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -20,13 +20,16 @@ LAYER_NORM_EPS = 1e-5
 class ModalityExpert(nn.Module):
     """All weights that one modality owns in one layer (pre-norm, with sub-LN)."""
 
-    def __init__(self, dim: int, ffn_dim: int):
+    def __init__(self, dim: int, ffn_dim: int, recompute: bool = False):
         """
         Args:
             dim: C.
             ffn_dim: width of the feed-forward layer.
+            recompute: norms and GELU, not products, are computed again in the backward pass, which
+                halves what a layer keeps of the forward pass.
         """
         super().__init__()
+        self.recompute = recompute
         self.attn_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.inner_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
@@ -38,32 +41,42 @@ class ModalityExpert(nn.Module):
 
     def project_in(self, x: torch.Tensor) -> torch.Tensor:
         """float (N, S, C) -> packed queries, keys, values (N, S, 3C)."""
-        return self.qkv(self.attn_norm(x))
+        return self._run(lambda x: self.qkv(self.attn_norm(x)), x)
 
     def project_out(self, heads: torch.Tensor) -> torch.Tensor:
         """Concatenated heads (N, S, C) -> residual branch of the attention (N, S, C)."""
-        return self.out_proj(self.inner_norm(heads))
+        return self._run(lambda x: self.out_proj(self.inner_norm(x)), heads)
 
     def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
         """float (N, S, C) -> residual branch of the feed-forward layer (N, S, C)."""
-        return self.fc2(self.ffn_inner_norm(F.gelu(self.fc1(self.ffn_norm(x)))))
+        x = self._run(lambda x: self.fc1(self.ffn_norm(x)), x)
+        return self._run(lambda x: self.fc2(self.ffn_inner_norm(F.gelu(x))), x)
+
+    def _run(self, function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor):
+        """Of the product that a function ends with, only the input is computed again."""
+        if not (self.training and self.recompute):
+            return function(x)
+        return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
 
 
 class MultiwayBlock(nn.Module):
     """One encoder layer (Wang et al., BEiT-3, CVPR 2023, Fig. 2)."""
 
-    def __init__(self, dim: int, num_heads: int, ffn_dim: int, drop_path: float):
+    def __init__(
+        self, dim: int, num_heads: int, ffn_dim: int, drop_path: float, recompute: bool = False
+    ):
         """
         Args:
             dim: C.
             num_heads: heads of dimension C / num_heads.
             ffn_dim: width of the feed-forward layer.
             drop_path: probability that a sample skips a residual branch in training.
+            recompute: see :class:`ModalityExpert`; of the image, of which most tokens are.
         """
         super().__init__()
         self.num_heads = num_heads
         self.drop_path = drop_path
-        self.vision = ModalityExpert(dim, ffn_dim)
+        self.vision = ModalityExpert(dim, ffn_dim, recompute)
         self.text = ModalityExpert(dim, ffn_dim)
 
     def forward(
@@ -88,8 +101,9 @@ class MultiwayBlock(nn.Module):
         image = _add(image, self.vision.project_out(heads_image), keep)
         text = _add(text, self.text.project_out(heads_text), keep)
         keep = self._keep_factor(image)
-        image = _add(image, self.vision.feed_forward(image), keep)
         text = _add(text, self.text.feed_forward(text), keep)
+        # Last, because a checkpoint computes everything again but its last product.
+        image = _add(image, self.vision.feed_forward(image), keep)
         return image, text
 
     def _keep_factor(self, x: torch.Tensor) -> Optional[torch.Tensor]:
@@ -121,7 +135,7 @@ class MultiwayEncoder(nn.Module):
         Args:
             dim, depth, num_heads, ffn_dim: size of the encoder.
             drop_path: stochastic depth of the last layer, linear from 0 at the first.
-            checkpointing: recompute activations in the backward pass.
+            checkpointing: recompute all activations in the backward pass.
 
         Raises:
             ValueError: dim is not divisible by num_heads.
@@ -133,7 +147,9 @@ class MultiwayEncoder(nn.Module):
             )
         self.checkpointing = checkpointing
         rates = [drop_path * layer / max(depth - 1, 1) for layer in range(depth)]
-        self.layers = nn.ModuleList(MultiwayBlock(dim, num_heads, ffn_dim, rate) for rate in rates)
+        self.layers = nn.ModuleList(
+            MultiwayBlock(dim, num_heads, ffn_dim, rate, not checkpointing) for rate in rates
+        )
         self.vision_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.text_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         for layer in self.modules():
@@ -147,7 +163,8 @@ class MultiwayEncoder(nn.Module):
         """Inputs and outputs as :meth:`MultiwayBlock.forward`."""
         for layer in self.layers:
             if self.checkpointing and self.training:
-                image, text = checkpoint(layer, image, text, attn_mask, use_reentrant=False)
+                options = {"use_reentrant": False, "preserve_rng_state": layer.drop_path > 0}
+                image, text = checkpoint(layer, image, text, attn_mask, **options)
             else:
                 image, text = layer(image, text, attn_mask)
         return self.vision_norm(image), self.text_norm(text)
