@@ -6,6 +6,7 @@ are. Where a gradient is wanted, in training mode, in another type or on another
 autocast, and while a model is exported or compiled, each computes exactly as before.
 """
 
+from functools import partial
 from typing import Tuple
 
 import torch
@@ -16,26 +17,27 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..backbone.embedding import VisionEmbedding
 from ..backbone.multiway import ModalityExpert
-from ..transformer.mlp import MLP
 from ..transformer.ms_deform_attn import MSDeformAttn
 
 # Below so many cells, Winograd's transforms cost as much as they save.
 _SMALLEST_MAP = 400
+_is_autocast = torch.is_autocast_cpu_enabled
+if hasattr(torch.amp, "is_autocast_available"):  # PyTorch 2.4
+    _is_autocast = partial(torch.is_autocast_enabled, "cpu")
 
 
 def optimize_for_inference(model: nn.Module) -> nn.Module:
     """Let a model answer faster on a CPU in float32, in place.
 
-    * Linear layers are oneDNN's, with bias and GELU or ReLU in the product (on an AMD EPYC
-      its products take 0.85 of the time of those of MKL, which ``F.linear`` takes);
+    * linear layers are oneDNN's, with bias and GELU in the product (on an EPYC 0.85 of MKL's time);
     * 3 x 3 convolutions of maps from 20 x 20 cells on are Winograd's, by NNPACK, in 0.4 of the time
       (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016), with
       BatchNorm folded into the weights;
     * deformable attention projects what its queries have sampled, not all cells;
     * the interpolated position table is kept.
 
-    Outputs differ by rounding, about 1e-5 of the largest. Every module may be called by several
-    threads. The model may be saved, loaded, copied and trained as before.
+    Outputs differ by rounding, about 1e-5 of the largest. Threads may share the model; it may be
+    saved, loaded, copied and trained as before.
 
     Args:
         model: of this library or with its layers; others stay as they are.
@@ -43,15 +45,12 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     Returns:
         the same object.
     """
-    # Initialises NNPACK, too.
-    classes = dict(_CLASSES)
-    if not torch._nnpack_available():
-        del classes[Conv2d]
-    if not torch.backends.mkldnn.is_available():
-        for kind in (nn.Linear, MLP, ModalityExpert):
-            del classes[kind]
+    # The question initialises NNPACK, too.
+    missing = [] if torch._nnpack_available() else [Conv2d]
+    missing += [] if torch.backends.mkldnn.is_available() else [nn.Linear, ModalityExpert]
     for module in model.modules():
-        module.__class__ = classes.get(type(module), type(module))
+        if type(module) in _CLASSES and type(module) not in missing:
+            module.__class__ = _CLASSES[type(module)]
     return model
 
 
@@ -62,7 +61,7 @@ def _is_fast(module: nn.Module, x: torch.Tensor) -> bool:
         or torch.is_grad_enabled()
         or x.device.type != "cpu"
         or x.dtype != torch.float32
-        or torch.is_autocast_enabled("cpu")
+        or _is_autocast()
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()
     )
@@ -72,12 +71,11 @@ class _Linear(nn.Linear):
     """Product, bias and activation in one pass."""
 
     def forward(self, x: torch.Tensor, activation: str = "none") -> torch.Tensor:
-        """float (..., in) -> float (..., out); "gelu", "relu" or "none" comes after."""
-        if _is_fast(self, x):
-            args = (x, self.weight, self.bias, activation, [], "none")
-            return torch.ops.mkldnn._linear_pointwise(*args)
-        x = super().forward(x)
-        return x if activation == "none" else getattr(F, activation)(x)
+        """float (..., in) -> float (..., out); "gelu" comes after if it is named."""
+        if not _is_fast(self, x):
+            return super().forward(x)
+        args = (x, self.weight, self.bias, activation, [], "none")
+        return torch.ops.mkldnn._linear_pointwise(*args)
 
 
 class _VisionEmbedding(VisionEmbedding):
@@ -103,17 +101,9 @@ class _Expert(ModalityExpert):
 
     def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
         """See :class:`ModalityExpert`."""
+        if not _is_fast(self, x):
+            return super().feed_forward(x)
         return self.fc2(self.ffn_inner_norm(self.fc1(self.ffn_norm(x), "gelu")))
-
-
-class _MLP(MLP):
-    """With the ReLU inside of the products."""
-
-    def hidden(self, x: torch.Tensor) -> torch.Tensor:
-        """See :class:`MLP`."""
-        for layer in self.layers[:-1]:
-            x = layer(x, "relu")
-        return x
 
 
 class _Conv2d(Conv2d):
@@ -125,16 +115,14 @@ class _Conv2d(Conv2d):
             return super().forward(x)
         weight, bias, norm = self.weight, self.bias, self.norm
         if isinstance(norm, _BatchNorm) and norm.track_running_stats and not norm.training:
-            # Anew in each pass: it takes less than the BatchNorm of one map, and nothing can be
-            # out of date.
+            # Anew in each pass, which takes less than the BatchNorm of one map.
             scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
             offset = norm.running_mean if bias is None else norm.running_mean - bias
             weight, bias, norm = weight * scale.view(-1, 1, 1, 1), norm.bias - offset * scale, None
         if self._is_winograd(x):
             # One by one: NNPACK takes 1.9 times as long for a batch of 8.
-            samples = [sample.contiguous() for sample in x.split(1)]
-            samples = [torch._nnpack_spatial_convolution(s, weight, bias, 1) for s in samples]
-            x = samples[0] if len(samples) == 1 else torch.cat(samples)
+            samples = (sample.contiguous() for sample in x.split(1))
+            x = torch.cat([torch._nnpack_spatial_convolution(s, weight, bias, 1) for s in samples])
         else:
             x = self._conv_forward(x, weight, bias)
         x = x if norm is None else norm(x)
@@ -169,12 +157,8 @@ class _MSDeformAttn(MSDeformAttn):
         rows = starts + where[..., 1] * sizes[:, :1, None] + where[..., 0]
         rows = rows + cells * torch.arange(n).view(-1, 1, 1, 1, 1, 1)
         weights = weights.flatten(0, 2).flatten(1)
-        sums = F.embedding_bag(
-            rows.flatten(0, 2).flatten(1),
-            memory.reshape(-1, dim),
-            per_sample_weights=weights,
-            mode="sum",
-        )
+        bags = rows.flatten(0, 2).flatten(1), memory.reshape(-1, dim)
+        sums = F.embedding_bag(*bags, per_sample_weights=weights, mode="sum")
         sums = sums.view(n, -1, self.num_heads, dim)
         # What is outside of a map counts as 0, without the bias.
         covered = weights.sum(1).view(n, -1, self.num_heads, 1)
@@ -187,7 +171,6 @@ class _MSDeformAttn(MSDeformAttn):
 _CLASSES = {
     nn.Linear: _Linear,
     Conv2d: _Conv2d,
-    MLP: _MLP,
     ModalityExpert: _Expert,
     VisionEmbedding: _VisionEmbedding,
     MSDeformAttn: _MSDeformAttn,
