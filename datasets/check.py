@@ -86,6 +86,9 @@ def describe(report):
         lines.append(f"  sha256 {digest}  {path}{release}")
     if report.hashes:
         none, one, two, more = report.counts
+        if report.masks[1]:
+            masks, boxes = report.masks
+            lines.append(f"  targets with a mask / with a box only: {masks} / {boxes}")
         known = KNOWN_COUNTS.get(report.name.replace("refcocop_", "refcoco+_"))
         lines.append(
             f"  {report.expressions} expressions on {report.images} images; without / with one / "

@@ -85,6 +85,7 @@ def random_batch(
         instances.gt_boxes = Boxes(boxes)
         instances.gt_classes = torch.zeros(count, dtype=torch.int64)
         instances.gt_masks = BitMasks(masks)
+        instances.gt_has_mask = torch.ones(count, dtype=torch.bool)
         image = torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8)
         text_ids = torch.randint(4, 60, (length,), generator=generator)
         sample = model_input(image, text_ids, f"sample {i}", tuple(size), tuple(size))

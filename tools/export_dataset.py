@@ -76,21 +76,22 @@ def image_name(sample, image_root):
 
 def to_annotation(item, ann_id, image_id):
     """A target as a COCO annotation; polygons stay polygons."""
-    segmentation = [polygon.tolist() for polygon in item.get("polygons", ())]
-    if not segmentation:
-        segmentation = to_json(item["segmentation"])
     box = [float(value) for value in item["bbox"]]
     if item["bbox_mode"] != BoxMode.XYWH_ABS:
         box = BoxMode.convert(box, item["bbox_mode"], BoxMode.XYWH_ABS)
-    return {
+    annotation = {
         "id": ann_id,
         "image_id": image_id,
         "category_id": 1,
         "bbox": box,
-        "area": float(mask_util.area(item["segmentation"])),
+        "area": box[2] * box[3],
         "iscrowd": item.get("iscrowd", 0),
-        "segmentation": segmentation,
     }
+    if "segmentation" in item:
+        polygons = [polygon.tolist() for polygon in item.get("polygons", ())]
+        annotation["segmentation"] = polygons or to_json(item["segmentation"])
+        annotation["area"] = float(mask_util.area(item["segmentation"]))
+    return annotation
 
 
 def to_expressions(samples, target_ids):

@@ -166,13 +166,14 @@ def write_config(path, request, memory, num_gpus, add_config):
     options = dict(flatten(cfg))
     # Keys of earlier versions are ignored with a warning.
     asked = {key: options[key] for key in request.opts[::2] if key in options}
-    counts = [check_data(cfg, name, file) for name, file in files.items()]
+    reports = [check_data(cfg, name, file) for name, file in files.items()]
     advise(cfg, list(files))
     model, start = fit_weights(cfg, recipe, request)
     encoder = sum(p.numel() for p in model.backbone.parameters())
     facts = Facts(
-        samples=counts[0],
-        validation=sum(counts[1:]),
+        samples=reports[0].expressions,
+        validation=sum(report.expressions for report in reports[1:]),
+        has_masks=reports[-1].masks[0] > 0 or not reports[-1].masks[1],
         start=start,
         encoder_is_new=any(n.startswith("backbone.") for n in (*request.resize, *request.reset)),
         parameters=(encoder, sum(p.numel() for p in model.parameters()) - encoder),
@@ -204,7 +205,7 @@ def write_config(path, request, memory, num_gpus, add_config):
 
 
 def check_data(cfg, name, file):
-    """Number of expressions; refuses what would end or spoil the training run."""
+    """What was found; refuses what would end or spoil the training run."""
     report = check_dataset(
         name,
         num_workers=os.cpu_count() or 1,
@@ -227,7 +228,7 @@ def check_data(cfg, name, file):
             lines += [f"  {kind}: {len(found)}", *(f"    {text}" for text in found[:5])]
         raise ValueError("\n".join(lines))
     say(f"{file}: {total} expressions on {report.images} images, {report.counts[0]} of no target")
-    return total
+    return report
 
 
 def advise(cfg, names):

@@ -7,7 +7,7 @@ not the benchmark's.
 """
 
 import zlib
-from typing import Any, Callable, Dict, List, Sequence, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Union
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -42,12 +42,14 @@ def describe_sample(sample: _Sample) -> str:
     return f"sample {sample.get('sample_id', '?')} ('{sample.get('file_name', '?')}')"
 
 
-def check_targets(boxes: np.ndarray, rles: Sequence[Dict[str, Any]], sample: _Sample) -> None:
+def check_targets(
+    boxes: np.ndarray, rles: Sequence[Optional[Dict[str, Any]]], sample: _Sample
+) -> None:
     """Refuse targets that would be taught as nothing.
 
     Args:
         boxes: float (T, 4) XYXY pixels, original frame, as annotated.
-        rles: T masks.
+        rles: T masks, None where a target has a box only.
         sample: dataset dict with ``height`` and ``width``.
 
     Raises:
@@ -65,7 +67,7 @@ def check_targets(boxes: np.ndarray, rles: Sequence[Dict[str, Any]], sample: _Sa
             f"{sample['width']} x {sample['height']}; correct or remove the annotation"
         )
     # One by one: of a list, pycocotools refuses more than 255.
-    areas = np.array([mask_util.area(rle) for rle in rles])
+    areas = np.array([rle is None or mask_util.area(rle) for rle in rles])
     if not areas.all():
         index = int(np.flatnonzero(areas == 0)[0])
         raise BadSampleError(

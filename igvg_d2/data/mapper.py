@@ -1,7 +1,7 @@
 """From a dataset dict (one expression) to what the model takes."""
 
 import logging
-from typing import Any, Callable, Dict, List, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -11,7 +11,7 @@ from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 
 from igvg_d2.config import PROTOCOL_SIZES
 from igvg_d2.io.image import RGBImage, read_reduced_image, size_mismatch
-from igvg_d2.io.rle import to_rle
+from igvg_d2.io.rle import empty_rle, to_rle
 
 from .bad_samples import (
     BadSampleError,
@@ -41,7 +41,8 @@ class GroundingDatasetMapper:
 
     * what :func:`model_input` returns;
     * ``instances`` (training only): Instances((H, W)) with ``gt_boxes`` Boxes (T, 4) XYXY pixels,
-      ``gt_classes`` int64 zeros (T,), ``gt_masks`` BitMasks (T, H, W), all there also when T = 0;
+      ``gt_classes`` int64 zeros (T,), ``gt_masks`` BitMasks (T, H, W) and ``gt_has_mask`` bool
+      (T,), False where a target has a box only and its mask is empty; all there also when T = 0;
     * ``frame_sizes`` (inference only), see below;
     * what a subclass adds in :meth:`add_targets`.
 
@@ -244,14 +245,16 @@ def model_input(
 
 def _read_annotations(
     annotations: List[Dict[str, Any]], sample: Dict[str, Any]
-) -> Tuple[np.ndarray, List[Dict[str, Any]]]:
-    """Boxes float64 (T, 4) XYXY, original frame, and masks; checked, also for an evaluation."""
+) -> Tuple[np.ndarray, List[Optional[Dict[str, Any]]]]:
+    """Boxes float64 (T, 4) XYXY, original frame, and masks or None; checked, also to evaluate."""
     if not annotations:
         return np.zeros((0, 4)), []
     size = sample["height"], sample["width"]
     try:
-        rles = [to_rle(a["segmentation"], *size) for a in annotations]
-    except (KeyError, ValueError) as error:
+        rles = [
+            to_rle(a["segmentation"], *size) if "segmentation" in a else None for a in annotations
+        ]
+    except ValueError as error:
         raise BadSampleError(f"segmentation of {describe_sample(sample)}: {error!r}") from error
     boxes = _read_boxes(annotations, sample)
     check_targets(boxes, rles, sample)
@@ -264,12 +267,14 @@ def _read_targets(
     """Targets in the network frame; all fields are set also for no target."""
     boxes, rles = _read_annotations(annotations, sample)
     empty = np.zeros((*transform.original_size, 0), np.uint8)
-    masks = mask_util.decode(rles) if rles else empty
+    found = [empty_rle(transform.original_size) if rle is None else rle for rle in rles]
+    masks = mask_util.decode(found) if found else empty
     instances = Instances(transform.resize.image_size)
     instances.gt_boxes = Boxes(torch.from_numpy(transform.apply_box(boxes)))
     instances.gt_classes = torch.zeros(len(boxes), dtype=torch.int64)
     masks = np.ascontiguousarray(transform.apply_masks(masks))
     instances.gt_masks = BitMasks(torch.from_numpy(masks))
+    instances.gt_has_mask = torch.tensor([rle is not None for rle in rles], dtype=torch.bool)
     return instances
 
 

@@ -25,6 +25,7 @@ class Facts(NamedTuple):
     Attributes:
         samples: expressions to train on.
         validation: expressions to evaluate on; 0 for none.
+        has_masks: the targets to evaluate on have masks, at least some.
         start: weights of a whole "model", of an "encoder", or "nothing".
         encoder_is_new: it has parts that begin from initial values although there are weights.
         parameters: numbers in the encoder and in the other parts.
@@ -37,6 +38,7 @@ class Facts(NamedTuple):
 
     samples: int
     validation: int = 0
+    has_masks: bool = True
     start: str = "model"
     encoder_is_new: bool = False
     parameters: Tuple[int, int] = (221_000_000, 12_000_000)
@@ -125,7 +127,10 @@ def _choose_schedule(facts: Facts, chosen: _Chooser) -> None:
         chosen.add("TEST.EVAL_EPOCHS", often, "some ten evaluations")
     if facts.validation and "TEST.PROTOCOLS" not in chosen:
         chosen.add("TEST.PROTOCOLS", ["native"], "masks in the size of your images")
-        chosen.add("TEST.BEST_METRIC", "gres/gIoU", "model_best.pth has the best weights by it")
+        metric, reason = "gres/gIoU", "model_best.pth has the best weights by it"
+        if not facts.has_masks:
+            metric, reason = "grec/F1score", f"{reason}; no mask to evaluate on"
+        chosen.add("TEST.BEST_METRIC", metric, reason)
 
 
 def _choose_memory(facts: Facts, recipe: CfgNode, batch: int, chosen: _Chooser) -> None:

@@ -15,6 +15,14 @@ def target_counts(records: Sequence[Record]) -> np.ndarray:
     return np.array([r["num_targets"] for r in records], dtype=np.int64)
 
 
+def has_masks(records: Sequence[Record]) -> np.ndarray:
+    """bool (N,): whether all targets of a record have a mask; True without target.
+
+    It is True, too, for records of earlier versions, which knew nothing else.
+    """
+    return np.array([r.get("has_masks", True) for r in records], dtype=bool)
+
+
 def no_target_flags(records: Sequence[Record], protocol: Protocol) -> np.ndarray:
     """bool (N,): the model's flag; under released rules, whether no box scores above 0.7."""
     if protocol.rules == "released":

@@ -55,6 +55,11 @@ class GroundTruth:
         return self.sample["height"], self.sample["width"]
 
     @property
+    def has_masks(self) -> bool:
+        """Whether every target has a mask; without, there are no `rles`, `masks` and `union`."""
+        return all("segmentation" in annotation for annotation in self.sample["annotations"])
+
+    @property
     def rles(self) -> List[Dict[str, Any]]:
         """T compressed RLEs, in the order of the annotations."""
         return [annotation["segmentation"] for annotation in self.sample["annotations"]]
@@ -87,7 +92,14 @@ class GroundTruth:
         size = (sample["height"], sample["width"])
         try:
             check_boxes(boxes, FARTHEST)
-            checked = [{**a, "segmentation": to_rle(a["segmentation"], *size)} for a in annotations]
+            checked = [
+                (
+                    {**a, "segmentation": to_rle(a["segmentation"], *size)}
+                    if "segmentation" in a
+                    else a
+                )
+                for a in annotations
+            ]
         except ValueError as error:
             raise ValueError(f"ground truth of sample '{sample['sample_id']}': {error}") from error
         return cls({**sample, "annotations": checked}, boxes)

@@ -11,6 +11,7 @@ from .columns import (
     calibrated_flags,
     hallucination_rates,
     hallucination_ratios,
+    has_masks,
     no_target_flags,
     pixel_columns,
     target_counts,
@@ -53,7 +54,8 @@ class GRefCOCOEvaluator(GroundingEvaluator):
     flag, those of GREC from the kept boxes. Of the samples without target, hallucinations of GRES
     are those not flagged whose mask has a pixel in the protocol's frame, those of GREC are those
     with a kept box, also by what is absent (`hallucination_ratios`). F1_k is the share of samples
-    with k targets whose F1 is 1.
+    with k targets whose F1 is 1. Mask metrics leave out samples with a target without mask, and are
+    NaN if no target has one; N_acc and T_acc need none.
 
     Official rules (ReLA, MDETR for gRefCOCO): crowds are no targets of GRES; N_acc and T_acc of
     GRES are both 0 if no sample is without target; GREC with missing samples is NaN, because the
@@ -108,6 +110,7 @@ class GRefCOCOEvaluator(GroundingEvaluator):
         f1, num_kept, num_matched = record["grec"][self.primary.name]
         flags = no_target_flags([record], self.primary)
         iou = float(_gres_ratios([record], self.primary, flags)["gIoU"][0][0])
+        iou = iou if target.has_masks else None
         record.update(iou=iou, f1=f1, num_kept=num_kept, num_matched=num_matched)
         instances = make_instance_record(
             target,
@@ -146,7 +149,7 @@ class GRefCOCOEvaluator(GroundingEvaluator):
                 chosen = [r for r in records if r.get(key) == kind]
                 tables.setdefault(title, {})[kind] = {
                     "samples": len(chosen),
-                    "gIoU": mean_percent([r["iou"] for r in chosen]),
+                    "gIoU": mean_percent([r["iou"] for r in chosen if r["iou"] is not None]),
                     "F1score": mean_percent([r["f1"] >= 1.0 for r in chosen]),
                 }
         tables.update(super().breakdown(records))
@@ -180,10 +183,11 @@ class GRefCOCOEvaluator(GroundingEvaluator):
         if protocol.rules != "native" and records and num_targets.all():
             # ReLA and the release print 0 for both when there is no no-target sample.
             results.update(N_acc=0.0, T_acc=0.0)
-        ious = ratios["gIoU"][0]
+        known = _mask_is_known(records)
+        ious, num_known = ratios["gIoU"][0][known], num_targets[known]
         for threshold in self.precision_thresholds:
-            results[f"Pr@{threshold}"] = precision_at(ious[num_targets > 0], threshold)
-        groups = by_cardinality(ious, num_targets)
+            results[f"Pr@{threshold}"] = precision_at(ious[num_known > 0], threshold)
+        groups = by_cardinality(ious, num_known)
         results.update({f"gIoU_{name}": value for name, value in groups.items()})
         counts = count_by_cardinality(num_targets)
         results.update({f"count_{name}": count for name, count in counts.items()})
@@ -218,12 +222,20 @@ def _gres_ratios(records: Sequence[Record], protocol: Protocol, flags) -> Dict[s
     is_no_target = target_counts(records) == 0
     intersections, unions, _, _ = pixel_columns(records, protocol.name)
     intersections, unions, ious = gres_counts(intersections, unions, is_no_target, flags)
+    known = _mask_is_known(records)
+    intersections, unions = intersections * known, unions * known
     return {
-        "gIoU": (ious, np.ones(len(records))),
+        "gIoU": (np.where(known, ious, 0.0), known),
         "cIoU": (intersections, unions),
         "N_acc": (flags & is_no_target, is_no_target),
         "T_acc": (~flags & ~is_no_target, ~is_no_target),
     }
+
+
+def _mask_is_known(records: Sequence[Record]) -> np.ndarray:
+    """bool (N,): in mask metrics; none is if all that has targets has boxes only."""
+    known, has_target = has_masks(records), target_counts(records) > 0
+    return known & ((known & has_target).any() | ~has_target.any())
 
 
 def _shows_mask(records: Sequence[Record], protocol: Protocol, flags) -> np.ndarray:

@@ -11,7 +11,7 @@ from detectron2.utils import comm
 
 from .bootstrap import bootstrap_intervals
 from .calibration import Calibration, read_calibration
-from .columns import summarize_calibrated
+from .columns import has_masks, summarize_calibrated
 from .frames import GroundTruth, output_field, predicted_mask, target_mask, to_numpy
 from .metrics import count_by_cardinality, count_pixels, percent
 from .predictions import PredictionWriter, output_to_host
@@ -82,8 +82,7 @@ class GroundingEvaluator(DatasetEvaluator):
         # because evaluation does not import data.
         self.fingerprint: Optional[Callable[[Iterable[Dict[str, Any]]], str]] = None
         self._samples: Optional[Dict[str, Dict[str, Any]]] = None
-        # Those made by this process so far.
-        self.records: List[Record] = []
+        self.records: List[Record] = []  # of this process, so far
 
     @classmethod
     def from_config(
@@ -159,9 +158,9 @@ class GroundingEvaluator(DatasetEvaluator):
 
         Returns:
             dict with sample_id, image_id, group_id (R-RefCOCO's unit; the ref by default),
-            num_targets; intersection, union, pred_area and gt_area in pixels under the primary
-            protocol; pixels {protocol: these four} (see `ceiling`); no_target_score; and `kind` and
-            `absent_kind` where known.
+            num_targets; has_masks, False if a target has a box only; intersection, union, pred_area
+            and gt_area in pixels under the primary protocol; pixels {protocol: these four} (see
+            `ceiling`); no_target_score; and `kind` and `absent_kind` where known.
         """
         sample, score = target.sample, output.get("no_target_score")
         mask = to_numpy(output_field(output, "mask", sample)).astype(bool, copy=False)
@@ -173,6 +172,9 @@ class GroundingEvaluator(DatasetEvaluator):
                 pred = predicted_mask(mask, resized, target, protocol)
             except ValueError as error:
                 raise ValueError(f"sample '{sample['sample_id']}': {error}") from error
+            if not target.has_masks:
+                pixels[protocol.name] = [0, 0, int(pred.sum()), 0]
+                continue
             single = self.official_single_cover and protocol.rules == "official"
             gt = target_mask(target, protocol, self.official_target, single)
             pixels[protocol.name] = count_pixels(pred, gt)
@@ -188,6 +190,7 @@ class GroundingEvaluator(DatasetEvaluator):
             "image_id": sample["image_id"],
             "group_id": sample.get("group_id", sample.get("ref_id")),
             "num_targets": target.num_targets,
+            "has_masks": target.has_masks,
             **dict(zip(_PIXEL_KEYS, pixels[self.primary.name])),
             "pixels": pixels,
             "no_target_score": None if score is None else float(score),
@@ -279,10 +282,10 @@ class GroundingEvaluator(DatasetEvaluator):
 
         Returns:
             dict with dataset, dataset_hash, evaluator, num_samples, num_missing, counts (samples by
-            number of targets), calibration (its file, or None); protocol and settings of the
-            primary protocol, results, breakdown; protocols {name: all of the first line, protocol,
-            resolution, thresholds, ceiling (see `ceiling`), and results of that protocol with plain
-            task names}: each can be read alone.
+            number of targets), num_without_masks (not in mask metrics), calibration (its file, or
+            None); protocol and settings of the primary protocol, results, breakdown; protocols
+            {name: all before "protocol", and protocol, resolution, thresholds, ceiling (see
+            `ceiling`), and results of it with plain task names}: each can be read alone.
         """
         facts = {
             "dataset": self.dataset_name,
@@ -291,6 +294,7 @@ class GroundingEvaluator(DatasetEvaluator):
             "num_samples": len(records),
             "num_missing": len(self.samples) - len(records),
             "counts": count_by_cardinality([r["num_targets"] for r in records]),
+            "num_without_masks": int((~has_masks(records)).sum()),
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
         }
         results = self.summarize(records)

@@ -14,6 +14,7 @@ so memory does not grow with the image size and gathering costs bytes.
 import contextlib
 import io
 from collections import defaultdict
+from itertools import compress
 from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from pycocotools.cocoeval import COCOeval
 
 from igvg_d2.io.rle import RLEMasks
 
+from .columns import has_masks
 from .frames import GroundTruth, to_numpy
 from .metrics import (
     cardinality_groups,
@@ -63,7 +65,7 @@ def make_instance_record(
         the number of target boxes with the point of a predicted instance, and num_covered_all, with
         any point; box_mask_ious, IoU of each kept box with the tightest box around its own mask (0
         if that is empty). mask_ious and box_mask_ious / num_covered and num_covered_all are None
-        without `pred_masks` / `pred_points`.
+        without `pred_masks` / `pred_points`, mask_ious also if a target has no mask.
     """
     scores = to_numpy(candidates.scores).astype(np.float64)
     # Stable sort, the order COCOeval itself establishes.
@@ -77,7 +79,8 @@ def make_instance_record(
             # Views of the chosen masks; indexing with `order` would copy them all.
             masks = to_numpy(masks).astype(bool, copy=False)
         chosen = [masks[i] for i in order]
-        mask_ious = pairwise_mask_iou(chosen, target).tolist()
+        if target.has_masks:
+            mask_ious = pairwise_mask_iou(chosen, target).tolist()
         kept = [(boxes[i], masks[i]) for i in order if scores[i] >= score_threshold]
         box_mask_ious = [_fit_to_mask(box, mask) for box, mask in kept]
     if candidates.has("pred_points"):
@@ -136,7 +139,8 @@ def summarize_instances(records: Sequence[Record]) -> Dict[str, float]:
     """
     results = {}
     for kind in ("mask", "box"):
-        precision = _average_precision(records, f"{kind}_ious")
+        used = has_masks(records) if kind == "mask" else [True] * len(records)
+        precision = _average_precision(list(compress(records, used)), f"{kind}_ious")
         results.update({f"{kind}_AP{suffix}": value for suffix, value in precision.items()})
     num_targets = [r["num_targets"] for r in records]
     for suffix in ("", "_all"):

@@ -28,7 +28,16 @@ class _NoTargetEvaluator(GroundingEvaluator):
         return {"no_target": "mask without a pixel"}
 
     def make_record(self, target: GroundTruth, output: Dict[str, Any]) -> Record:
-        """See `GroundingEvaluator.make_record`; adds pred_no_target and num_confident."""
+        """See `GroundingEvaluator.make_record`; adds pred_no_target and num_confident.
+
+        Raises:
+            ValueError: a target has no mask.
+        """
+        if not target.has_masks:
+            raise ValueError(
+                f"sample '{target.sample['sample_id']}': this benchmark needs the masks of all "
+                f"targets; register '{self.dataset_name}' with evaluator_type='grefcoco'"
+            )
         record = super().make_record(target, output)
         return {**record, **no_target_decisions(output, target.sample, self.protocols)}
 

@@ -4,8 +4,10 @@ A prediction is a JSON object per expression, all coordinates in pixels of the o
 
 * ``ref_id`` and ``sent_id``, or ``sample_id`` str;
 * ``mask``: COCO RLE of the union mask, ``{"size": [height, width], "counts": str or list}``, of the
-  original size; for protocols that compare at 480 x 480 or 320 x 320, of that size instead;
-* optional ``no_target`` bool (by default: the mask has no pixel), ``no_target_score`` in [0, 1];
+  original size; for protocols that compare at 480 x 480 or 320 x 320, of that size instead; not
+  needed for data sets without masks;
+* optional ``no_target`` bool (by default: the mask has no pixel; without a mask: no box), and
+  ``no_target_score`` in [0, 1];
 * optional ``boxes`` [[x1, y1, x2, y2], ...] and ``scores`` [probability, ...], and of the same
   length ``masks`` (RLE of the original size) and ``points`` [[x, y], ...];
 * optional ``mask_480`` and ``mask_320``: the union mask resized from logits by the model itself,
@@ -90,12 +92,15 @@ def _identified(item: Any, where: str) -> Prediction:
     return item
 
 
-def prediction_to_output(prediction: Prediction, sample: Dict[str, Any]) -> Dict[str, Any]:
+def prediction_to_output(
+    prediction: Prediction, sample: Dict[str, Any], needs_mask: bool = True
+) -> Dict[str, Any]:
     """A prediction as the model output that the evaluators take.
 
     Args:
         prediction: see the module docstring.
         sample: data set dict of the same expression, for the size.
+        needs_mask: whether "mask" must be there; otherwise it may be missing, and is empty then.
 
     Returns:
         dict with "mask" bool (height, width) or (480, 480) or (320, 320), "no_target", "candidates"
@@ -105,17 +110,22 @@ def prediction_to_output(prediction: Prediction, sample: Dict[str, Any]) -> Dict
         PredictionError: names the sample, the field, what was expected and what was found.
     """
     try:
-        return _to_output(prediction, sample)
+        return _to_output(prediction, sample, needs_mask)
     except ValueError as error:
         raise PredictionError(f"sample '{prediction['sample_id']}': {error}") from error
 
 
-def _to_output(prediction: Prediction, sample: Dict[str, Any]) -> Dict[str, Any]:
+def _to_output(prediction: Prediction, sample: Dict[str, Any], needs_mask: bool) -> Dict[str, Any]:
     """See `prediction_to_output`; raises ValueError without the sample's name."""
     size = (sample["height"], sample["width"])
     _check_fields(prediction, sample)
-    mask = _mask(prediction["mask"], [size, *((s, s) for s in FRAME_SIZES)], "mask")
-    no_target = prediction.get("no_target", not mask.any())
+    mask, is_empty = np.zeros(size, bool), not prediction.get("boxes")
+    if "mask" in prediction:
+        mask = _mask(prediction["mask"], [size, *((s, s) for s in FRAME_SIZES)], "mask")
+        is_empty = not mask.any()
+    elif needs_mask:
+        raise ValueError(f"no 'mask'; found {reprlib.repr(sorted(prediction)[:8])}")
+    no_target = prediction.get("no_target", bool(is_empty))
     if not isinstance(no_target, bool):
         raise ValueError(f"'no_target' must be a bool: {reprlib.repr(no_target)}")
     output = {
@@ -137,7 +147,7 @@ def _to_output(prediction: Prediction, sample: Dict[str, Any]) -> Dict[str, Any]
 
 
 def _check_fields(prediction: Prediction, sample: Dict[str, Any]) -> None:
-    """The mask is there, no field is misspelt, and ids that are told belong to the sample."""
+    """No field is misspelt, and ids that are told belong to the sample."""
     for key in prediction.keys() - set(_FIELDS):
         alike = _meant(key)
         if alike is not None and alike not in prediction:
@@ -146,8 +156,6 @@ def _check_fields(prediction: Prediction, sample: Dict[str, Any]) -> None:
         if key in prediction and key in sample and str(prediction[key]) != str(sample[key]):
             found = reprlib.repr(prediction[key])
             raise ValueError(f"'{key}' is {found}, in the data set {sample[key]!r}")
-    if "mask" not in prediction:
-        raise ValueError(f"no 'mask'; found {reprlib.repr(sorted(prediction)[:8])}")
 
 
 @lru_cache(maxsize=256)

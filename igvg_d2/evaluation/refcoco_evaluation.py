@@ -1,12 +1,13 @@
 """Classic RES and REC: exactly one target per expression."""
 
+from itertools import compress
 from typing import Any, Dict, Sequence
 
 import numpy as np
 
 from .boxes import check_candidates, top_box_overlaps
 from .build import GROUNDING_EVALUATOR_REGISTRY
-from .columns import pixel_columns
+from .columns import has_masks, pixel_columns
 from .frames import GroundTruth, output_field, to_numpy
 from .grounding_evaluation import GroundingEvaluator, Results
 from .metrics import PRECISION_THRESHOLDS, iou_ratio, mask_results, precision_at
@@ -27,6 +28,8 @@ class RefCOCOEvaluator(GroundingEvaluator):
     Results: "res" {mIoU, oIoU, Pr@0.5 ... Pr@0.9} and "rec" {Acc@0.5}, in percent, over sentences.
     The mask ground truth is the union of all polygon parts (MAttNet); the box overlap is plain IoU
     in continuous coordinates.
+
+    Without a mask in the data a sentence is in "rec" only, and not in "res".
 
     Official rules: "res" is LAVT's, whose loader drops pixels covered by two polygon parts, and
     "res_union_gt" has unions of parts; "rec" has MAttNet's Acc@0.5, which counts overlaps of at
@@ -66,8 +69,9 @@ class RefCOCOEvaluator(GroundingEvaluator):
         scores = to_numpy(candidates.scores)
         check_candidates(candidates, scores.max(initial=0.0), target.sample)
         overlaps = {p.name: top_box_overlaps(candidates, target, p) for p in self.protocols}
+        iou = float(iou_ratio([record["intersection"]], [record["union"]])[0])
         record.update(
-            iou=float(iou_ratio([record["intersection"]], [record["union"]])[0]),
+            iou=iou if target.has_masks else None,
             rec=overlaps,
             box_iou=overlaps[self.primary.name]["iou"],
             box_score=float(scores.max()) if len(scores) else None,
@@ -76,9 +80,10 @@ class RefCOCOEvaluator(GroundingEvaluator):
 
     def summarize_protocol(self, records: Sequence[Record], protocol: Protocol) -> Results:
         """See the class for the keys."""
-        results = {"res": mask_results(*pixel_columns(records, protocol.name)[:2])}
+        whole = list(compress(records, has_masks(records)))
+        results = {"res": mask_results(*pixel_columns(whole, protocol.name)[:2])}
         if protocol.rules == "official":
-            unions_of_parts = pixel_columns(records, protocol.name + "_union_gt")
+            unions_of_parts = pixel_columns(whole, protocol.name + "_union_gt")
             results["res_union_gt"] = mask_results(*unions_of_parts[:2])
         return {**results, "rec": self._summarize_boxes(records, protocol)}
 
@@ -103,7 +108,7 @@ class RefCOCOEvaluator(GroundingEvaluator):
         ones = np.ones(len(records))
         hits = [r["rec"][protocol.name]["iou"] >= self.iou_threshold for r in records]
         return {
-            "mIoU": (iou_ratio(intersections, unions), ones),
+            "mIoU": (iou_ratio(intersections, unions), has_masks(records)),
             "oIoU": (intersections, unions),
             f"Acc@{self.iou_threshold}": (hits, ones),
         }

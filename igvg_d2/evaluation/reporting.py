@@ -53,6 +53,11 @@ def format_report(report: Dict[str, Any]) -> str:
         f"{report['num_samples']} samples by number of targets: {counts}; "
         f"{report['num_missing']} missing; all rates in percent",
     ]
+    if report["num_without_masks"]:
+        lines.append(
+            f"{report['num_without_masks']} samples have a target without mask: boxes are scored, "
+            "mask metrics leave these samples out"
+        )
     for name, block in report["protocols"].items():
         settings = ", ".join(f"{key} {value}" for key, value in block["thresholds"].items())
         lines.append(f"protocol {block['protocol']}; masks at {block['resolution']}; {settings}")

@@ -42,7 +42,10 @@ def score_file(
     gc.freeze()
     if num_workers > 1:
         torch.set_num_threads(1)
-    judged = map_in_processes(partial(_judge, evaluator), read_predictions(path), num_workers)
+    targets = [a for sample in evaluator.samples.values() for a in sample["annotations"]]
+    needs_mask = not targets or any("segmentation" in a for a in targets)
+    judge = partial(_judge, evaluator, needs_mask)
+    judged = map_in_processes(judge, read_predictions(path), num_workers)
     for name, has_boxes, record, error in progress(judged):
         if name in seen:
             problems["repeated"].append(name)
@@ -64,7 +67,8 @@ def warn_of_empty_targets(evaluator: GroundingEvaluator) -> None:
     names = [
         name
         for name, sample in evaluator.samples.items()
-        if not all(mask_util.area(a["segmentation"]) for a in sample["annotations"])
+        for masks in [[a["segmentation"] for a in sample["annotations"] if "segmentation" in a]]
+        if not all(map(mask_util.area, masks))
     ]
     if names:
         logger.warning(
@@ -74,7 +78,7 @@ def warn_of_empty_targets(evaluator: GroundingEvaluator) -> None:
         )
 
 
-def _judge(evaluator, prediction):
+def _judge(evaluator, needs_mask, prediction):
     """(sample id, has boxes, record or None, error or None), in this process or a worker."""
     name = prediction["sample_id"]
     sample = evaluator.samples.get(name)
@@ -82,7 +86,8 @@ def _judge(evaluator, prediction):
         return name, False, None, None
     try:
         target = GroundTruth.from_sample(sample)
-        record = evaluator.make_record(target, prediction_to_output(prediction, sample))
+        output = prediction_to_output(prediction, sample, needs_mask)
+        record = evaluator.make_record(target, output)
     except ValueError as error:
         return name, False, None, str(error)
     return name, "boxes" in prediction, record, None

@@ -104,7 +104,7 @@ class GlobalHead(nn.Module):
         return outputs, {} if targets is None else self.losses(outputs, targets)
 
     def losses(self, outputs, targets: GroundingTargets) -> Dict[str, torch.Tensor]:
-        """Weighted losses; every sample counts, no-target ones with an empty mask."""
+        """Weighted losses; no-target samples have an empty mask, unknown ones no mask loss."""
         total_weight = (self.class_weights * targets.totals.samples()).sum() / targets.totals.parts
         no_target = weighted_cross_entropy(
             outputs["no_target_logits"], targets.no_target.long(), self.class_weights, total_weight
@@ -113,6 +113,8 @@ class GlobalHead(nn.Module):
         if outputs["sem_seg"] is not None:
             union = targets.union_masks
             logits = resize_logits(outputs["sem_seg"], union.shape[-2:], self.align_corners)
-            losses["loss_sem_seg"] = self.mask_weight * mask_bce_loss(logits, union).mean()
-            losses["loss_sem_seg_dice"] = self.dice_weight * dice_loss(logits, union).mean()
+            bce = targets.mean_over_whole(mask_bce_loss(logits, union))
+            dice = targets.mean_over_whole(dice_loss(logits, union))
+            losses["loss_sem_seg"] = self.mask_weight * bce
+            losses["loss_sem_seg_dice"] = self.dice_weight * dice
         return losses

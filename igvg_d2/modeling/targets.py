@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from detectron2.structures import Instances
 from detectron2.utils import comm
 
+from .losses import masked_mean
 from .transfer import to_device
 
 
@@ -23,10 +24,16 @@ class BatchTotals:
     Attributes:
         num_targets: float (samples,), targets of every sample of the effective batch.
         parts: micro-batches times processes.
+        num_masks: float (samples,), how many of the targets have a mask; default: all.
     """
 
     num_targets: torch.Tensor
     parts: int = 1
+    num_masks: Optional[torch.Tensor] = None
+
+    def __post_init__(self):
+        if self.num_masks is None:
+            object.__setattr__(self, "num_masks", self.num_targets)
 
     @classmethod
     def count(
@@ -39,14 +46,16 @@ class BatchTotals:
                 micro-batches of one size; all processes have as many of the same size.
             device: where the totals are wanted; nothing waits for it.
         """
-        counts = [len(sample["instances"]) for batch in micro_batches for sample in batch]
-        num_targets = to_device(torch.tensor(counts, dtype=torch.float32), device)
+        found = [sample["instances"] for batch in micro_batches for sample in batch]
+        num_targets = torch.tensor([len(x) for x in found])
+        num_masks = torch.stack([_has_mask(x).sum() for x in found])
+        totals = to_device(torch.stack([num_targets, num_masks]).float(), device)
         world_size = comm.get_world_size()
         if world_size > 1:
-            gathered = [torch.empty_like(num_targets) for _ in range(world_size)]
-            torch.distributed.all_gather(gathered, num_targets)
-            num_targets = torch.cat(gathered)
-        return cls(num_targets, parts=len(micro_batches) * world_size)
+            gathered = [torch.empty_like(totals) for _ in range(world_size)]
+            torch.distributed.all_gather(gathered, totals)
+            totals = torch.cat(gathered, dim=1)
+        return cls(totals[0], parts=len(micro_batches) * world_size, num_masks=totals[1])
 
     def per_part(self, total: torch.Tensor) -> torch.Tensor:
         """Divisor of a part's sum, given a total of the effective batch, of which 1 at least."""
@@ -70,6 +79,20 @@ class BatchTotals:
         matched = self.num_targets.clamp(max=num_queries).sum()
         return torch.stack([matched, len(self.num_targets) * num_queries - matched])
 
+    def whole_samples(self) -> torch.Tensor:
+        """float scalar: samples of which every target has a mask, those without target too."""
+        return (self.num_masks == self.num_targets).sum().float()
+
+    def mask_queries(self, num_queries: int) -> torch.Tensor:
+        """float (2,): matches with a mask, and unmatched queries of `whole_samples`.
+
+        Args:
+            num_queries: Q.
+        """
+        unmatched = num_queries - self.num_targets.clamp(max=num_queries)
+        unmatched = unmatched * (self.num_masks == self.num_targets)
+        return torch.stack([self.num_masks.clamp(max=num_queries).sum(), unmatched.sum()])
+
 
 @dataclass
 class GroundingTargets:
@@ -81,6 +104,7 @@ class GroundingTargets:
         valid: bool (N, T), False = padding.
         num_targets: list of N ints; 0 for a no-target sample.
         totals: of the effective batch that the samples are a part of; default: they are all of it.
+        has_mask: bool (N, T), False also for targets with a box only; default: ``valid``.
     """
 
     boxes: torch.Tensor
@@ -88,10 +112,14 @@ class GroundingTargets:
     valid: torch.Tensor
     num_targets: List[int]
     totals: Optional[BatchTotals] = None
+    has_mask: Optional[torch.Tensor] = None
 
     def __post_init__(self):
+        if self.has_mask is None:
+            self.has_mask = self.valid
         if self.totals is None:
-            self.totals = BatchTotals(self.valid.sum(dim=1).float())
+            counts = [x.sum(dim=1).float() for x in (self.valid, self.has_mask)]
+            self.totals = BatchTotals(counts[0], num_masks=counts[1])
 
     @classmethod
     def from_instances(cls, instances: List[Instances], device: torch.device) -> "GroundingTargets":
@@ -99,7 +127,8 @@ class GroundingTargets:
 
         Args:
             instances: N ``Instances`` of one image size with ``gt_boxes`` (XYXY pixels, network
-                frame) and ``gt_masks`` (BitMasks); either may be empty.
+                frame), ``gt_masks`` (BitMasks), both may be empty, and optionally ``gt_has_mask``
+                (bool), by default all True.
             device: where the tensors are wanted.
         """
         counts = [len(x) for x in instances]
@@ -107,7 +136,7 @@ class GroundingTargets:
         height, width = instances[0].image_size
         boxes = torch.zeros(n, t, 4)
         masks = torch.zeros(n, t, height, width, dtype=torch.bool)
-        valid = torch.zeros(n, t, dtype=torch.bool)
+        valid, has_mask = torch.zeros(2, n, t, dtype=torch.bool)
         scale = torch.tensor([width, height, width, height], dtype=torch.float32)
         for i, (count, x) in enumerate(zip(counts, instances)):
             if count:
@@ -116,9 +145,11 @@ class GroundingTargets:
                 boxes[i, :count, 2:] = corners[:, 2:] - corners[:, :2]
                 masks[i, :count] = x.gt_masks.tensor
                 valid[i, :count] = True
+                has_mask[i, :count] = _has_mask(x)
         # Masks travel as a byte per pixel.
-        boxes, masks, valid = (to_device(x, device) for x in (boxes, masks, valid))
-        return cls(boxes, masks.float(), valid, counts)
+        tensors = (to_device(x, device) for x in (boxes, masks, valid, has_mask))
+        boxes, masks, valid, has_mask = tensors
+        return cls(boxes, masks.float(), valid, counts, has_mask=has_mask)
 
     @property
     def no_target(self) -> torch.Tensor:
@@ -126,9 +157,19 @@ class GroundingTargets:
         return ~self.valid.any(dim=1)
 
     @property
+    def whole(self) -> torch.Tensor:
+        """bool (N,): every target has a mask, so the union is known; True for no target."""
+        return (self.has_mask == self.valid).all(dim=1)
+
+    @property
     def union_masks(self) -> torch.Tensor:
         """float (N, 1, H, W) in {0, 1}: union of a sample's masks, zero for no target."""
         return self.masks.amax(dim=1, keepdim=True)
+
+    def mean_over_whole(self, values: torch.Tensor) -> torch.Tensor:
+        """Mean of losses float (N, ...) of union masks over the samples that have one."""
+        count = self.totals.per_part(self.totals.whole_samples())
+        return masked_mean(values.reshape(len(values), -1).mean(dim=1), self.whole, count)
 
     def resize_masks(self, size) -> "GroundingTargets":
         """The same targets with masks averaged over areas to (height, width) ``size``."""
@@ -138,3 +179,10 @@ class GroundingTargets:
     def num_boxes(self) -> torch.Tensor:
         """float scalar to divide sums over targets by, see :class:`BatchTotals`."""
         return self.totals.num_boxes()
+
+
+def _has_mask(instances: Instances) -> torch.Tensor:
+    """bool (T,): which targets of a sample have a mask."""
+    if instances.has("gt_has_mask"):
+        return instances.gt_has_mask
+    return torch.ones(len(instances), dtype=torch.bool)

@@ -72,7 +72,7 @@ def _quality(record: Dict[str, Any]) -> tuple:
     confidence = record.get("no_target_score") or 0.0
     if record["num_targets"]:
         confidence = 1.0 - confidence
-    return record["iou"], record.get("f1") or 0.0, confidence, record["sample_id"]
+    return record["iou"] or 0.0, record.get("f1") or 0.0, confidence, record["sample_id"]
 
 
 def load_records(output_dir: str, dataset_name: str) -> Optional[List[Dict[str, Any]]]:

@@ -1,6 +1,7 @@
 """Drawings of generalized grounding: one row of panels per expression, no target included.
 
-Ground truth is an ``Instances`` with gt_boxes and gt_masks (BitMasks), empty for "no target". A
+Ground truth is an ``Instances`` with gt_boxes and gt_masks (BitMasks), empty for "no target", and
+optionally gt_has_mask (bool), False where there is a box only. A
 model's output is a dict with ``instances`` and ``candidates`` (``Instances`` with pred_boxes,
 pred_masks, pred_points and scores), ``mask`` (bool, height and width of any frame of the image),
 ``no_target`` (bool), ``no_target_score`` and, optionally, ``attention_map`` (float, 2-d).
@@ -12,10 +13,11 @@ import cv2
 import numpy as np
 import torch
 from detectron2.data.detection_utils import annotations_to_instances
-from detectron2.structures import BitMasks, Instances
+from detectron2.structures import BitMasks, Boxes, Instances
 
 from igvg_d2.evaluation.metrics import count_pixels, gres_counts
 from igvg_d2.io.image import read_image, size_mismatch
+from igvg_d2.io.rle import empty_rle
 
 from . import drawing
 from .drawing import BAD, GOOD, INK, MUTED, NEUTRAL, WHITE, Color, instance_color, load_font
@@ -37,7 +39,11 @@ class Verdict(NamedTuple):
 
 
 def judge_prediction(output: Dict[str, Any], truth: Instances) -> Verdict:
-    """Compare a model's output with the ground truth of its sample by the rules of GRES."""
+    """Compare a model's output with the ground truth of its sample by the rules of GRES.
+
+    Where the truth lacks a mask, masks are the boxes, filled.
+    """
+    truth, output = _with_known_masks(truth, output)
     mask = drawing.resize_masks(to_array(output["mask"])[None], truth.image_size)[0]
     intersection, union, _, _ = count_pixels(mask, to_array(truth.gt_masks.tensor).any(axis=0))
     no_target = bool(output["no_target"])
@@ -59,10 +65,29 @@ def judge_prediction(output: Dict[str, Any], truth: Instances) -> Verdict:
 
 def ground_truth(annotations: Sequence[Dict[str, Any]], image_size: Tuple[int, int]) -> Instances:
     """Ground truth of a dataset dict's annotations; segmentation may be RLE or COCO polygons."""
-    truth = annotations_to_instances(annotations, image_size, "bitmask")
+    whole = [{"segmentation": empty_rle(image_size), **item} for item in annotations]
+    truth = annotations_to_instances(whole, image_size, "bitmask")
     if not annotations:
         truth.gt_masks = BitMasks(torch.zeros(0, *image_size, dtype=torch.bool))
+    truth.gt_has_mask = torch.tensor(["segmentation" in a for a in annotations], dtype=torch.bool)
     return truth
+
+
+def _with_known_masks(truth: Instances, output: Dict[str, Any]):
+    """Truth and output with filled boxes as masks if a target of the truth has no mask."""
+    if not truth.has("gt_has_mask") or truth.gt_has_mask.all():
+        return truth, output
+    filled = Instances(truth.image_size, gt_masks=BitMasks(_fill(truth.gt_boxes, truth)))
+    kept = output["instances"]
+    return filled, {**output, "mask": _fill(kept.pred_boxes, kept).any(dim=0)}
+
+
+def _fill(boxes: Boxes, instances: Instances) -> torch.Tensor:
+    """bool (T, height, width) of the inside of boxes, in the frame of the instances."""
+    masks = torch.zeros(len(boxes), *instances.image_size, dtype=torch.bool)
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes.tensor.clamp(min=0).round().int().tolist()):
+        mask[y0:y1, x0:x1] = True
+    return masks
 
 
 def to_array(tensor: torch.Tensor) -> np.ndarray:

@@ -49,6 +49,8 @@ def test_by_size_of_the_data(released, samples, batch, epochs, frozen, jitter, o
     assert found["WARMUP_EPOCHS"] < epochs and found["HORIZONTAL_PROB"] == 0.0
     assert found["BEST_METRIC"] == "gres/gIoU" and found["PROTOCOLS"] == ["native"]
     assert "EVAL_EPOCHS" not in choose(released, samples, **GPU)
+    boxes = choose(released, samples, validation=5, has_masks=False, **GPU)
+    assert boxes["BEST_METRIC"] == "grec/F1score"
 
 
 @pytest.mark.parametrize(

@@ -19,13 +19,15 @@ def contradicting_boxes(annotations: Sequence[Dict[str, Any]]) -> List[Tuple[int
     """Annotations whose box overlaps the extent of their mask by less than half (IoU).
 
     Args:
-        annotations: of dataset dicts, with RLE masks; those without a pixel are passed over.
+        annotations: of dataset dicts, with RLE masks; those without (a pixel) are passed over.
 
     Returns:
         (index, what was found) of each.
     """
-    if not annotations:
+    places = [i for i, item in enumerate(annotations) if "segmentation" in item]
+    if not places:
         return []
+    annotations = [annotations[i] for i in places]
     boxes = np.array([_to_xywh(item) for item in annotations], dtype=np.float64)
     extents = np.array([mask_util.toBbox(item["segmentation"]) for item in annotations])
     corners, wanted = (
@@ -39,7 +41,7 @@ def contradicting_boxes(annotations: Sequence[Dict[str, Any]]) -> List[Tuple[int
     for i in bad.nonzero()[:, 0].tolist():
         hint = "; it would fit as corners x0, y0, x1, y1" if as_corners[i] >= _LEAST_IOU else ""
         box, extent = ([round(float(v), 1) for v in b] for b in (boxes[i], extents[i]))
-        found.append((i, f"box {box}, but its mask has the extent {extent}{hint}"))
+        found.append((places[i], f"box {box}, but its mask has the extent {extent}{hint}"))
     return found
 
 

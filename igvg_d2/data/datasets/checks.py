@@ -75,6 +75,7 @@ class DatasetReport:
         images: number of different ones.
         expressions: their number.
         counts: expressions with (no, one, two, more) targets.
+        masks: targets with a mask, and with a box only.
         skipped: messages of malformed records that were left out.
         problems: kind -> descriptions; empty means the data set is whole.
     """
@@ -84,6 +85,7 @@ class DatasetReport:
     images: int = 0
     expressions: int = 0
     counts: Tuple[int, int, int, int] = (0, 0, 0, 0)
+    masks: Tuple[int, int] = (0, 0)
     skipped: List[str] = field(default_factory=list)
     problems: Dict[str, List[str]] = field(default_factory=dict)
 
@@ -145,7 +147,7 @@ def check_dataset(
 
 def _check_annotations(samples: List[Dict[str, Any]], report: DatasetReport) -> None:
     """Boxes within the image and about their masks, masks with pixels; every object once."""
-    seen, whole, places = set(), [], []
+    seen, whole, places, num_boxes = set(), [], [], 0
     for sample in samples:
         ids = [item["id"] for item in sample["annotations"] if "id" in item]
         if len(set(ids)) < len(ids):
@@ -162,6 +164,9 @@ def _check_annotations(samples: List[Dict[str, Any]], report: DatasetReport) -> 
             outside = max(-x0, -y0, x1 - sample["width"], y1 - sample["height"])
             if outside > _TOLERANCE_PIXELS or x1 <= x0 or y1 <= y0:
                 report.add("boxes", f"{where}: box {[round(v, 1) for v in (x0, y0, x1, y1)]}")
+            if "segmentation" not in annotation:
+                num_boxes += 1
+                continue
             try:
                 rle = to_rle(annotation["segmentation"], sample["height"], sample["width"])
             except ValueError as error:
@@ -171,6 +176,7 @@ def _check_annotations(samples: List[Dict[str, Any]], report: DatasetReport) -> 
                 report.add("masks", f"{where}: a mask without pixels")
             whole.append({**annotation, "segmentation": rle})
             places.append(where)
+    report.masks = (len(seen) - num_boxes, num_boxes)
     for index, text in contradicting_boxes(whole):
         report.add("boxes that contradict masks", f"{places[index]}: {text}")
 

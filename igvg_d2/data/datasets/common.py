@@ -2,11 +2,12 @@
 
 A reader turns an annotation file into dataset dicts, one per *expression*, in the original frame:
 
-* ``file_name`` str, ``height`` int, ``width`` int, ``image_id`` int;
-* ``sample_id`` str ``"<ref_id>_<sent_id>"``, unique in the split; ``ref_id`` int, ``sent_id`` int;
+* ``file_name`` str, ``height`` int, ``width`` int, ``image_id`` int, or text as in the file;
+* ``sample_id`` str ``"<ref_id>_<sent_id>"``, unique in the split; ``ref_id``, ``sent_id`` alike;
 * ``expression`` str, as annotated (neither lower-cased nor cleaned);
 * ``annotations`` list of dicts ``id`` int, ``bbox`` [x, y, w, h], ``bbox_mode``, ``category_id``
-  0, ``segmentation`` (compressed COCO RLE of size [height, width], parts joined by union),
+  0, ``segmentation`` (compressed COCO RLE of size [height, width], parts joined by union; a target
+  without this key has a box only: mask losses and mask metrics leave it out),
   ``iscrowd`` 0 or 1 as in the file, and, if the file has polygons and not an RLE, ``polygons``,
   float64 arrays [x0, y0, x1, y1, ...]: official protocols rasterise them in their own way. The
   empty list means no target;
@@ -108,6 +109,14 @@ def log_counts(samples: List[Sample], path: str, split: str, without_text: int =
         *(path, split, len(samples), counts[0], counts[1], counts[2]),
         *(len({sample["image_id"] for sample in samples}), without_text),
     )
+    targets = {id(item): item for sample in samples for item in sample["annotations"]}
+    num_boxes = sum("segmentation" not in item for item in targets.values())
+    if num_boxes:
+        logger.warning(
+            "%s, split %s: %d of %d targets have a box and no mask; REC and GREC count them, mask "
+            "metrics and mask losses leave them out",
+            *(path, split, num_boxes, len(targets)),
+        )
     warn_of_contradicting_boxes(samples, path)
 
 

@@ -39,7 +39,7 @@ def fingerprint(samples: Iterable[Dict[str, Any]]) -> str:
 
 def _target_facts(annotation: Dict[str, Any]) -> list:
     """What makes a target, as values JSON can write."""
-    segmentation = annotation["segmentation"]
+    segmentation = annotation.get("segmentation")
     if isinstance(segmentation, dict):
         rle = to_json(segmentation)
         segmentation = [rle["size"], rle["counts"]]

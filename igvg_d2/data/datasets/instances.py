@@ -142,19 +142,24 @@ def to_annotation(item: Dict[str, Any], ann_id: int, height: int, width: int) ->
     """A COCO annotation as a target of a dataset dict, see :mod:`igvg_d2.data.datasets.common`.
 
     Args:
-        item: COCO annotation: ``segmentation``, optionally ``bbox`` and ``iscrowd``. A box that is
-            missing or all zero is replaced by that of the mask.
+        item: COCO annotation: ``segmentation`` or ``bbox`` or both, optionally ``iscrowd``. A box
+            that is missing or all zero is replaced by that of the mask. Without segmentation (no
+            key, null, or an empty list) the target has a box only.
         ann_id: its id in the result.
         height, width: of the original image.
     """
+    rle, polygons, segmentation = None, [], item.get("segmentation")
     try:
-        rle, polygons = to_rle_and_polygons(item.get("segmentation"), height, width)
+        if segmentation not in (None, []):
+            rle, polygons = to_rle_and_polygons(segmentation, height, width)
     except ValueError as error:
         raise RecordError("segmentation", str(error)) from error
     bbox = read_box(item, "bbox")
     # All zeros is how files say that there is no box. Another box without area is a mistake, which
     # is for the mapper to report.
     if bbox is None or not any(bbox):
+        if rle is None:
+            raise RecordError("segmentation", f"found neither a mask nor a box: {short(item)}")
         bbox = mask_util.toBbox(rle).tolist()
     iscrowd = item.get("iscrowd", 0)
     if iscrowd not in (0, 1, None):
@@ -164,9 +169,10 @@ def to_annotation(item: Dict[str, Any], ann_id: int, height: int, width: int) ->
         "bbox": bbox,
         "bbox_mode": BoxMode.XYWH_ABS,
         "category_id": 0,
-        "segmentation": rle,
         "iscrowd": int(iscrowd or 0),
     }
+    if rle is not None:
+        annotation["segmentation"] = rle
     if polygons:
         annotation["polygons"] = polygons
     return annotation

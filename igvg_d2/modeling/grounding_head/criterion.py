@@ -149,19 +149,25 @@ class GroundingCriterion(nn.Module):
         return {"ce": ce, "bbox": (l1 * weight).sum(), "giou": ((1 - giou) * weight).sum()}
 
     def mask_terms(self, masks, assigned, targets):
-        """Unweighted terms of Eq. 6: means over matched and over unmatched queries."""
+        """Unweighted terms of Eq. 6: means over matched and over unmatched queries.
+
+        Targets without mask are left out, and with them all unmatched queries of their sample.
+        """
         size = targets.masks.shape[-2:]
         masks = resize_logits(masks, size, self.align_corners)
         matched = assigned >= 0
-        index = assigned.clamp(min=0)[..., None, None].expand(-1, -1, *size)
+        index = assigned.clamp(min=0)
+        unmatched = ~matched & targets.whole[:, None]
+        matched = matched & targets.has_mask.gather(1, index)
+        index = index[..., None, None].expand(-1, -1, *size)
         target_masks = targets.masks.gather(1, index) * matched[..., None, None]
         bce, dice = mask_bce_loss(masks, target_masks), dice_loss(masks, target_masks)
-        counts = targets.totals.per_part(targets.totals.queries(assigned.shape[1]))
+        counts = targets.totals.per_part(targets.totals.mask_queries(assigned.shape[1]))
         terms = {
             "mask": masked_mean(bce, matched, counts[0]),
             "dice": masked_mean(dice, matched, counts[0]),
         }
         if "mask_neg" in self.mask_weights:
-            terms["mask_neg"] = masked_mean(bce, ~matched, counts[1])
-            terms["dice_neg"] = masked_mean(dice, ~matched, counts[1])
+            terms["mask_neg"] = masked_mean(bce, unmatched, counts[1])
+            terms["dice_neg"] = masked_mean(dice, unmatched, counts[1])
         return terms

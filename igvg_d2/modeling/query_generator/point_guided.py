@@ -169,7 +169,7 @@ class PointGuidedQueryGenerator(nn.Module):
         """Dice and BCE of the score map, read as logits, against the union mask on the grid."""
         size = heatmap.shape[-2:]
         target = F.interpolate(targets.union_masks, size=size, mode=self.minimap_target)[:, 0]
-        return dice_loss(heatmap, target).mean() + mask_bce_loss(heatmap, target).mean()
+        return targets.mean_over_whole(dice_loss(heatmap, target) + mask_bce_loss(heatmap, target))
 
 
 def _mean_over_valid(x: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:

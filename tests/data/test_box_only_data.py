@@ -1,0 +1,95 @@
+"""Own data of which targets have a box and no mask, from the file to the training sample."""
+
+import importlib.util
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from igvg_d2.data import AntialiasedResize, GroundingDatasetMapper
+from igvg_d2.data.datasets import fingerprint, load_expressions, register_expressions
+from igvg_d2.data.datasets.checks import check_dataset
+from igvg_d2.visualization import GroundingVisualizer
+
+ROOT = Path(__file__).resolve().parents[2]
+SPEC = importlib.util.spec_from_file_location("export", ROOT / "tools" / "export_dataset.py")
+export = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(export)
+
+SQUARE = [2, 3, 6, 3, 6, 8, 2, 8]
+NAME = "test_box_only"
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Callable: segmentation entries -> path of a file with one object for each."""
+    Image.fromarray(np.zeros((10, 12, 3), np.uint8)).save(tmp_path / "7.jpg")
+
+    def _write(*entries):
+        content = {
+            "images": [{"id": 7, "file_name": "7.jpg", "height": 10, "width": 12}],
+            "annotations": [
+                {"id": i, "image_id": 7, "bbox": [2, 3, 4, 5], **entry}
+                for i, entry in enumerate(entries)
+            ],
+            "expressions": [
+                {"image_id": 7, "text": "both", "annotation_ids": list(range(len(entries)))},
+                {"image_id": 7, "text": "the cat", "annotation_ids": []},
+            ],
+        }
+        path = tmp_path / "own.json"
+        path.write_text(json.dumps(content))
+        return str(path)
+
+    return _write
+
+
+@pytest.mark.parametrize("entry", [{}, {"segmentation": None}, {"segmentation": []}])
+def test_from_file_to_training_sample(write, entry, tmp_path, caplog):
+    path = write({"segmentation": [SQUARE]}, entry)
+    with caplog.at_level(logging.WARNING):
+        samples = load_expressions(path, str(tmp_path))
+    assert "1 of 2 targets have a box and no mask" in caplog.text
+    drawn, boxed = samples[0]["annotations"]
+    assert "segmentation" in drawn and "segmentation" not in boxed
+    assert boxed["bbox"] == [2.0, 3.0, 4.0, 5.0]
+    mapper = GroundingDatasetMapper(
+        True,
+        tokenizer=lambda text: [0, 5, 2],
+        image_format="RGB",
+        resize=AntialiasedResize(image_size=(20, 24)),
+    )
+    instances = mapper(samples[0])["instances"]
+    assert instances.gt_has_mask.tolist() == [True, False]
+    assert instances.gt_boxes.tensor.tolist() == [[4.0, 6.0, 12.0, 16.0]] * 2
+    assert instances.gt_masks.tensor[0].sum() > 0 and not instances.gt_masks.tensor[1].any()
+    assert mapper(samples[1])["instances"].gt_has_mask.shape == (0,)
+    # It is drawn with its box.
+    assert GroundingVisualizer().draw_annotation(samples[0]).shape[2] == 3
+
+
+def test_checks_count_it_and_an_export_keeps_it(write, tmp_path):
+    path = write({"segmentation": [SQUARE]}, {})
+    register_expressions(NAME, path, str(tmp_path))
+    try:
+        report = check_dataset(NAME)
+        assert report.masks == (1, 1) and not report.problems
+        output = tmp_path / "again.json"
+        export.main([NAME, str(output)])
+        annotations = json.loads(output.read_text())["annotations"]
+        assert "segmentation" not in annotations[1] and annotations[1]["area"] == 20.0
+        samples = load_expressions(str(output), str(tmp_path))
+        assert fingerprint(samples) == fingerprint(DatasetCatalog.get(NAME))
+    finally:
+        DatasetCatalog.remove(NAME)
+        MetadataCatalog.remove(NAME)
+
+
+def test_neither_box_nor_mask_is_refused(write, tmp_path):
+    path = write({"bbox": None})
+    with pytest.raises(ValueError, match="own.json.*'segmentation'.*neither a mask nor a box"):
+        load_expressions(path, str(tmp_path))
