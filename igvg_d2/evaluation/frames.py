@@ -24,9 +24,9 @@ import torch
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from igvg_d2.io.rle import FARTHEST, to_rle
+from igvg_d2.io.rle import FARTHEST, RLE, empty_rle, to_rle
 
-from .metrics import check_boxes
+from .metrics import Mask, check_boxes, mask_size
 from .protocols import Protocol
 
 _Annotation = Dict[str, Any]
@@ -56,24 +56,23 @@ class GroundTruth:
 
     @property
     def has_masks(self) -> bool:
-        """Whether every target has a mask; without, there are no `rles`, `masks` and `union`."""
+        """Whether every target has a mask; without, there are no `rles` and no `union`."""
         return all("segmentation" in annotation for annotation in self.sample["annotations"])
 
     @property
-    def rles(self) -> List[Dict[str, Any]]:
+    def rles(self) -> List[RLE]:
         """T compressed RLEs, in the order of the annotations."""
         return [annotation["segmentation"] for annotation in self.sample["annotations"]]
 
     @cached_property
-    def masks(self) -> np.ndarray:
-        """bool (T, height, width), in the order of the annotations."""
-        masks = [decode_rle(rle) for rle in self.rles]
-        return np.stack(masks) if masks else np.zeros((0, *self.size), bool)
+    def union_rle(self) -> RLE:
+        """OR over the targets; empty without a target."""
+        return _union(self.rles, self.size)
 
     @cached_property
     def union(self) -> np.ndarray:
-        """bool (height, width), OR over the targets; all False without a target."""
-        return _union(self.sample["annotations"], self.size)
+        """`union_rle` as bool (height, width)."""
+        return decode_rle(self.union_rle)
 
     @classmethod
     def from_sample(cls, sample: Dict[str, Any]) -> "GroundTruth":
@@ -112,8 +111,8 @@ def decode_rle(rle: Dict[str, Any]) -> np.ndarray:
 
 def target_mask(
     target: GroundTruth, protocol: Protocol, official: str = "nearest", single_cover: bool = False
-) -> np.ndarray:
-    """The ground-truth mask in the frame of a protocol, bool (height, width) or (size, size).
+) -> Mask:
+    """The ground-truth mask in the frame of a protocol, RLE of the image or bool (size, size).
 
     Args:
         target: ground truth.
@@ -122,20 +121,21 @@ def target_mask(
         single_cover: keep only pixels covered by exactly one polygon part, as the loaders of LAVT
             and RefSegformer do with objects whose parts overlap.
     """
-    if protocol.rules != "official":
-        return _resize(target.union, protocol)
-    if official == "polygons":
+    is_official = protocol.rules == "official"
+    if is_official and official == "polygons":
         return _scaled_polygons(target, protocol)
-    return _resize(_single_cover(target) if single_cover else target.union, protocol)
+    if is_official and single_cover:
+        return _resize(_single_cover(target), protocol)
+    return target.union_rle if protocol.size is None else _resize(target.union, protocol)
 
 
 def predicted_mask(
-    mask: np.ndarray, resized: Dict[int, np.ndarray], target: GroundTruth, protocol: Protocol
-) -> np.ndarray:
+    mask: Mask, resized: Dict[int, np.ndarray], target: GroundTruth, protocol: Protocol
+) -> Mask:
     """The predicted mask in the frame of a protocol.
 
     Args:
-        mask: bool, of the original size, or of the protocol's frame if it cannot be both.
+        mask: bool or RLE, of the original size, or of the protocol's frame if it cannot be both.
         resized: frame size -> bool (size, size), where the model made them.
         target: ground truth, for the original size.
         protocol: rules and frame.
@@ -143,18 +143,20 @@ def predicted_mask(
     Raises:
         ValueError: the mask is neither of the original size nor of the frame's.
     """
-    size, frame = protocol.size, (protocol.size, protocol.size)
-    if size is None or (mask.shape != frame and size not in resized):
-        if mask.shape != target.size:
+    size, frame, found = protocol.size, (protocol.size, protocol.size), mask_size(mask)
+    if size is None or (found != frame and size not in resized):
+        if found != target.size:
             raise ValueError(
-                f"the mask has size {mask.shape}; protocol '{protocol.name}' needs the original "
+                f"the mask has size {found}; protocol '{protocol.name}' needs the original "
                 f"size {target.size}" + ("" if size is None else f" or {frame}")
             )
-        return mask if size is None else _nearest(mask, size)
-    found = resized.get(size, mask)
-    if found.shape != frame:
-        raise ValueError(f"the mask for {protocol.resolution} has size {found.shape}")
-    return found
+        if size is None:
+            return mask
+        return _nearest(decode_rle(mask) if isinstance(mask, dict) else mask, size)
+    chosen = resized.get(size, mask)
+    if mask_size(chosen) != frame:
+        raise ValueError(f"the mask for {protocol.resolution} has size {mask_size(chosen)}")
+    return chosen
 
 
 def undefined_official(sample: Dict[str, Any]) -> Optional[str]:
@@ -171,7 +173,7 @@ def undefined_official(sample: Dict[str, Any]) -> Optional[str]:
     return None
 
 
-def _scaled_polygons(target: GroundTruth, protocol: Protocol) -> np.ndarray:
+def _scaled_polygons(target: GroundTruth, protocol: Protocol) -> Mask:
     """ReLA's mask: crowds dropped, polygons scaled to the frame, parts joined by OR.
 
     Where its code stops (see `undefined_official`) crowds stay in if there is nothing else, and
@@ -180,7 +182,7 @@ def _scaled_polygons(target: GroundTruth, protocol: Protocol) -> np.ndarray:
     annotations = target.sample["annotations"]
     kept = [a for a in annotations if not a.get("iscrowd")] or annotations
     if protocol.size is None:
-        return _union(kept, target.size)
+        return _union([a["segmentation"] for a in kept], target.size)
     height, width = target.size
     scale = np.array([protocol.size / width, protocol.size / height])
     rles = []
@@ -210,11 +212,9 @@ def _single_cover(target: GroundTruth) -> np.ndarray:
     return covers == 1
 
 
-def _union(annotations: Sequence[_Annotation], size: Tuple[int, int]) -> np.ndarray:
-    """OR of the masks of the annotations, bool (height, width)."""
-    if not annotations:
-        return np.zeros(size, bool)
-    return decode_rle(mask_util.merge([a["segmentation"] for a in annotations]))
+def _union(rles: Sequence[RLE], size: Tuple[int, int]) -> RLE:
+    """OR of masks of (height, width)."""
+    return mask_util.merge(list(rles)) if rles else empty_rle(size)
 
 
 def _resize(mask: np.ndarray, protocol: Protocol) -> np.ndarray:
@@ -239,6 +239,11 @@ def _nearest(mask: np.ndarray, size: int, opencv: bool = False) -> np.ndarray:
 def to_numpy(value: Any) -> np.ndarray:
     """A tensor from any device, or anything array-like, as numpy without copy where possible."""
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+
+
+def to_mask(value: Any) -> Mask:
+    """An RLE as it is; anything array-like as bool numpy."""
+    return value if isinstance(value, dict) else to_numpy(value).astype(bool, copy=False)
 
 
 def output_field(output: Dict[str, Any], key: str, sample: Dict[str, Any]) -> Any:

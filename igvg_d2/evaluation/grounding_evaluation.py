@@ -12,8 +12,8 @@ from detectron2.utils import comm
 from .bootstrap import bootstrap_intervals
 from .calibration import Calibration, read_calibration
 from .columns import has_masks, summarize_calibrated
-from .frames import GroundTruth, output_field, predicted_mask, target_mask, to_numpy
-from .metrics import count_by_cardinality, count_pixels, percent
+from .frames import GroundTruth, output_field, predicted_mask, target_mask, to_mask
+from .metrics import count_by_cardinality, count_pixels, mask_area, percent
 from .predictions import PredictionWriter, output_to_host
 from .protocols import Protocol, parse_protocols
 from .reporting import Record, append_line, format_report, merge_records, write_json
@@ -153,7 +153,7 @@ class GroundingEvaluator(DatasetEvaluator):
 
         Args:
             target: ground truth.
-            output: model output; read here are "mask" bool (height, width) and, if there,
+            output: model output; read here are "mask" bool (height, width) or RLE and, if there,
                 "resized_masks" {frame size: bool (size, size)}.
 
         Returns:
@@ -163,9 +163,8 @@ class GroundingEvaluator(DatasetEvaluator):
             `ceiling`); no_target_score; and `kind` and `absent_kind` where known.
         """
         sample, score = target.sample, output.get("no_target_score")
-        mask = to_numpy(output_field(output, "mask", sample)).astype(bool, copy=False)
-        resized = output.get("resized_masks", {})
-        resized = {k: to_numpy(v).astype(bool, copy=False) for k, v in resized.items()}
+        mask = to_mask(output_field(output, "mask", sample))
+        resized = {k: to_mask(v) for k, v in output.get("resized_masks", {}).items()}
         pixels = {}
         for protocol in self.protocols:
             try:
@@ -173,7 +172,7 @@ class GroundingEvaluator(DatasetEvaluator):
             except ValueError as error:
                 raise ValueError(f"sample '{sample['sample_id']}': {error}") from error
             if not target.has_masks:
-                pixels[protocol.name] = [0, 0, int(pred.sum()), 0]
+                pixels[protocol.name] = [0, 0, mask_area(pred), 0]
                 continue
             single = self.official_single_cover and protocol.rules == "official"
             gt = target_mask(target, protocol, self.official_target, single)

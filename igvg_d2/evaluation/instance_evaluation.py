@@ -15,7 +15,7 @@ import contextlib
 import io
 from collections import defaultdict
 from itertools import compress
-from typing import Any, Callable, Dict, List, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -28,8 +28,9 @@ from .columns import has_masks
 from .frames import GroundTruth, to_numpy
 from .metrics import (
     cardinality_groups,
-    count_pixels,
     cover_accuracy,
+    decode_window,
+    mask_area,
     mean_percent,
     num_covered_boxes,
     pairwise_box_iou,
@@ -109,10 +110,12 @@ def pairwise_mask_iou(masks: Sequence[Any], target: GroundTruth) -> np.ndarray:
         return ious
     if isinstance(masks[0], dict):
         return mask_util.iou(masks, target.rles, [0] * target.num_targets)
-    for i, mask in enumerate(masks):
-        for j, gt_mask in enumerate(target.masks):
-            intersection, union, *_ = count_pixels(mask, gt_mask)
-            ious[i, j] = intersection / max(union, 1)
+    areas = [mask_area(mask) for mask in masks]
+    for j, rle in enumerate(target.rles):
+        window, part = decode_window(rle)
+        for i, mask in enumerate(masks):
+            intersection = int(np.count_nonzero(mask[window] & part))
+            ious[i, j] = intersection / max(areas[i] + mask_area(rle) - intersection, 1)
     return ious
 
 
@@ -217,11 +220,21 @@ class _RecordedOverlapEval(COCOeval):
         self._dts = _Objects(lambda i: [{"score": s} for s in self._records[i]["scores"]])
         self.evalImgs, self.eval = defaultdict(list), {}
 
-    def computeIoU(self, imgId: int, catId: int) -> np.ndarray:
-        """Overlaps float64 (n, T) of one sample; rows are already in descending score."""
+    def computeIoU(self, imgId: int, catId: int) -> None:
+        """Not for all samples at once: see `evaluateImg`."""
+
+    def evaluateImg(self, imgId: int, catId: int, aRng, maxDet: int) -> Optional[Dict[str, Any]]:
+        """Matches of one sample: what `accumulate` reads, and numbers of objects as flags."""
         record = self._records[imgId]
         ious = np.asarray(record[self._iou_key], dtype=np.float64)
-        return ious.reshape(len(record["scores"]), record["num_targets"])
+        # float64 (n, T); rows are already in descending score.
+        self.ious[imgId, catId] = ious.reshape(len(record["scores"]), record["num_targets"])
+        found = super().evaluateImg(imgId, catId, aRng, maxDet)
+        self.ious[imgId, catId] = None
+        if found is None:
+            return None
+        kept = {key: found[key] for key in ("dtScores", "dtIgnore", "gtIgnore")}
+        return {**kept, "dtMatches": found["dtMatches"] > 0}
 
 
 class _Objects:

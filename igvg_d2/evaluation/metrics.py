@@ -9,10 +9,14 @@ Conventions shared by all functions:
   overlap of the GREC benchmark (`generalized_iou_scores`).
 """
 
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Sequence, Tuple, Union
 
 import numpy as np
 import pycocotools.mask as mask_util
+
+from igvg_d2.io.rle import RLE
+
+Mask = Union[np.ndarray, RLE]
 
 CARDINALITIES = ("0", "1", "2", "3plus")
 PRECISION_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -31,19 +35,46 @@ def mean_percent(values: Sequence[float]) -> float:
     return percent(values.sum(), values.size)
 
 
-def count_pixels(pred_mask: np.ndarray, gt_mask: np.ndarray) -> List[int]:
+def count_pixels(pred_mask: Mask, gt_mask: Mask) -> List[int]:
     """[intersection, union, predicted pixels, target pixels] of two masks.
 
     Args:
-        pred_mask, gt_mask: bool (height, width), same frame.
+        pred_mask, gt_mask: bool (height, width) or compressed RLE, same frame. Of two RLEs nothing
+            is decoded, of one the box around its pixels.
     """
-    if pred_mask.shape != gt_mask.shape:
+    pred_size, gt_size = mask_size(pred_mask), mask_size(gt_mask)
+    if pred_size != gt_size:
         raise ValueError(
-            f"masks must have one shape: predicted {pred_mask.shape}, ground truth {gt_mask.shape}"
+            f"masks must have one shape: predicted {pred_size}, ground truth {gt_size}"
         )
-    intersection = int(np.count_nonzero(pred_mask & gt_mask))
-    pred_area, gt_area = int(np.count_nonzero(pred_mask)), int(np.count_nonzero(gt_mask))
+    if isinstance(pred_mask, dict) and isinstance(gt_mask, dict):
+        intersection = int(mask_util.area(mask_util.merge([pred_mask, gt_mask], intersect=True)))
+    elif isinstance(pred_mask, dict):
+        intersection = count_pixels(gt_mask, pred_mask)[0]
+    elif isinstance(gt_mask, dict):
+        window, part = decode_window(gt_mask)
+        intersection = int(np.count_nonzero(pred_mask[window] & part))
+    else:
+        intersection = int(np.count_nonzero(pred_mask & gt_mask))
+    pred_area, gt_area = mask_area(pred_mask), mask_area(gt_mask)
     return [intersection, pred_area + gt_area - intersection, pred_area, gt_area]
+
+
+def mask_size(mask: Mask) -> Tuple[int, ...]:
+    """(height, width)."""
+    return tuple(mask["size"]) if isinstance(mask, dict) else mask.shape
+
+
+def mask_area(mask: Mask) -> int:
+    """Pixels that are set."""
+    return int(mask_util.area(mask) if isinstance(mask, dict) else np.count_nonzero(mask))
+
+
+def decode_window(rle: RLE) -> Tuple[Tuple[slice, slice], np.ndarray]:
+    """Rows and columns of the box around the pixels of an RLE, and bool of that size, row-major."""
+    x, y, width, height = mask_util.toBbox(rle).astype(int).tolist()
+    window = slice(y, y + height), slice(x, x + width)
+    return window, np.ascontiguousarray(mask_util.decode(rle).view(bool)[window])
 
 
 def iou_ratio(intersections: Sequence[int], unions: Sequence[int]) -> np.ndarray:

@@ -24,6 +24,7 @@ from functools import lru_cache
 from typing import IO, Any, Dict, Iterator, Optional, Tuple
 
 import numpy as np
+import pycocotools.mask as mask_util
 import torch
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
@@ -36,6 +37,7 @@ from igvg_d2.io.rle import (
     FARTHEST,
     RLEMasks,
     check_rle,
+    empty_rle,
     mask_to_rle,
     normalize_rle,
     runs_to_mask,
@@ -103,7 +105,7 @@ def prediction_to_output(
         needs_mask: whether "mask" must be there; otherwise it may be missing, and is empty then.
 
     Returns:
-        dict with "mask" bool (height, width) or (480, 480) or (320, 320), "no_target", "candidates"
+        dict with "mask" RLE of the image or of 480 x 480 or 320 x 320, "no_target", "candidates"
         (masks as `RLEMasks`), and if there "no_target_score" and "resized_masks" {size: mask}.
 
     Raises:
@@ -119,17 +121,18 @@ def _to_output(prediction: Prediction, sample: Dict[str, Any], needs_mask: bool)
     """See `prediction_to_output`; raises ValueError without the sample's name."""
     size = (sample["height"], sample["width"])
     _check_fields(prediction, sample)
-    mask, is_empty = np.zeros(size, bool), not prediction.get("boxes")
+    mask, is_empty = empty_rle(size), not prediction.get("boxes")
     if "mask" in prediction:
-        mask = _mask(prediction["mask"], [size, *((s, s) for s in FRAME_SIZES)], "mask")
-        is_empty = not mask.any()
+        sizes = [size, *((s, s) for s in FRAME_SIZES)]
+        mask = normalize_rle(prediction["mask"], *_runs(prediction["mask"], sizes, "mask"))
+        is_empty = not mask_util.area(mask)
     elif needs_mask:
         raise ValueError(f"no 'mask'; found {reprlib.repr(sorted(prediction)[:8])}")
-    no_target = prediction.get("no_target", bool(is_empty))
+    no_target = prediction.get("no_target", is_empty)
     if not isinstance(no_target, bool):
         raise ValueError(f"'no_target' must be a bool: {reprlib.repr(no_target)}")
     output = {
-        "mask": torch.from_numpy(mask),
+        "mask": mask,
         "no_target": no_target,
         "candidates": _candidates(prediction, size),
     }

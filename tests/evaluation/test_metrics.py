@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from igvg_d2.evaluation import metrics
+from igvg_d2.io.rle import mask_to_rle
 
 
 def test_pixels_are_counted():
@@ -14,6 +15,23 @@ def test_pixels_are_counted():
     assert metrics.count_pixels(pred, gt) == [3, 18, 12, 9]
     with pytest.raises(ValueError, match="one shape"):
         metrics.count_pixels(pred, gt.T)
+    with pytest.raises(ValueError, match="one shape"):
+        metrics.count_pixels(pred, mask_to_rle(gt.T))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_pixels_of_rles_are_those_of_masks(order):
+    rng = np.random.default_rng(0)
+    for density in (0.0, 0.05, 0.5, 1.0):
+        pred, gt = rng.random((2, 19, 23)) < np.array([0.4, density])[:, None, None]
+        pred = np.asarray(pred, order=order)
+        # Of every form, with both corners set and not.
+        for corner in (False, True):
+            pred[0, 0] = gt[-1, -1] = pred[-1, -1] = corner
+            expected = [(pred & gt).sum(), (pred | gt).sum(), pred.sum(), gt.sum()]
+            for first in (pred, mask_to_rle(pred)):
+                for second in (gt, mask_to_rle(gt)):
+                    assert metrics.count_pixels(first, second) == expected
 
 
 def test_gres_rules_row_by_row():

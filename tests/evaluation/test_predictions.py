@@ -13,7 +13,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from igvg_d2.data.datasets import load_referring
-from igvg_d2.evaluation import GRefCOCOEvaluator, scoring
+from igvg_d2.evaluation import GRefCOCOEvaluator, GroundTruth, scoring
 from igvg_d2.evaluation.predictions import (
     PredictionError,
     output_to_prediction,
@@ -68,7 +68,7 @@ def test_masks_are_decoded_as_pycocotools_does(make_sample):
         rle = encode(mask)
         assert (mask_util.decode(rle) == mask).all()
         output = prediction_to_output({"sample_id": "1_0", "mask": rle}, sample)
-        assert (output["mask"].numpy() == mask).all()
+        assert (mask_util.decode(output["mask"]) == mask).all()
         assert output["no_target"] is not bool(mask.any())
 
 
@@ -270,3 +270,17 @@ def test_lines_are_read_one_by_one(tmp_path):
     assert next(reader) == {"sample_id": "1_0"}
     with pytest.raises(PredictionError, match="p.jsonl, line 3: 'sample_id' must be text"):
         next(reader)
+
+
+def test_native_scores_need_no_pixels(two_samples, outputs, monkeypatch):
+    name, samples = two_samples
+    evaluator = GRefCOCOEvaluator(dataset_name=name)
+    expected, found = [], []
+    for sample, output in zip(samples, outputs):
+        target = GroundTruth.from_sample(sample)
+        expected.append(evaluator.make_record(target, output))
+        prediction = json.loads(json.dumps(output_to_prediction(output, sample)))
+        with monkeypatch.context() as patch:
+            patch.setattr(mask_util, "decode", None)
+            found.append(evaluator.make_record(target, prediction_to_output(prediction, sample)))
+    assert found == expected
