@@ -2,7 +2,7 @@
 """Memory of a training step, counted without a GPU and without computing anything.
 
     python dev/estimate_memory.py --config-file configs/gRefCOCO/igvg_beit3_base_320_24gb.yaml \\
-        --compare "MODEL.BEIT3.CHECKPOINTING False"
+        --variant "MODEL.BEIT3.CHECKPOINTING False"
 
 Counted are parameters, gradients, the optimizer's averages, and the largest sum of all other
 tensors that are alive at one time in forward and backward pass of one micro-batch. Tensors have
@@ -117,7 +117,7 @@ def main(argv=None):
     )
     parser.add_argument("--config-file", default="", metavar="FILE", help="config to measure")
     parser.add_argument(
-        "--compare",
+        "--variant",
         action="append",
         default=[],
         metavar='"KEY VALUE ..."',
@@ -125,7 +125,7 @@ def main(argv=None):
     )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="options of all variants")
     args = parser.parse_intermixed_args(argv)
-    for variant in ["", *args.compare]:
+    for variant in ["", *args.variant]:
         cfg = setup_config(args.config_file, [*args.opts, *shlex.split(variant)])
         cfg.MODEL.DEVICE = "cpu"
         parts = estimate(cfg)

@@ -4,9 +4,10 @@
 Each case runs in a process of its own, so that peaks of memory are apart. In the same turns as a
 pass or a step, matrix products at the encoder's shapes are timed ("gemm"): "of peak" is the time in
 which the machine would do the products and convolutions alone, at that rate, through the time that
-was taken. It compares machines, and runs of a machine that others use; there, --clock cpu
-with --threads 1 counts the CPU time of a process alone. On GPUs, CUDA events are timed. Weights,
-images, texts and targets are random: no data, weights or tokenizer file are needed.
+was taken (over 100 % where an algorithm does less than is counted). It compares machines, and runs
+of a machine that others use; there, --clock cpu with --threads 1 counts the CPU time of a process
+alone. On GPUs, CUDA events are timed. Weights, images, texts and targets are random: no data,
+weights or tokenizer file are needed.
 
 examples:
   python tools/benchmark.py --config-file configs/Shapes/igvg_tiny.yaml
@@ -75,6 +76,7 @@ BACKENDS = ("optimized", "eager", "compile")
 # Larger than any block of a pass: nothing is mapped on its own, nothing is given back.
 _NEVER = str(2**36)
 _GLIBC = {"MALLOC_TRIM_THRESHOLD_": _NEVER, "MALLOC_MMAP_THRESHOLD_": _NEVER}
+_PACKAGES = {"jemalloc": "libjemalloc2", "tcmalloc": "libgoogle-perftools4"}
 MALLOCS = ("system", "glibc", "jemalloc", "tcmalloc")
 
 
@@ -208,7 +210,7 @@ def malloc_environment(name):
     found = ctypes.util.find_library(name)
     here = sorted(glob.glob(os.path.join(sys.prefix, "lib", f"lib{name}.so*")))
     if not found and not here:
-        sys.exit(f"--malloc {name}: lib{name} is not installed (Debian: lib{name}2 or the like)")
+        sys.exit(f"--malloc {name}: lib{name} is not installed (Debian: {_PACKAGES[name]})")
     return {"LD_PRELOAD": here[0] if here else found}
 
 

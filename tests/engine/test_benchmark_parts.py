@@ -1,6 +1,5 @@
 """tools/benchmark.py: what each part measures, on models of milliseconds."""
 
-import importlib
 import sys
 
 import pytest
@@ -133,8 +132,8 @@ def test_processes_share_a_step(benchmark, in_two_processes):
         assert name.startswith("all-reduce of ") and len(seconds) == 2
 
 
-def test_losses_are_left_as_they_were():
-    clock_of = importlib.import_module("benchmarking.clock")
+def test_losses_are_left_as_they_were(benchmark):
+    clock_of = sys.modules["benchmarking.clock"]
     model = _Toy()
     clock = clock_of.Clock(now=lambda: 0)
     clock.start()
@@ -144,8 +143,8 @@ def test_losses_are_left_as_they_were():
     assert "my_losses" not in vars(model) and not hasattr(toy_loss, "__wrapped__")
 
 
-def test_stages_are_found_by_registry_then_by_name():
-    clock_of = importlib.import_module("benchmarking.clock")
+def test_stages_are_found_by_registry_then_by_name(benchmark):
+    clock_of = sys.modules["benchmarking.clock"]
     stages = clock_of.find_stages(_Toy())
     assert list(stages.values()) == ["neck and pixel decoder", "heads", "proposals"]
 
@@ -163,6 +162,7 @@ def test_the_evaluator(measure, caplog):
     result = measure("evaluator", ["TEST.PROTOCOLS", "('native', 'official')"])
     assert result.seconds[0] == pytest.approx(sum(x[0] for x in result.parts.values()))
     assert list(result.parts) == ["records", "summary"] and result.floors["records"] > 0
+    assert 100 < result.rates["record_bytes"] < 10000
     assert result.notes == ["evaluator: 8 samples, protocols native, official"]
 
 

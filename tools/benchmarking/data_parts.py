@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pickle
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -163,6 +164,8 @@ def evaluator(cfg, case, args):
         seconds, cpu_seconds = seconds_of(lambda: judge.process(inputs, answers))
         record, cpu = record + seconds, cpu + cpu_seconds
         floor += seconds_of(lambda: list(map(_least_work, some, answers)))[0]
+    # What processes exchange.
+    size = len(pickle.dumps(getattr(judge, "records", [])))
     summary, cpu_seconds = seconds_of(judge.evaluate)
     cpu += cpu_seconds
     count = len(samples)
@@ -172,6 +175,7 @@ def evaluator(cfg, case, args):
         {"records": record / count, "summary": summary / count},
     )
     result.floors = {"records": floor / count}
+    result.rates["record_bytes"] = size / count
     result.notes.append(f"evaluator: {count} samples, protocols {', '.join(cfg.TEST.PROTOCOLS)}")
     return result
 
