@@ -52,7 +52,7 @@ def prepare(facts, image):
         scale = min(height / image.height, width / image.width)
         rows = min(height, max(1, round(image.height * scale)))
         columns = min(width, max(1, round(image.width * scale)))
-    if facts["resize"] == "pil":
+    if facts["resize"] != "cv2":
         content = image.resize((columns, rows), Image.BILINEAR)
     else:  # OpenCV's rule: no filter
         matrix = (image.width / columns, 0, 0, 0, image.height / rows, 0)

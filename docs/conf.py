@@ -67,7 +67,7 @@ def unlink(app, docname, source):
 
     def text_alone(link):
         target = here / link[2]
-        return link[1] if target.is_dir() or target.suffix in (".safetensors", ".ipynb") else link[0]
+        return link[1] if target.is_dir() or target.suffix in (".safetensors", ".onnx", ".ipynb") else link[0]
 
     source[0] = re.sub(r"(?<!!)\[([^\]]*)\]\(([\w./-]+)\)", text_alone, source[0])
 

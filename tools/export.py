@@ -17,8 +17,8 @@ prints them). A graph takes images and token ids and gives what GroundingGraph i
 igvg_d2/inference/graph.py describes, with any batch and any length of text. Before the file
 appears, it is compared with PyTorch: at fp32 points must be the same, and other outputs within
 1e-4 of their largest value. --precision fp16 stores weights in half the bytes and computes in
-float32; int8 computes the linear layers of the encoder in int8 (ONNX), or stores the weights of all
-layers in int8 (OpenVINO). What they lose is printed.
+float32; int8 computes the encoder's linear layers and 3 x 3 convolutions in int8 (ONNX), or stores
+all weights in int8 (OpenVINO). What they lose is printed.
 """
 
 import argparse
@@ -197,8 +197,7 @@ def show(path):
         facts = dict.fromkeys(names, "")
         torch.export.load(path, extra_files=facts)
     elif path.endswith(".xml"):
-        info = needed("openvino").Core().read_model(path).get_rt_info(["igvg_d2"]).value
-        facts = {name: value.value for name, value in info.items()}
+        facts = needed("openvino").Core().read_model(path).get_rt_info(["igvg_d2"]).value
     else:
         facts = read_metadata(path)
     print(to_json_text(facts, indent=2))

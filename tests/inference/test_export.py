@@ -104,32 +104,6 @@ def test_a_graph_that_computes_something_else_is_not_written(export):
     assert text == "1 of 2 points moved, masks 5.0e-05"
 
 
-def test_half_weights_are_computed_in_float32(formats, tmp_path):
-    onnx = pytest.importorskip("onnx", reason=EXTRA)
-    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
-    weights = np.linspace(-1, 1, 128 * 64, dtype=np.float32).reshape(128, 64)
-    bias = np.full(64, 1 / 3, np.float32)
-    graph = helper.make_graph(
-        [helper.make_node("Gemm", ["image", "weights", "bias"], ["masks"])],
-        "graph",
-        [helper.make_tensor_value_info("image", kind, [1, 128])],
-        [helper.make_tensor_value_info("masks", kind, [1, 64])],
-        [
-            onnx.numpy_helper.from_array(weights, "weights"),
-            onnx.numpy_helper.from_array(bias, "bias"),
-        ],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    formats.halve(model)
-    onnx.checker.check_model(model)
-    onnx.save_model(model, str(tmp_path / "half.onnx"))
-    assert (tmp_path / "half.onnx").stat().st_size < 1.1 * 2 * weights.size
-    image = np.ones((1, 128), np.float32)
-    found = formats.run_onnx(str(tmp_path / "half.onnx"))([image])["masks"]
-    rounded = image @ weights.astype(np.float16).astype(np.float32) + bias
-    np.testing.assert_allclose(found, rounded, rtol=1e-5)
-
-
 @pytest.mark.parametrize(
     "arguments, message",
     [
