@@ -37,13 +37,16 @@ class GroundingGraph(nn.Module):
     def __init__(self, model: IGVG):
         """
         Args:
-            model: in evaluation mode; of half precision, it computes in half precision what it
-                does under autocast, and takes and gives the same types.
+            model: in evaluation mode, float32.
+
+        Raises:
+            TypeError: another architecture.
         """
         super().__init__()
+        if not isinstance(model, IGVG):
+            name = type(model).__name__
+            raise TypeError(f"MODEL.META_ARCHITECTURE: only graphs of IGVG are made, got {name}")
         self.model = model
-        for name in ("pixel_mean", "pixel_std"):
-            self.register_buffer(name, getattr(model, name).float(), persistent=False)
 
     def forward(
         self, image: torch.Tensor, text_ids: torch.Tensor, text_padding_mask: torch.Tensor
@@ -66,8 +69,8 @@ class GroundingGraph(nn.Module):
             * "attention_map" (N, Hi, Wi): where the text looked.
         """
         model = self.model
-        pixels = (image.float() - self.pixel_mean) / self.pixel_std
-        features = model.backbone(pixels.to(model.pixel_mean.dtype), text_ids, text_padding_mask)
+        pixels = (image.float() - model.pixel_mean) / model.pixel_std
+        features = model.backbone(pixels, text_ids, text_padding_mask)
         found, _ = model.predict(features)
         found = {**found, **to_probabilities(found, model.postprocess)}
         union_mask = found.get("sem_seg")

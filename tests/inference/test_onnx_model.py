@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 from PIL import Image
 
 from igvg_d2.data.resize import build_resize
@@ -16,9 +17,11 @@ from igvg_d2.data.tokenizer import build_tokenizer
 from igvg_d2.data.transforms import GeometricTransform
 from igvg_d2.engine import setup_config
 from igvg_d2.inference import GroundingPredictor
-from igvg_d2.inference.graph import INPUTS, GroundingGraph, tokenizer_facts
+from igvg_d2.inference.graph import INPUTS, GroundingGraph, to_model_outputs, tokenizer_facts
 from igvg_d2.inference.onnx_model import OnnxModel
+from igvg_d2.modeling.batch import answer_batch, pad_texts
 from igvg_d2.modeling.postprocessing import PostprocessOptions, rank_outputs
+from igvg_d2.testing import random_batch, tiny_cfg
 from tests.engine.test_scripts import ROOT, load_script
 
 pytest.importorskip("onnxruntime", reason="needs pip install 'igvg_d2[export]'")
@@ -92,6 +95,30 @@ def test_graph_and_model_end_in_the_same_bits(predictors, monkeypatch):
                 getattr(found, name).astype(float), getattr(expected, name), atol=1e-4
             )
         assert found.no_target_score == pytest.approx(expected.no_target_score, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["PointGuided", ""])
+def test_a_graph_has_what_the_answers_are_made_of(name):
+    """With and without queries, of texts of several lengths, thresholds outside of the graph."""
+    opts = ["MODEL.QUERY_GENERATOR.NAME", name and f"{name}QueryGenerator"]
+    cfg = tiny_cfg([*opts, "MODEL.GROUNDING_HEAD.NAME", name and f"{name}GroundingHead"])
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    batch = random_batch((0, 0, 0), lengths=(5, 3, 9))
+    with torch.no_grad():
+        expected = model(batch)
+        found = GroundingGraph(model)(
+            torch.stack([x["image"] for x in batch]), *pad_texts(batch)[:2]
+        )
+    assert ("scores" in found) == ("points" in found) == bool(name)
+    answers = answer_batch(batch, to_model_outputs(found), (64, 64), model.postprocess)
+    for one, other in zip(expected, answers):
+        assert torch.equal(one["mask"], other["mask"])
+        assert one["no_target"] == other["no_target"]
+        assert torch.equal(one["candidates"].scores, other["candidates"].scores)
+        assert torch.equal(one["candidates"].pred_masks, other["candidates"].pred_masks)
+    with pytest.raises(TypeError, match="only graphs of IGVG are made, got Linear"):
+        GroundingGraph(torch.nn.Linear(1, 1))
 
 
 def test_the_demo_answers_without_pytorch(predictors, demo, tmp_path):
