@@ -85,7 +85,7 @@ class ViLT(VisionLanguageBackbone):
         positions = positions.transpose(1, 2).unflatten(2, (side, side))
         positions = F.interpolate(positions, size=grid, mode="bilinear", align_corners=True)
         cells = (patches + positions).flatten(2).transpose(1, 2)
-        cls = (embeddings.cls_token + cls_position).expand(len(cells), -1, -1)
+        cls = (embeddings.cls_token + cls_position).expand(cells.shape[0], -1, -1)
         return embeddings.dropout(torch.cat([cls, cells], dim=1)), grid
 
     def convert_weights(self, tensors: Dict[str, torch.Tensor]) -> Optional[Dict]:

@@ -20,6 +20,7 @@ from igvg_d2.checkpoint import GroundingCheckpointer
 from igvg_d2.data import TOKENIZER_REGISTRY
 from igvg_d2.data.synthetic import vocabulary_words, write_shapes
 from igvg_d2.data.tokenizer import is_mostly_unknown, unknown_words
+from igvg_d2.inference.graph import GroundingGraph, example_inputs, trace
 from igvg_d2.testing import (
     assert_all_parameters_used,
     assert_backbone_contract,
@@ -135,6 +136,20 @@ def test_model_trains_and_answers_with_it(vilt, parts):
     with torch.no_grad():
         (output,) = model.eval()(random_batch([1]))
     assert output["mask"].shape == (64, 64)
+
+
+def test_bfloat16_and_exported_graph(vilt):
+    torch.manual_seed(0)
+    cfg = make_cfg(vilt)
+    model = build_model(cfg)
+    with EventStorage(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_losses_contract(model(random_batch([2, 0, 1])), model(random_batch([0, 0])), {})
+    graph = GroundingGraph(model.eval())
+    inputs = example_inputs(cfg, model.backbone.vocab_size, (9, 5, 4), seed=1)
+    with torch.no_grad():
+        found, expected = trace(graph, cfg).module()(*inputs), graph(*inputs)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4)
 
 
 def test_longer_texts_than_positions_are_refused_at_once(vilt):
