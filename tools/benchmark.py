@@ -28,10 +28,11 @@ examples:
   python tools/benchmark.py --config-file X --compare before.json
       What has changed: the ratio of each part, also "at equal gemm", without that of the machines.
 
-malloc: by default glibc gives large blocks back to the system and takes them anew in every pass,
-page by page. --malloc glibc (the default on Linux) tells it not to, by two variables that are
-printed, and that you can set for your own runs; system leaves all as it is; jemalloc and tcmalloc
-are preloaded if they are installed. --malloc system,glibc measures the difference.
+malloc: glibc takes each block of more than 32 MiB from the system anew, page by page, and gives it
+back. The base model has such blocks in large batches and in training, none in a pass of one image,
+which takes the same time either way. --malloc glibc (the default on Linux) keeps them, by two
+variables that are printed, and that you can set for your own runs; system leaves all as it is;
+jemalloc and tcmalloc are preloaded if they are installed. --malloc system,glibc measures it.
 """
 
 import argparse
