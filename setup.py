@@ -55,6 +55,8 @@ setup(
         "export": EXPORT,
         # GroundingResult.to_supervision()
         "supervision": ["supervision>=0.20"],
+        # Annotations of RefCOCO-M and Ref-L4.
+        "parquet": ["pyarrow>=14"],
         "test-web": TEST_WEB,
         "all": LINT + TEST + DEMO + DOCS + ["mypy>=1.8"],
     },

@@ -229,7 +229,9 @@ def is_backed(samples, folder):
         for item in sample["annotations"]:
             if item["id"] not in ids and item["id"] >= 0:
                 return False
-            if list(item["segmentation"]["size"]) != [sample["height"], sample["width"]]:
+            # A target may have a box only.
+            size = [sample["height"], sample["width"]]
+            if "segmentation" in item and list(item["segmentation"]["size"]) != size:
                 return False
     return True
 

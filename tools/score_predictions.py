@@ -58,7 +58,7 @@ from igvg_d2.io.terminal import printable
 # Problems of one kind that are listed by name.
 _LISTED = 10
 # What cannot be said without boxes; tasks of other protocols end in "_<protocol>".
-_BOX_TASKS = ("grec", "grec_calibrated", "instance", "rec")
+_BOX_TASKS = ("grec", "grec_calibrated", "instance", "rec", "ref_l4", "openref")
 
 
 def parse_args(argv=None):

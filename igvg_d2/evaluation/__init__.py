@@ -6,6 +6,8 @@ from .frames import GroundTruth
 from .grefcoco_evaluation import GRefCOCOEvaluator
 from .grounding_evaluation import GroundingEvaluator
 from .no_target_evaluation import RefZOMEvaluator, RRefCOCOEvaluator
+from .openref_evaluation import OpenRefEvaluator
 from .protocols import PROTOCOLS, Protocol, parse_protocols
+from .ref_l4_evaluation import RefL4Evaluator
 from .refcoco_evaluation import RefCOCOEvaluator
 from .reporting import merge_records

@@ -23,6 +23,8 @@ _EVALUATOR_TYPES = {
     "refcoco": "RefCOCOEvaluator",
     "refzom": "RefZOMEvaluator",
     "rrefcoco": "RRefCOCOEvaluator",
+    "ref_l4": "RefL4Evaluator",
+    "openref": "OpenRefEvaluator",
 }
 
 

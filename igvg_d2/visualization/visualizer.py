@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import torch
 from detectron2.data.detection_utils import annotations_to_instances
-from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.structures import BitMasks, Instances
 
 from igvg_d2.evaluation.metrics import count_pixels, gres_counts
 from igvg_d2.io.image import read_image, size_mismatch
@@ -41,9 +41,8 @@ class Verdict(NamedTuple):
 def judge_prediction(output: Dict[str, Any], truth: Instances) -> Verdict:
     """Compare a model's output with the ground truth of its sample by the rules of GRES.
 
-    Where the truth lacks a mask, masks are the boxes, filled.
+    Where a target has no mask, correct is an answer of as many instances.
     """
-    truth, output = _with_known_masks(truth, output)
     mask = drawing.resize_masks(to_array(output["mask"])[None], truth.image_size)[0]
     intersection, union, _, _ = count_pixels(mask, to_array(truth.gt_masks.tensor).any(axis=0))
     no_target = bool(output["no_target"])
@@ -60,6 +59,8 @@ def judge_prediction(output: Dict[str, Any], truth: Instances) -> Verdict:
         if kept != len(truth):
             text += f", {kept} {'of' if kept < len(truth) else 'for'} {len(truth)}"
     correct = iou >= _CORRECT_IOU
+    if truth.has("gt_has_mask") and not truth.gt_has_mask.all() and not no_target:
+        correct, text = kept == len(truth), f"{kept} for {len(truth)}, no mask annotated"
     return Verdict(correct, iou, f"{'✓' if correct else '✗'} {text}")
 
 
@@ -71,23 +72,6 @@ def ground_truth(annotations: Sequence[Dict[str, Any]], image_size: Tuple[int, i
         truth.gt_masks = BitMasks(torch.zeros(0, *image_size, dtype=torch.bool))
     truth.gt_has_mask = torch.tensor(["segmentation" in a for a in annotations], dtype=torch.bool)
     return truth
-
-
-def _with_known_masks(truth: Instances, output: Dict[str, Any]):
-    """Truth and output with filled boxes as masks if a target of the truth has no mask."""
-    if not truth.has("gt_has_mask") or truth.gt_has_mask.all():
-        return truth, output
-    filled = Instances(truth.image_size, gt_masks=BitMasks(_fill(truth.gt_boxes, truth)))
-    kept = output["instances"]
-    return filled, {**output, "mask": _fill(kept.pred_boxes, kept).any(dim=0)}
-
-
-def _fill(boxes: Boxes, instances: Instances) -> torch.Tensor:
-    """bool (T, height, width) of the inside of boxes, in the frame of the instances."""
-    masks = torch.zeros(len(boxes), *instances.image_size, dtype=torch.bool)
-    for mask, (x0, y0, x1, y1) in zip(masks, boxes.tensor.clamp(min=0).round().int().tolist()):
-        mask[y0:y1, x0:x1] = True
-    return masks
 
 
 def to_array(tensor: torch.Tensor) -> np.ndarray:

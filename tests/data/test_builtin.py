@@ -55,6 +55,11 @@ def test_builtin_names_are_in_the_catalog_and_metadata_is_complete(registered, t
         *("seqtr_rrefcoco_val_rrefcocoplus", "seqtr_rrefcoco_val_rrefcocog"),
         *(f"seqtr_refcocog_umd_{split}" for split in ("train", "val", "test")),
     }
+    names = ("refcoco_unc", "refcoco+_unc", "refcocop_unc")
+    expected |= {f"{name}_{split}_reviewed" for name in names for split in splits[1:]}
+    expected |= {f"refcocog_umd_{split}_reviewed" for split in ("val", "test")}
+    expected |= {"refcoco_m_val", *(f"ref_l4_{split}" for split in ("val", "test", "all"))}
+    expected |= {f"openref_{split}" for split in ("train", "val", "none_test")}
     assert set(registered) == expected and expected <= set(DatasetCatalog.list())
     metadata, _ = registered["shapes_testB"]
     assert "prepare_synthetic" in metadata.pop("hint")
@@ -127,3 +132,24 @@ def test_files_are_found_under_each_of_their_names(tmp_path, monkeypatch):
     mixed = str(annotations / "mixed-seg/instances_nogoogle.json")
     assert found["seqtr_mixed_train"] == mixed
     assert found["seqtr_grefcoco_train"] == str(annotations / "grefs/instances.json")
+
+
+def test_newer_benchmarks_say_which_of_their_files_is_missing(registered, tmp_path):
+    metadata, load = registered["ref_l4_all"]
+    folder = tmp_path / "ref-l4"
+    assert metadata["more_files"] == (str(folder / "ref-l4-test.parquet"),)
+    assert (metadata["evaluator_type"], metadata["split"]) == ("ref_l4", "all")
+    for name, word in (
+        ("ref_l4_all", "ref-l4-val.parquet"),
+        ("refcoco_m_val", "validation-00000-of-00002.parquet"),
+        ("openref_val", "openref/val.json"),
+    ):
+        with pytest.raises(FileNotFoundError, match=f"'{name}' needs .*{word}.*datasets/README.md"):
+            registered[name][1]()
+    for name in ("refs(unc).p", "instances.json"):
+        (tmp_path / "refcoco").mkdir(exist_ok=True)
+        (tmp_path / "refcoco" / name).write_bytes(b"")
+    metadata, load = registered["refcoco_unc_testA_reviewed"]
+    assert metadata["evaluator_type"] == "refcoco"
+    with pytest.raises(FileNotFoundError, match="annotation_reviewed/refcoco_testA_reviewed.json"):
+        load()

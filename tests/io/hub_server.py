@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 GREFCOCO = "81eede59b3ac070049f597d023c0ff08d1fb80e9"
+OTHERS = ("2a8fb52111949aeb1166a7a5dda4af83273ed375", "a155a94abcdb31a08b451351eb0aae5359806ded")
 
 
 class Hub(ThreadingHTTPServer):
@@ -74,7 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self.refuse(401, "RepoNotFound")
         if repo in self.server.gated and headers.get("Authorization") != "Bearer right":
             return self.refuse(403, "GatedRepo")
-        if revision not in ("main", "v1", COMMIT, GREFCOCO):
+        if revision not in ("main", "v1", COMMIT, GREFCOCO, *OTHERS):
             return self.refuse(404, "RevisionNotFound")
         if what == "tree":
             entries = [{"type": "file", "path": p, "size": 1, "oid": "0" * 40} for p in files]

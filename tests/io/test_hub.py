@@ -2,11 +2,13 @@
 
 import errno
 import hashlib
+import io
 import logging
 import os
 import re
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -218,6 +220,13 @@ def test_documented_downloads_bring_the_files_to_their_places(hub, tmp_path):
             hub.files.setdefault(f"datasets/{file.repo}", {})[file.path] = address.encode()
             commands = commands.replace(digest, hashlib.sha256(address.encode()).hexdigest())
     hub.files["datasets/Dmmm997/InstanceVG_Data"] = {"annotations/grefs/instance.json": b"{}"}
+    parts = {f"data/validation-0000{i}-of-00002.parquet": b"rows" for i in range(2)}
+    hub.files["datasets/moondream/refcoco-m"] = parts
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("coco_1.jpg"))
+    hub.files["datasets/JierunChen/Ref-L4"] = {"images.tar.gz": archive.getvalue()}
+    hub.files["datasets/Wuzj/OpenRef"] = {"val.json": b"[]"}
     environment = {
         **os.environ,
         "HF_HOME": str(tmp_path / "home"),
@@ -229,6 +238,9 @@ def test_documented_downloads_bring_the_files_to_their_places(hub, tmp_path):
     run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 0 and run.stdout.count(": OK") == 2, run.stdout + run.stderr
     assert (tmp_path / "seqtr_type/annotations/grefs/instance.json").read_bytes() == b"{}"
+    for name in (*(f"refcoco-m/{part}" for part in parts), "ref-l4/images/coco_1.jpg"):
+        assert (tmp_path / name).is_file(), name
+    assert (tmp_path / "openref/val.json").read_bytes() == b"[]"
 
 
 def test_known_hashes_are_those_of_the_facts():

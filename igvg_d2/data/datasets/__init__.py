@@ -1,6 +1,7 @@
 """Readers of the benchmarks' official files; importing it registers the built-in data sets."""
 
 from . import builtin
+from .benchmarks import ROW_RULES, load_reviewed, load_rows
 from .coco_expressions import load_expressions, register_expressions
 from .fingerprint import fingerprint
 from .instances import InstanceFile

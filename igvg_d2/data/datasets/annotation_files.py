@@ -2,9 +2,11 @@
 
 import contextlib
 import gc
+import importlib
 import json
 import logging
 import os
+import re
 from typing import Any, Iterator, List, Sequence, Tuple
 
 from detectron2.utils.file_io import PathManager
@@ -29,13 +31,16 @@ def iterate_refs(path: str) -> Iterator[Any]:
     """The items of a list of referring records, whatever they are.
 
     Args:
-        path: annotation file; ``.json``, or else the refer API's pickle of Python 2 or 3.
+        path: annotation file; ``.json``, ``.parquet`` (rows without the column "image"; of a name
+            such as "val-00000-of-00002.parquet" all parts), or else the refer API's pickle.
 
     Raises:
         ValueError: names the file; a pickle that holds more than plain values is refused.
+        ImportError: parquet needs pyarrow.
     """
     number = 0
-    items = _iterate_json_list(path) if path.endswith(".json") else _unpickle_list(path)
+    readers = {".json": _iterate_json_list, ".parquet": _iterate_parquet}
+    items = readers.get(os.path.splitext(path)[1], _unpickle_list)(path)
     for number, item in enumerate(items, start=1):
         yield item
     logger.info("%s: %d records, sha256 %s", path, number, file_sha256(path))
@@ -48,6 +53,26 @@ def _unpickle_list(path: str) -> List[Any]:
     if not isinstance(items, list):
         raise ValueError(f"{path}: expected {_LIST}, found {describe(items)}")
     return items
+
+
+def _iterate_parquet(path: str) -> Iterator[Any]:
+    """Rows of all parts of a file; images inside would fill the memory, and lie elsewhere."""
+    try:
+        parquet = importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise ImportError(f"{path}: parquet files need 'pip install pyarrow'") from error
+    part = re.fullmatch(r"(.*-)\d{5}(-of-(\d{5})\.parquet)", path)
+    numbers = range(int(part[3])) if part else ()
+    for name in [f"{part[1]}{i:05d}{part[2]}" for i in numbers] or [path]:
+        _check_regular(name)
+        try:
+            with PathManager.open(name, "rb") as file:
+                table = parquet.ParquetFile(file)
+                columns = [column for column in table.schema_arrow.names if column != "image"]
+                for batch in table.iter_batches(columns=columns):
+                    yield from batch.to_pylist()
+        except ValueError as error:
+            raise ValueError(f"{name}: no whole parquet file ({error}); download again") from error
 
 
 def _iterate_json_list(path: str) -> Iterator[Any]:

@@ -11,6 +11,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from detectron2.utils.file_io import PathManager
 
+from .benchmarks import load_reviewed, load_rows
 from .referring import load_referring
 from .registration import register_grounding
 from .seqtr import load_seqtr
@@ -49,6 +50,9 @@ _REFERRING = {
     "rrefcocop_unc": ("rrefcoco", _R_PLUS, _R_FILES, ("train", "val")),
     "rrefcocog_umd": ("rrefcoco", _R_G, _R_G_FILES, ("train", "val")),
 }
+# Those of which the authors of Ref-L4 have published reviewed labels, and how their files begin.
+_REVIEWED = {"refcoco_unc": "refcoco", "refcoco+_unc": "refcoco+", "refcocop_unc": "refcoco+"}
+_REVIEWED["refcocog_umd"] = "refcocog"
 # The released project's JSON: name -> (evaluator, folder below seqtr_type/annotations, names of the
 # file, splits). README and configs there disagree on file names.
 _MIXED_SPLITS = ("train", *(f"{s}_refcoco_unc" for s in _UNC_SPLITS[1:])) + (
@@ -76,6 +80,18 @@ _SEQTR_KEYS = {"val_rrefcocoplus": "val_rrefcoco+"}
 _PLACES = ("images", "coco", "images/mscoco", "images/mscoco/images")
 _IMAGE_FOLDERS = tuple(f"{place}/train2014" for place in _PLACES)
 _REFZOM_IMAGE_FOLDERS = tuple(f"{place}/trainval2014" for place in _PLACES)
+# Files of records that hold everything: name -> (row rule, evaluator, file, image folders).
+_M = "refcoco-m/data/validation-00000-of-00002.parquet"
+_ROWS = {
+    "refcoco_m_val": ("refcoco_m", "refcoco", _M, _IMAGE_FOLDERS),
+    "ref_l4_val": ("ref_l4", "ref_l4", "ref-l4/ref-l4-val.parquet", ("ref-l4/images",)),
+    "ref_l4_test": ("ref_l4", "ref_l4", "ref-l4/ref-l4-test.parquet", ("ref-l4/images",)),
+    "ref_l4_all": ("ref_l4", "ref_l4", "ref-l4/ref-l4-val.parquet", ("ref-l4/images",)),
+    "openref_train": ("openref", "openref", "openref/train.json", ("openref/images",)),
+    "openref_val": ("openref", "openref", "openref/val.json", ("openref/images",)),
+    # The layout that the scripts of its authors read.
+    "openref_none_test": ("openref", "openref", "openref/none_test_labels.json", ("openref/none",)),
+}
 _DOWNLOAD_HINT = (
     "download '{folder}' as datasets/README.md describes, or point the environment variable "
     "DETECTRON2_DATASETS to the folder that has it"
@@ -88,6 +104,7 @@ def register_builtin(root: str) -> None:
     Args:
         root: folder that contains ``grefcoco/``, ``shapes/``, ``seqtr_type/``, ... and the images.
     """
+    reviewed = os.path.join(_find(root, ("ref-l4",)), "refcocos_annotation_reviewed")
     for name, (benchmark, folders, file_names, splits) in _REFERRING.items():
         pairs = [os.path.join(folder, file) for folder in folders for file in file_names]
         annotation_file = _find(root, pairs)
@@ -108,6 +125,11 @@ def register_builtin(root: str) -> None:
         loader = partial(load_referring, target_rule=benchmark)
         for split in splits:
             _register(f"{name}_{split}", loader, {**files, "split": split}, benchmark, hint)
+            if name in _REVIEWED and split != "train":
+                path = os.path.join(reviewed, f"{_REVIEWED[name]}_{split}_reviewed.json")
+                more = {**files, "split": split, "reviewed_file": path}
+                what = _DOWNLOAD_HINT.format(folder=reviewed)
+                _register(f"{name}_{split}_reviewed", load_reviewed, more, benchmark, what)
     here = _find(root, ("seqtr_type", "data/seqtr_type"))
     for name, (benchmark, folder, file_names, splits) in _SEQTR.items():
         images = _REFZOM_IMAGE_FOLDERS if benchmark == "refzom" else _IMAGE_FOLDERS
@@ -121,6 +143,14 @@ def register_builtin(root: str) -> None:
         for split in splits:
             key = _SEQTR_KEYS.get(split, split)
             _register(f"{name}_{split}", load_seqtr, {**files, "split": key}, benchmark, hint)
+    for name, (rule, evaluator_type, path, images) in _ROWS.items():
+        path = _find(root, (path,))
+        split = name.rpartition("_")[2]
+        files = {"annotation_file": path, "image_root": _find(root, images), "split": split}
+        if name == "ref_l4_all":
+            files["more_files"] = (path.replace("-val.parquet", "-test.parquet"),)
+        hint = _DOWNLOAD_HINT.format(folder=os.path.dirname(path))
+        _register(name, partial(load_rows, row_rule=rule), files, evaluator_type, hint)
 
 
 def _register(
@@ -139,7 +169,7 @@ def _load(
     skipped: Optional[List[str]] = None,
 ) -> List[Dict[str, Any]]:
     """Runs a reader after saying clearly which file is missing."""
-    for key in ("annotation_file", "instances_file"):
+    for key in ("annotation_file", "instances_file", "reviewed_file"):
         if key in files and not PathManager.isfile(files[key]):
             raise FileNotFoundError(f"data set '{name}' needs '{files[key]}': {hint}")
     return loader(**files, skipped=skipped)
