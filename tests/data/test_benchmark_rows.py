@@ -144,7 +144,7 @@ def test_parquet_is_the_same_data(load, tmp_path):
 
 def test_parquet_says_what_it_needs(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(ImportError, match="pip install pyarrow"):
+    with pytest.raises(ValueError, match="x.parquet: parquet files need .pip install pyarrow"):
         load_rows(str(tmp_path / "x.parquet"), str(tmp_path), "val", "ref_l4")
 
 

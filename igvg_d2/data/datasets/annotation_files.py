@@ -36,7 +36,6 @@ def iterate_refs(path: str) -> Iterator[Any]:
 
     Raises:
         ValueError: names the file; a pickle that holds more than plain values is refused.
-        ImportError: parquet needs pyarrow.
     """
     number = 0
     readers = {".json": _iterate_json_list, ".parquet": _iterate_parquet}
@@ -60,7 +59,7 @@ def _iterate_parquet(path: str) -> Iterator[Any]:
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError as error:
-        raise ImportError(f"{path}: parquet files need 'pip install pyarrow'") from error
+        raise ValueError(f"{path}: parquet files need 'pip install pyarrow'") from error
     part = re.fullmatch(r"(.*-)\d{5}(-of-(\d{5})\.parquet)", path)
     numbers = range(int(part[3])) if part else ()
     for name in [f"{part[1]}{i:05d}{part[2]}" for i in numbers] or [path]:
