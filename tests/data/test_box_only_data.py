@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from igvg_d2.data import AntialiasedResize, GroundingDatasetMapper
 from igvg_d2.data.datasets import fingerprint, load_expressions, register_expressions
 from igvg_d2.data.datasets.checks import check_dataset
 from igvg_d2.visualization import GroundingVisualizer
+from igvg_d2.visualization.visualizer import ground_truth, judge_prediction
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = importlib.util.spec_from_file_location("export", ROOT / "tools" / "export_dataset.py")
@@ -68,8 +71,14 @@ def test_from_file_to_training_sample(write, entry, tmp_path, caplog):
     assert instances.gt_boxes.tensor.tolist() == [[4.0, 6.0, 12.0, 16.0]] * 2
     assert instances.gt_masks.tensor[0].sum() > 0 and not instances.gt_masks.tensor[1].any()
     assert mapper(samples[1])["instances"].gt_has_mask.shape == (0,)
-    # It is drawn with its box.
+    # It is drawn with its box, and an answer is judged by its number of instances.
     assert GroundingVisualizer().draw_annotation(samples[0]).shape[2] == 3
+    truth, found = ground_truth(samples[0]["annotations"], (10, 12)), Instances((10, 12))
+    found.pred_boxes = Boxes(truth.gt_boxes.tensor)
+    output = {"mask": np.zeros((10, 12)) > 0, "no_target": False, "instances": found}
+    output = {key: torch.as_tensor(x) if key == "mask" else x for key, x in output.items()}
+    verdict = judge_prediction({**output, "candidates": found}, truth)
+    assert verdict.correct and verdict.text == "✓ 2 for 2, no mask annotated"
 
 
 def test_checks_count_it_and_an_export_keeps_it(write, tmp_path):
