@@ -52,6 +52,7 @@ import igvg_d2  # noqa: F401  (first: it names a missing requirement in one line
 # isort: split
 from igvg_d2.engine import setup_config
 from igvg_d2.engine.setup import set_num_threads
+from igvg_d2.io.terminal import printable
 
 # Not there when a test or another project runs this file.
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -279,7 +280,7 @@ def main(argv=None, add_config=()):
         try:
             print(f"\n{report.compare(found, args.compare)}")
         except ValueError as error:
-            sys.exit(str(error))
+            sys.exit(printable(error))
 
 
 if __name__ == "__main__":

@@ -74,5 +74,5 @@ def test_a_gpu_gets_pinned_memory_and_masks_as_bytes(monkeypatch):
         "igvg_d2.modeling.targets.to_device", lambda x, device: sent.append(x.dtype) or x
     )
     targets = random_targets([1, 0])
-    assert sent == [torch.float32, torch.bool, torch.bool]
+    assert sent == [torch.float32, torch.bool, torch.bool, torch.bool]
     assert targets.masks.dtype == torch.float32

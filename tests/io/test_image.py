@@ -14,6 +14,8 @@ from igvg_d2.io.image import missing_image, read_image, size_mismatch
 
 ROOT = Path(__file__).resolve().parents[2]
 READER = ROOT / "igvg_d2" / "io" / "image.py"
+# It works without this library; what Pillow alone takes is measured there.
+OTHERS = (ROOT / "demo" / "onnx_demo.py", ROOT / "tools" / "benchmarking" / "data_parts.py")
 FOLDERS = ("igvg_d2", "tools", "demo", "dev", "projects")
 # Functions of PIL, OpenCV, matplotlib, imageio, torchvision and Detectron2 that decode a file.
 OPENERS = ("Image.open", ".imread", ".imdecode", ".decode_image", "utils.read_image")
@@ -24,7 +26,7 @@ def test_nothing_else_opens_images():
     for folder in FOLDERS:
         files += ROOT.glob(f"{folder}/**/*.py")
     wrong = []
-    for path in set(files) - {READER}:
+    for path in set(files) - {READER, *OTHERS}:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [ast.unparse(node.func)] if isinstance(node, ast.Call) else []
             if isinstance(node, ast.ImportFrom):

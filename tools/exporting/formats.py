@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from igvg_d2.inference.graph import INPUTS, example_inputs, trace
+from igvg_d2.io.terminal import printable
 
 # Weights of a tensor that are not worth halving: biases, scales.
 _FEW_WEIGHTS = 4096
@@ -35,7 +36,7 @@ def needed(module, extra="export"):
     try:
         return __import__(module, fromlist=["_"])
     except ImportError as error:
-        sys.exit(f"this format needs {error.name}: pip install 'igvg_d2[{extra}]'")
+        sys.exit(printable(f"this format needs {error.name}: pip install 'igvg_d2[{extra}]'"))
 
 
 def write_torch(graph, cfg, path, precision, facts):
