@@ -124,7 +124,8 @@ def _add_dense_parts(cfg: CN) -> None:
     cfg.MODEL.IGVG.HIDDEN_DIM = 256
     # Bilinear mode of mask and UNet up-sampling; the release uses True.
     cfg.MODEL.IGVG.ALIGN_CORNERS = False
-    # Masks are supervised at "image" resolution (released) or at "feature" resolution (cheaper).
+    # Masks are supervised at "image" resolution (released), at "feature" resolution (cheaper), or
+    # at random "points" where they are uncertain: others in each micro-batch and process.
     cfg.MODEL.IGVG.MASK_LOSS_RESOLUTION = "image"
     cfg.MODEL.IGVG.TEST = CN()
     # A query is kept, and counts as a detected target, from this score on.

@@ -6,7 +6,14 @@ import torch
 from detectron2.config import configurable
 from torch import nn
 
-from .losses import dice_loss, mask_bce_loss, resize_logits, weighted_cross_entropy
+from .losses import (
+    NUM_POINTS,
+    dice_loss,
+    mask_bce_loss,
+    resize_logits,
+    sample_masks,
+    weighted_cross_entropy,
+)
 from .targets import GroundingTargets
 from .transformer import MLP
 
@@ -28,6 +35,7 @@ class GlobalHead(nn.Module):
         align_corners: bool,
         mask_weight: float = 1.0,
         dice_weight: float = 1.0,
+        num_points: int = 0,
     ):
         """
         Args:
@@ -40,6 +48,7 @@ class GlobalHead(nn.Module):
             no_target_input: "pixels" or "pixels+pooled".
             align_corners: mode of the up-sampling of masks to the targets' resolution.
             mask_weight, dice_weight: of binary cross-entropy and Dice inside L_seg.
+            num_points: random points per mask in place of all pixels; 0 = pixels.
 
         Raises:
             ValueError: unknown ``no_target_input``.
@@ -54,6 +63,7 @@ class GlobalHead(nn.Module):
         self.dice_weight = loss_weight * dice_weight
         self.no_target_weight = no_target_weight
         self.align_corners = align_corners
+        self.num_points = num_points
         self.predictor = nn.Conv2d(mask_dim, 1, kernel_size=1) if mask_on else None
         self.no_target = MLP(mask_dim, mask_dim, 2, num_layers=3)
         self.no_target_pooled = None
@@ -75,6 +85,7 @@ class GlobalHead(nn.Module):
             "no_target_class_weights": head.NO_TARGET_CLASS_WEIGHTS,
             "no_target_input": head.NO_TARGET_INPUT,
             "align_corners": cfg.MODEL.IGVG.ALIGN_CORNERS,
+            "num_points": NUM_POINTS if cfg.MODEL.IGVG.MASK_LOSS_RESOLUTION == "points" else 0,
         }
 
     def forward(
@@ -112,7 +123,14 @@ class GlobalHead(nn.Module):
         losses = {"loss_no_target": self.no_target_weight * no_target}
         if outputs["sem_seg"] is not None:
             union = targets.union_masks
-            logits = resize_logits(outputs["sem_seg"], union.shape[-2:], self.align_corners)
+            logits = outputs["sem_seg"]
+            if self.num_points:
+                first = torch.zeros(len(union), 1, dtype=torch.int64, device=union.device)
+                logits, union = sample_masks(
+                    logits, union, first, self.num_points, self.align_corners
+                )
+            else:
+                logits = resize_logits(logits, union.shape[-2:], self.align_corners)
             bce = targets.mean_over_whole(mask_bce_loss(logits, union))
             dice = targets.mean_over_whole(dice_loss(logits, union))
             losses["loss_sem_seg"] = self.mask_weight * bce

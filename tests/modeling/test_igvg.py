@@ -45,6 +45,10 @@ VARIANTS = {
     "detection_only": [
         "MODEL.GLOBAL_HEAD.MASK_ON", False, "MODEL.GROUNDING_HEAD.MASK_ON", False
     ],
+    "points": ["MODEL.IGVG.MASK_LOSS_RESOLUTION", "points"],
+    "points_align_corners": [
+        "MODEL.IGVG.MASK_LOSS_RESOLUTION", "points", "MODEL.IGVG.ALIGN_CORNERS", True
+    ],
     "no_minimap": ["MODEL.QUERY_GENERATOR.MINIMAP_WEIGHT", 0.0],
     "global_only": ["MODEL.QUERY_GENERATOR.NAME", "", "MODEL.GROUNDING_HEAD.NAME", ""],
     "tiny": [

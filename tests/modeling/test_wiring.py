@@ -16,6 +16,7 @@ from igvg_d2.modeling.grounding_head import (
     ReferencePredictor,
 )
 from igvg_d2.modeling.layer_norm import LayerNorm2d
+from igvg_d2.modeling.losses import NUM_POINTS
 from igvg_d2.modeling.transformer import MLP, MSDeformAttn, ms_deform_attn_core
 from igvg_d2.modeling.transformer.deformable_decoder import DeformableDecoderLayer
 from igvg_d2.modeling.transformer.detr_decoder import DETRDecoderLayer
@@ -221,7 +222,9 @@ class Spy(torch.nn.Module):
         return self.module(*args)
 
 
-@pytest.mark.parametrize("resolution, expected", [("image", (64, 64)), ("feature", (16, 16))])
+@pytest.mark.parametrize(
+    "resolution, expected", [("image", (64, 64)), ("feature", (16, 16)), ("points", (64, 64))]
+)
 def test_masks_are_supervised_at_the_configured_resolution(resolution, expected):
     model = build_model(tiny_cfg(["MODEL.IGVG.MASK_LOSS_RESOLUTION", resolution]))
     model.grounding_head, model.global_head = Spy(model.grounding_head), Spy(model.global_head)
@@ -230,9 +233,14 @@ def test_masks_are_supervised_at_the_configured_resolution(resolution, expected)
         model(random_batch([1, 2]))
     for head in (model.grounding_head, model.global_head):
         assert tuple(head.args[-1].masks.shape[-2:]) == expected
+    points = NUM_POINTS if resolution == "points" else 0
+    assert model.global_head.module.num_points == points
+    assert model.grounding_head.module.criterion.num_points == points
     # The minimap is averaged from the image itself.
     assert tuple(model.query_generator.args[-1].masks.shape[-2:]) == (64, 64)
-    with pytest.raises(ValueError, match="MASK_LOSS_RESOLUTION"):
+    with pytest.raises(
+        ValueError, match="MASK_LOSS_RESOLUTION must be 'image', .*'points', got 'half'"
+    ):
         build_model(tiny_cfg(["MODEL.IGVG.MASK_LOSS_RESOLUTION", "half"]))
 
 

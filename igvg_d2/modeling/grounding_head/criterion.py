@@ -7,12 +7,14 @@ from detectron2.config import configurable
 from torch import nn
 
 from ..losses import (
+    NUM_POINTS,
     cxcywh_to_xyxy,
     dice_loss,
     generalized_iou,
     mask_bce_loss,
     masked_mean,
     resize_logits,
+    sample_masks,
     weighted_cross_entropy,
 )
 from ..targets import GroundingTargets
@@ -39,6 +41,7 @@ class GroundingCriterion(nn.Module):
         instance_weight: float = 1.0,
         mask_weight: float = 1.0,
         dice_weight: float = 1.0,
+        num_points: int = 0,
     ):
         """
         Args:
@@ -52,6 +55,7 @@ class GroundingCriterion(nn.Module):
             negative_weight: lambda_neg of Eq. 6; at 0 the losses have no such terms.
             mask_weight, dice_weight: of binary cross-entropy and Dice inside L_seg.
             align_corners: mode of the up-sampling of masks to the targets' resolution.
+            num_points: random points per mask in place of all pixels; 0 = pixels.
 
         Raises:
             ValueError: unknown ``aux_weights``.
@@ -63,6 +67,7 @@ class GroundingCriterion(nn.Module):
             )
         self.matcher = matcher
         self.align_corners = align_corners
+        self.num_points = num_points
         self.deep_supervision = deep_supervision
         terms = {"ce": class_weight, "bbox": l1_weight, "giou": giou_weight}
         aux_terms = terms if aux_weights == "same" else dict.fromkeys(terms, 1.0)
@@ -91,6 +96,7 @@ class GroundingCriterion(nn.Module):
             "aux_weights": head.AUX_WEIGHTS,
             "negative_weight": head.NEGATIVE_WEIGHT,
             "align_corners": cfg.MODEL.IGVG.ALIGN_CORNERS,
+            "num_points": NUM_POINTS if cfg.MODEL.IGVG.MASK_LOSS_RESOLUTION == "points" else 0,
         }
 
     def extra_repr(self) -> str:
@@ -154,13 +160,18 @@ class GroundingCriterion(nn.Module):
         Targets without mask are left out, and with them all unmatched queries of their sample.
         """
         size = targets.masks.shape[-2:]
-        masks = resize_logits(masks, size, self.align_corners)
         matched = assigned >= 0
         index = assigned.clamp(min=0)
         unmatched = ~matched & targets.whole[:, None]
         matched = matched & targets.has_mask.gather(1, index)
-        index = index[..., None, None].expand(-1, -1, *size)
-        target_masks = targets.masks.gather(1, index) * matched[..., None, None]
+        if self.num_points:
+            masks, target_masks = sample_masks(
+                masks, targets.masks, index, self.num_points, self.align_corners
+            )
+        else:
+            masks = resize_logits(masks, size, self.align_corners)
+            target_masks = targets.masks.gather(1, index[..., None, None].expand(-1, -1, *size))
+        target_masks = target_masks * matched[..., None, None]
         bce, dice = mask_bce_loss(masks, target_masks), dice_loss(masks, target_masks)
         counts = targets.totals.per_part(targets.totals.mask_queries(assigned.shape[1]))
         terms = {

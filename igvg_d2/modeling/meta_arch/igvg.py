@@ -53,7 +53,7 @@ class IGVG(nn.Module):
             neck, pixel_decoder, global_head: the dense branch.
             query_generator, grounding_head: PIPH; both None for a model with global masks only.
             pixel_mean, pixel_std: per channel, in the scale of the input image.
-            mask_loss_resolution: "image" or "feature".
+            mask_loss_resolution: "image", "feature" or "points".
             postprocess: thresholds and modes at inference.
             input_format: order of the channels, for what ``vis_period`` draws only.
             vis_period: iterations between training images; 0 = none.
@@ -69,9 +69,9 @@ class IGVG(nn.Module):
                 "MODEL.QUERY_GENERATOR.NAME and MODEL.GROUNDING_HEAD.NAME must both be set, or "
                 "both be empty for a model with the global branch only."
             )
-        if mask_loss_resolution not in ("image", "feature"):
+        if mask_loss_resolution not in ("image", "feature", "points"):
             raise ValueError(
-                "MODEL.IGVG.MASK_LOSS_RESOLUTION must be 'image' or 'feature', got "
+                "MODEL.IGVG.MASK_LOSS_RESOLUTION must be 'image', 'feature' or 'points', got "
                 f"{mask_loss_resolution!r}."
             )
         self.backbone = backbone
