@@ -89,10 +89,11 @@ def test_opaque_images_are_those_of_pillow(tmp_path, monkeypatch, mode, ending):
     noise = np.random.default_rng(0).integers(0, 256, (23, 31, 3), np.uint8)
     try:
         Image.fromarray(noise).convert(mode).save(path)
-    except (OSError, KeyError, ValueError):
-        pytest.skip(f"no {mode} in .{ending}")
-    with Image.open(path) as image:
-        expected = np.asarray(image.convert("RGB"))
+        # Pillow once called a TIFF of YCbCr truncated that it had just written.
+        with Image.open(path) as image:
+            expected = np.asarray(image.convert("RGB"))
+    except (OSError, KeyError, ValueError) as error:
+        pytest.skip(f"Pillow does not write and read {mode} in .{ending}: {error}")
     assert (read_image(path, "RGB") == expected).all()
     assert (read_image(path, "BGR") == expected[..., ::-1]).all()
 
