@@ -1,5 +1,7 @@
 """What makes loading fast changes no bit; what may change one is an option with a bound."""
 
+import math
+
 import cv2
 import numpy as np
 import pytest
@@ -9,10 +11,10 @@ from PIL import Image
 from igvg_d2.config import add_igvg_config
 from igvg_d2.data import GroundingDatasetMapper
 from igvg_d2.data.resize import (
+    _EXACT_SCALES,
     AntialiasedResize,
     FastResize,
     ReleasedResize,
-    _rounds_alike,
     build_resize,
 )
 from igvg_d2.data.tokenizer import ShapesTokenizer
@@ -51,6 +53,36 @@ def test_the_mapper_resizes_what_read_image_reads(tmp_path, mode, image_format):
     assert size == whole.shape[:2] == ((44, 30) if mode == "turned" else (30, 44))
 
 
+def rounds_alike(source, target):
+    """Whether a line resized with weights of 14 bits is, to the byte, that with exact weights.
+
+    A value is a sum of bytes times whole weights, over the sum of the weights. Over a power of two
+    few bits are exact; over an odd number it is too far from where rounding changes.
+    """
+    if source == target:
+        return True
+    pixels = 2 * np.arange(source) + 1
+    for center in 2 * np.arange(target) + 1:
+        distances = np.abs(pixels * target - center * source)
+        weights = 2 * max(source, target) - distances
+        weights = weights[weights > 0]
+        total = int(weights.sum()) // math.gcd(*weights.tolist())
+        error = 255 * len(weights) / 2**15
+        is_exact = total & (total - 1) == 0 and total <= 1 << 14
+        if not is_exact and not (total % 2 and error < 0.5 / total):
+            return False
+    return True
+
+
+@pytest.mark.parametrize("target", [12, 96, 300, 384])
+def test_proof_of_the_exact_scales(target):
+    # Longer lines repeat the periods of these.
+    for scale in _EXACT_SCALES:
+        assert rounds_alike(round(scale * target), target), scale
+    for scale in (4 / 3, 5 / 4, 5 / 2):
+        assert not rounds_alike(round(scale * target), target)
+
+
 @pytest.mark.parametrize("size", [(480, 640), (640, 480), (320, 240), (160, 640)])
 def test_torch_resizes_to_the_byte_where_it_is_asked_to(size):
     resize, rng = AntialiasedResize(image_size=(320, 320)), np.random.default_rng(0)
@@ -64,10 +96,11 @@ def test_torch_resizes_to_the_byte_where_it_is_asked_to(size):
 
 def test_pil_resizes_where_torch_rounds_otherwise():
     # 427 / 320 has weights that 15 bits do not hold, and sums on the border of two bytes.
-    assert not _rounds_alike(427, 320) and not _rounds_alike(500, 320)
-    assert _rounds_alike(640, 320) and _rounds_alike(480, 320) and _rounds_alike(77, 77)
+    assert not rounds_alike(427, 320) and not rounds_alike(500, 320)
+    assert rounds_alike(640, 320) and rounds_alike(480, 320) and rounds_alike(77, 77)
     pixels = noise(427, 640, np.random.default_rng(0))
     exact, fast = (x(image_size=(320, 320)) for x in (AntialiasedResize, FastResize))
+    assert not exact._takes_torch((427, 640)) and not exact._takes_torch((640, 500))
     expected = pil_resize(pixels, (320, 320)).astype(int)
     assert np.array_equal(exact.resize_image(pixels), expected)
     difference = np.abs(fast.resize_image(pixels) - expected)
