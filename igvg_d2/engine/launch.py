@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from datetime import timedelta
 from multiprocessing import resource_tracker
@@ -162,6 +163,10 @@ def _run_rank(local_rank: int, main_func: Callable[..., Any], args: Tuple, job: 
     # Before the training run, an end without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    if multiprocessing.get_start_method() == "fork":
+        # It ends as below, but its exit functions are those of its parent.
+        _run_in_group(local_rank, main_func, args, job)
+        return
     code = 0
     try:
         _run_in_group(local_rank, main_func, args, job)
@@ -171,6 +176,7 @@ def _run_rank(local_rank: int, main_func: Callable[..., Any], args: Tuple, job: 
         code = end.code
     # As a forked process ends. Before 3.14, Python ends a thread of gloo that drops its last tensor
     # while the interpreter is being taken down, and the process then dies of SIGABRT.
+    threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

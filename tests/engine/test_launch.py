@@ -1,11 +1,15 @@
 """Processes meet, also those of torchrun, and a job ends when one of them is lost."""
 
+import atexit
 import functools
 import os
 import signal
+import sys
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
@@ -13,7 +17,8 @@ import torch
 from detectron2.utils import comm
 from torch import multiprocessing
 
-from igvg_d2.engine.launch import RankFailedError, _check_address, launch
+from igvg_d2.engine.launch import RankFailedError, _check_address, _run_rank, launch
+from igvg_d2.engine.stop_signals import STOPPED_EXIT_CODE
 
 # An end by the launcher, not by the time-out of the process group.
 TIMEOUT = timedelta(minutes=5)
@@ -116,7 +121,30 @@ def test_two_machines(tmp_path, monkeypatch):
     monkeypatch.setattr(multiprocessing, "start_processes", patched)
     url = f"tcp://127.0.0.1:{free_port()}"
     commands = [((1, 2, rank, url), {}) for rank in (0, 1)]
+    clean_up = atexit.register((tmp_path / "parent").touch)
     assert run_all(tmp_path, commands) == ["0 0", "1 0"]
+    atexit.unregister(clean_up)
+    # A forked process has its parent's exit functions, which are not its own.
+    assert not (tmp_path / "parent").exists()
+
+
+def test_a_spawned_process_ends_after_its_threads_and_exit_functions(monkeypatch):
+    ended = []
+
+    def run(*_):
+        threading.Thread(target=lambda: time.sleep(0.2) or ended.append("thread")).start()
+        atexit.register(ended.append, "exit function")
+        sys.exit(STOPPED_EXIT_CODE)
+
+    def end():
+        atexit._clear()
+        _run_rank(0, None, (), ())
+
+    module = sys.modules[launch.__module__]
+    monkeypatch.setattr(module, "_run_in_group", run)
+    monkeypatch.setattr(module, "os", SimpleNamespace(_exit=ended.append))
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda: "spawn")
+    assert in_process(lambda: end() or ended) == ["thread", "exit function", STOPPED_EXIT_CODE]
 
 
 def test_processes_of_torchrun(tmp_path):
