@@ -115,7 +115,9 @@ def example_inputs(
 
 def longest_text(cfg: CfgNode) -> int:
     """Tokens of the longest text that tokenizer and encoder take."""
-    return min(cfg.INPUT.TOKENIZER.MAX_TOKENS, cfg.MODEL.BEIT3.MAX_TEXT_POSITIONS)
+    longest, is_beit3 = cfg.INPUT.TOKENIZER.MAX_TOKENS, cfg.MODEL.BACKBONE.NAME == "BEiT3"
+    # Other encoders refuse a longer MAX_TOKENS themselves.
+    return min(longest, cfg.MODEL.BEIT3.MAX_TEXT_POSITIONS) if is_beit3 else longest
 
 
 def trace(graph: GroundingGraph, cfg: CfgNode) -> torch.export.ExportedProgram:

@@ -20,7 +20,7 @@ from igvg_d2.checkpoint import GroundingCheckpointer
 from igvg_d2.data import TOKENIZER_REGISTRY
 from igvg_d2.data.synthetic import vocabulary_words, write_shapes
 from igvg_d2.data.tokenizer import is_mostly_unknown, unknown_words
-from igvg_d2.inference.graph import GroundingGraph, example_inputs, trace
+from igvg_d2.inference.graph import GroundingGraph, example_inputs, longest_text, trace
 from igvg_d2.testing import (
     assert_all_parameters_used,
     assert_backbone_contract,
@@ -144,6 +144,7 @@ def test_bfloat16_and_exported_graph(vilt):
     model = build_model(cfg)
     with EventStorage(), torch.autocast("cpu", dtype=torch.bfloat16):
         assert_losses_contract(model(random_batch([2, 0, 1])), model(random_batch([0, 0])), {})
+    assert longest_text(cfg) == 40 > cfg.MODEL.BEIT3.MAX_TEXT_POSITIONS
     graph = GroundingGraph(model.eval())
     inputs = example_inputs(cfg, model.backbone.vocab_size, (9, 5, 4), seed=1)
     with torch.no_grad():
