@@ -10,7 +10,6 @@ from .losses import (
     NUM_POINTS,
     dice_loss,
     mask_bce_loss,
-    resize_logits,
     sample_masks,
     weighted_cross_entropy,
 )
@@ -123,14 +122,10 @@ class GlobalHead(nn.Module):
         losses = {"loss_no_target": self.no_target_weight * no_target}
         if outputs["sem_seg"] is not None:
             union = targets.union_masks
-            logits = outputs["sem_seg"]
-            if self.num_points:
-                first = torch.zeros(len(union), 1, dtype=torch.int64, device=union.device)
-                logits, union = sample_masks(
-                    logits, union, first, self.num_points, self.align_corners
-                )
-            else:
-                logits = resize_logits(logits, union.shape[-2:], self.align_corners)
+            first = torch.zeros(len(union), 1, dtype=torch.int64, device=union.device)
+            logits, union = sample_masks(
+                outputs["sem_seg"], union, first, self.num_points, self.align_corners
+            )
             bce = targets.mean_over_whole(mask_bce_loss(logits, union))
             dice = targets.mean_over_whole(dice_loss(logits, union))
             losses["loss_sem_seg"] = self.mask_weight * bce

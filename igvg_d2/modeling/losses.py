@@ -69,7 +69,11 @@ def resize_logits(logits: torch.Tensor, size, align_corners: bool) -> torch.Tens
 
 
 def sample_masks(
-    logits: torch.Tensor, masks: torch.Tensor, index: torch.Tensor, num_points: int, align_corners
+    logits: torch.Tensor,
+    masks: torch.Tensor,
+    index: torch.Tensor,
+    num_points: int,
+    align_corners: bool,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Masks and targets at random points (PointRend, Kirillov et al., CVPR 2020, Section 3.1).
 
@@ -80,15 +84,18 @@ def sample_masks(
         logits: float (N, M, h, w).
         masks: float (N, T, H, W) in [0, 1], targets.
         index: int64 (N, M) in [0, T), the target of each mask.
-        num_points: P.
-        align_corners: bool; at the centers of a target's pixels, logits are those of
+        num_points: P; 0 takes all pixels.
+        align_corners: at the centers of a target's pixels, logits are those of
             :func:`resize_logits`.
 
     Returns:
-        logits and targets, both float32 (N, M, P, 1) and bilinear.
+        logits and targets, both float32 (N, M, P, 1) and bilinear; of all pixels (N, M, H, W).
     """
     n, m = index.shape
     height, width = masks.shape[-2:]
+    if not num_points:
+        pixels = index[..., None, None].expand(-1, -1, height, width)
+        return resize_logits(logits, (height, width), align_corners), masks.gather(1, pixels)
     logits = logits.float().flatten(0, 1)[:, None]
     with torch.no_grad():
         points = get_uncertain_point_coords_with_randomness(

@@ -13,7 +13,6 @@ from ..losses import (
     generalized_iou,
     mask_bce_loss,
     masked_mean,
-    resize_logits,
     sample_masks,
     weighted_cross_entropy,
 )
@@ -159,18 +158,13 @@ class GroundingCriterion(nn.Module):
 
         Targets without mask are left out, and with them all unmatched queries of their sample.
         """
-        size = targets.masks.shape[-2:]
         matched = assigned >= 0
         index = assigned.clamp(min=0)
         unmatched = ~matched & targets.whole[:, None]
         matched = matched & targets.has_mask.gather(1, index)
-        if self.num_points:
-            masks, target_masks = sample_masks(
-                masks, targets.masks, index, self.num_points, self.align_corners
-            )
-        else:
-            masks = resize_logits(masks, size, self.align_corners)
-            target_masks = targets.masks.gather(1, index[..., None, None].expand(-1, -1, *size))
+        masks, target_masks = sample_masks(
+            masks, targets.masks, index, self.num_points, self.align_corners
+        )
         target_masks = target_masks * matched[..., None, None]
         bce, dice = mask_bce_loss(masks, target_masks), dice_loss(masks, target_masks)
         counts = targets.totals.per_part(targets.totals.mask_queries(assigned.shape[1]))
