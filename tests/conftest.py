@@ -1,5 +1,6 @@
 """Fixtures every test folder may use."""
 
+import functools
 import logging
 import pickle
 from pathlib import Path
@@ -130,25 +131,27 @@ def hub(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def register_shapes(tmp_path_factory):
-    """Callable (name, seed, scale): registers the val split of a new Shapes set; returns the name.
+    """Callable (name, seed, scale): registers splits of a new Shapes set; returns their names.
 
-    The seed is one that no training has seen. The sets are removed after the file's tests.
+    The shipped models have seen none of the seeds. The sets are removed after the file's tests.
     """
     known = []
 
-    def make(name, seed, scale):
+    def make(name, seed, scale, splits=("val",)):
         root = tmp_path_factory.mktemp(name) / "shapes"
         write_shapes(str(root), seed=seed, scale=scale, num_workers=1)
         files = {
             "annotation_file": str(root / "grefcoco" / "grefs(unc).json"),
             "instances_file": str(root / "grefcoco" / "instances.json"),
             "image_root": str(root / "images" / "train2014"),
-            "split": "val",
         }
-        facts = {**files, "evaluator_type": "grefcoco"}
-        register_grounding(name, facts, lambda: load_referring(**files))
-        known.append(name)
-        return name
+        names = [f"{name}_{split}" for split in splits]
+        for split, full_name in zip(splits, names):
+            facts = {**files, "split": split}
+            loader = functools.partial(load_referring, **facts)
+            register_grounding(full_name, {**facts, "evaluator_type": "grefcoco"}, loader)
+        known.extend(names)
+        return names
 
     yield make
     for name in known:

@@ -6,12 +6,9 @@ import os
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.env import seed_all_rng
 
 from igvg_d2.checkpoint import GroundingCheckpointer, read_checkpoint
-from igvg_d2.data.datasets import load_referring, register_grounding
-from igvg_d2.data.synthetic import write_shapes
 from igvg_d2.engine import GroundingTrainer
 from igvg_d2.testing import tiny_cfg
 
@@ -19,25 +16,9 @@ ITERATIONS = 36
 
 
 @pytest.fixture(scope="module")
-def shapes(tmp_path_factory):
+def shapes(register_shapes):
     """Names of a small training and a small validation set."""
-    root = tmp_path_factory.mktemp("learning") / "shapes"
-    write_shapes(str(root), seed=2, scale=0.004, num_workers=1)
-    names = []
-    for split in ("train", "val"):
-        files = {
-            "annotation_file": str(root / "grefcoco" / "grefs(unc).json"),
-            "instances_file": str(root / "grefcoco" / "instances.json"),
-            "image_root": str(root / "images" / "train2014"),
-            "split": split,
-        }
-        names.append(f"test_learning_{split}")
-        loader = lambda files=files: load_referring(**files)  # noqa: E731
-        register_grounding(names[-1], {**files, "evaluator_type": "grefcoco"}, loader)
-    yield names
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    return register_shapes("test_learning", seed=2, scale=0.004, splits=("train", "val"))
 
 
 def make_cfg(shapes, output, *opts):

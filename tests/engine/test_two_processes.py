@@ -6,14 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from torch import distributed, multiprocessing
 
 from igvg_d2.checkpoint import GroundingCheckpointer
-from igvg_d2.data.datasets import load_referring, register_grounding
-from igvg_d2.data.synthetic import write_shapes
 from igvg_d2.engine import GroundingTrainer
 from igvg_d2.testing import tiny_cfg
 
@@ -22,23 +19,9 @@ ITERATIONS = 8
 
 
 @pytest.fixture(scope="module")
-def shapes(tmp_path_factory):
+def shapes(register_shapes):
     """Registers a small training and a small validation set."""
-    root = tmp_path_factory.mktemp("two_processes") / "shapes"
-    write_shapes(str(root), seed=3, scale=0.008, num_workers=1)
-    for name in NAMES:
-        files = {
-            "annotation_file": str(root / "grefcoco" / "grefs(unc).json"),
-            "instances_file": str(root / "grefcoco" / "instances.json"),
-            "image_root": str(root / "images" / "train2014"),
-            "split": name.rpartition("_")[2],
-        }
-        loader = lambda files=files: load_referring(**files)  # noqa: E731
-        register_grounding(name, {**files, "evaluator_type": "grefcoco"}, loader)
-    yield
-    for name in NAMES:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    return register_shapes("two_processes", seed=3, scale=0.008, splits=("train", "val"))
 
 
 def make_cfg(output):

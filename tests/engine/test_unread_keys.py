@@ -1,17 +1,13 @@
 """Options that nothing reads are found by recording what a run reads."""
 
 import copy
-import functools
 import logging
 import pickle
 from pathlib import Path
 
 import pytest
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from igvg_d2.data.datasets import load_referring, register_grounding
-from igvg_d2.data.synthetic import write_shapes
 from igvg_d2.engine import GroundingTrainer, setup_config
 from igvg_d2.engine.config_checks import find_unread_keys, record_reads
 
@@ -39,36 +35,16 @@ def test_reads_are_those_of_single_options():
     assert pickle.loads(pickle.dumps(recorded)).SOLVER.MAX_ITER == 40000
 
 
-@pytest.fixture
-def shapes(tmp_path):
+@pytest.fixture(scope="module")
+def shapes(register_shapes):
     """Name of a small registered data set."""
-    root, name = tmp_path / "shapes", "unread_keys_val"
-    write_shapes(str(root), seed=1, scale=0.003, num_workers=1)
-    files = {
-        "annotation_file": str(root / "grefcoco" / "grefs(unc).json"),
-        "instances_file": str(root / "grefcoco" / "instances.json"),
-        "image_root": str(root / "images" / "train2014"),
-        "split": "val",
-    }
-    metadata = {**files, "evaluator_type": "grefcoco"}
-    register_grounding(name, metadata, functools.partial(load_referring, **files))
-    yield name
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
+    return register_shapes("unread_keys", seed=1, scale=0.003)[0]
 
 
 def test_what_a_trainer_does_not_read_is_reported(shapes, tmp_path, caplog):
     options = ["OUTPUT_DIR", str(tmp_path), "DATALOADER.NUM_WORKERS", 0, "MODEL.BEIT3.DEPTH", 1]
-    options += [
-        "MODEL.WEIGHTS",
-        "",
-        "SOLVER.MAX_ITER",
-        1,
-        "SOLVER.WARMUP_ITERS",
-        0,
-        "SOLVER.IMS_PER_BATCH",
-        2,
-    ]
+    options += ["MODEL.WEIGHTS", "", "SOLVER.MAX_ITER", 1, "SOLVER.WARMUP_ITERS", 0]
+    options += ["SOLVER.IMS_PER_BATCH", 2]
     options += ["DATASETS.TRAIN", (shapes,), "DATASETS.TEST", (shapes,)]
     without_effect = {
         "SOLVER.MOMENTUM": 0.5,

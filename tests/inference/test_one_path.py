@@ -22,7 +22,7 @@ BATCH = 16
 @pytest.fixture(scope="module")
 def samples(register_shapes):
     """A small validation set that no training has seen."""
-    return DatasetCatalog.get(register_shapes(NAME, seed=78, scale=0.02))
+    return DatasetCatalog.get(*register_shapes("test_one_path", seed=78, scale=0.02))
 
 
 @pytest.fixture(scope="module")
