@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+from detectron2.layers import Conv2d
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
@@ -44,6 +45,15 @@ def outputs(model, batch):
     return model.predict(model.backbone(images, *text))[0]
 
 
+def assert_close(found, expected):
+    """Within 1e-4 of the largest value of each output."""
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        if value is not None:
+            bound = 1e-4 * float(value.abs().max())
+            assert torch.allclose(found[key], value, rtol=0, atol=bound), key
+
+
 @pytest.fixture
 def fast_calls(monkeypatch):
     """How often modules found that nothing but an answer is wanted."""
@@ -62,11 +72,7 @@ def test_outputs_are_equal(name, fast_calls):
         expected, found = outputs(model, inputs()), outputs(fast, inputs())
         answers = model(inputs()), fast(inputs())
     assert all(fast_calls) and fast_calls
-    assert expected.keys() == found.keys()
-    for key, value in expected.items():
-        if value is not None:
-            scale = value.abs().max()
-            assert torch.allclose(found[key] / scale, value / scale, rtol=0, atol=1e-4), key
+    assert_close(found, expected)
     for one, other in zip(*answers):
         assert one["no_target"] == other["no_target"]
         assert (one["mask"] != other["mask"]).float().mean() < 1e-2
@@ -109,8 +115,7 @@ def test_without_onednn_the_others_are_replaced(monkeypatch):
     assert nn.Linear in kinds and not {inference._Linear, inference._Expert} & kinds
     with torch.inference_mode():
         expected, found = outputs(model, inputs()), outputs(fast, inputs())
-    for key, value in expected.items():
-        assert torch.allclose(found[key], value, rtol=0, atol=1e-4 * float(value.abs().max())), key
+    assert_close(found, expected)
 
 
 def test_samples_outside_of_a_map_count_as_zero():
@@ -124,6 +129,14 @@ def test_samples_outside_of_a_map_count_as_zero():
     with torch.inference_mode():
         expected, found = (m(query, points, memory, [(6, 4), (3, 2)]) for m in (plain, fast))
     assert torch.allclose(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_a_norm_without_weights_is_not_folded():
+    plain = Conv2d(3, 8, 3, padding=1, norm=nn.BatchNorm2d(8, affine=False)).eval()
+    fast = optimize_for_inference(copy.deepcopy(plain))
+    with torch.inference_mode():
+        x = torch.rand(2, 3, 24, 24)
+        assert_close({"x": fast(x)}, {"x": plain(x)})
 
 
 def test_weights_and_training_stay_as_they_are(fast_calls):
@@ -166,8 +179,7 @@ def test_new_weights_count_at_once():
         fast(inputs())
         fast.load_state_dict(other.state_dict())
         expected, found = outputs(other, inputs()), outputs(fast, inputs())
-    for key, value in expected.items():
-        assert torch.allclose(found[key], value, rtol=0, atol=1e-4 * float(value.abs().max())), key
+    assert_close(found, expected)
 
 
 def test_other_types_compute_as_before(fast_calls):

@@ -114,7 +114,8 @@ class _Conv2d(Conv2d):
         if not _is_fast(self, x):
             return super().forward(x)
         weight, bias, norm = self.weight, self.bias, self.norm
-        if isinstance(norm, _BatchNorm) and norm.track_running_stats and not norm.training:
+        is_fixed = isinstance(norm, _BatchNorm) and norm.track_running_stats and not norm.training
+        if is_fixed and norm.affine:
             # Anew in each pass, which takes less than the BatchNorm of one map.
             scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
             offset = norm.running_mean if bias is None else norm.running_mean - bias
