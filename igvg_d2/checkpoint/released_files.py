@@ -27,7 +27,8 @@ def adapt_checkpoint(
 
     Args:
         loaded: content of the file. A released InstanceVG checkpoint and a file of BEiT-3 are
-            converted, the latter to the image and patch size of ``model``; others pass unchanged.
+            converted, the latter to the image and patch size of ``model``, and a file that the
+            backbone of ``model`` takes for its own; others pass unchanged.
         path: of the file, for messages.
         model: that the weights are for.
         any_queries: accept another number of queries.
@@ -72,10 +73,8 @@ def _ask_backbone(adapted: Dict[str, Any], path: str, model: nn.Module) -> Dict[
     encoder = convert(adapted["model"]) if convert else None
     if encoder is None:
         return adapted
-    taken, found = len(encoder), len(adapted["model"])
-    logger.info(
-        f"'{path}' is converted while it is read: the encoder has {taken} tensors of " f"{found}."
-    )
+    share = f"{len(encoder)} tensors of {len(adapted['model'])}"
+    logger.info(f"'{path}' is converted while it is read: the encoder has {share}.")
     state = {f"backbone.{name}": tensor for name, tensor in encoder.items()}
     return {"model": state, "__author__": ENCODER_ONLY}
 

@@ -1,7 +1,7 @@
 """Facts in an ONNX file, without a library and without reading its weights."""
 
 import os
-from typing import IO, Dict
+from typing import IO, Dict, Iterator, Tuple
 
 # Of ModelProto and of StringStringEntryProto in onnx.proto; the numbers of a format never change.
 _METADATA_PROPS, _KEY, _VALUE = 14, 1, 2
@@ -30,7 +30,7 @@ def read_onnx_metadata(path: str) -> Dict[str, str]:
     return facts
 
 
-def _fields(file: IO[bytes], end: int):
+def _fields(file: IO[bytes], end: int) -> Iterator[Tuple[int, int]]:
     """(number, bytes of content) of each field with content, whose content the caller passes."""
     while file.tell() < end:
         tag = _varint(file)

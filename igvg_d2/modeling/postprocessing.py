@@ -297,8 +297,12 @@ def _to_host(values: torch.Tensor) -> torch.Tensor:
 def to_probabilities(
     outputs: Dict[str, torch.Tensor], options: PostprocessOptions
 ) -> Dict[str, torch.Tensor]:
-    """ "present" float32 (N,): the probability of a target; "scores" float32 (N, Q), of queries to
-    be targets, if there are any. For the arguments see :func:`rank_outputs`."""
+    """Probabilities in place of logits; arguments as of :func:`rank_outputs`.
+
+    Returns:
+        "present" float32 (N,), that there is a target; with queries "scores" float32 (N, Q), that
+        each is one.
+    """
     logits = outputs["no_target_logits"].float()
     is_softmax = options.no_target_test == "softmax"
     found = {"present": logits.softmax(-1)[:, 0] if is_softmax else logits[:, 0].sigmoid()}

@@ -18,8 +18,7 @@ from igvg_d2.io.onnx_header import read_onnx_metadata
 from tests.engine.test_scripts import ROOT, load_script
 
 EXTRA = "needs pip install 'igvg_d2[export]'"
-SMALL = "MODEL.WEIGHTS '' MODEL.DEVICE cpu INPUT.TOKENIZER.NAME ShapesTokenizer".split()
-SMALL[1] = ""
+SMALL = ["MODEL.WEIGHTS", "", *"MODEL.DEVICE cpu INPUT.TOKENIZER.NAME ShapesTokenizer".split()]
 SMALL += "MODEL.BEIT3.VOCAB_SIZE 256 MODEL.BEIT3.MAX_TEXT_POSITIONS 32 MODEL.BEIT3.DEPTH 1".split()
 SMALL += "MODEL.GROUNDING_HEAD.DEC_LAYERS 1 INPUT.IMAGE_SIZE (96,128)".split()
 NARROW = "MODEL.BEIT3.EMBED_DIM 64 MODEL.BEIT3.NUM_HEADS 2 MODEL.BEIT3.FFN_DIM 96".split()

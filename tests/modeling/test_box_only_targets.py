@@ -30,9 +30,8 @@ def targets_of(batch):
 
 def test_totals_count_masks_and_whole_samples():
     batch = box_only(random_batch([2, 1, 0]), (0, 1), (1, 0))
-    targets, totals = targets_of(batch), BatchTotals.count(
-        [batch[:2], batch[2:]], torch.device("cpu")
-    )
+    targets = targets_of(batch)
+    totals = BatchTotals.count([batch[:2], batch[2:]], torch.device("cpu"))
     assert targets.has_mask.tolist() == [[True, False], [False, False], [False, False]]
     assert targets.whole.tolist() == [False, False, True]
     for found in (targets.totals, totals):
@@ -86,9 +85,8 @@ def test_micro_batches_add_up_to_the_batch():
     logits = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     assigned = torch.tensor([[0, 1, -1], [-1, 0, -1], [-1, -1, -1], [0, -1, -1]])
     wanted = criterion.mask_terms(logits, assigned, whole)
-    totals, sums = BatchTotals.count([batch[:2], batch[2:]], torch.device("cpu")), dict.fromkeys(
-        wanted, 0.0
-    )
+    totals = BatchTotals.count([batch[:2], batch[2:]], torch.device("cpu"))
+    sums = dict.fromkeys(wanted, 0.0)
     for part in (slice(0, 2), slice(2, 4)):
         targets = targets_of(batch[part])
         targets.totals = totals

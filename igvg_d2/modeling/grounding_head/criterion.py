@@ -157,6 +157,7 @@ class GroundingCriterion(nn.Module):
         """Unweighted terms of Eq. 6: means over matched and over unmatched queries.
 
         Targets without mask are left out, and with them all unmatched queries of their sample.
+        ``masks`` float (N, Q, Hm, Wm) logits, ``assigned`` int64 (N, Q).
         """
         matched = assigned >= 0
         index = assigned.clamp(min=0)
