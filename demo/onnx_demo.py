@@ -14,9 +14,23 @@ import math
 import string
 from pathlib import Path
 
-import numpy as np
-import onnxruntime
-from PIL import Image, ImageDraw, ImageOps
+try:
+    import numpy as np
+    import onnxruntime
+    from PIL import Image, ImageDraw, ImageOps
+except ImportError as missing:
+    raise SystemExit(f"onnx_demo.py: {missing}; run: pip install onnxruntime numpy Pillow")
+
+
+def load(path):
+    """A session of onnxruntime on a file of tools/export.py."""
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors have no other class in common
+        raise SystemExit(f"cannot load '{path}': {' '.join(str(error).split())}")
+    if "preprocessing" not in session.get_modelmeta().custom_metadata_map:
+        raise SystemExit(f"'{path}' is not a file of tools/export.py: it has no 'preprocessing'")
+    return session
 
 
 def tokenize(facts, text, file):
@@ -26,6 +40,8 @@ def tokenize(facts, text, file):
         known = {word: i for i, word in enumerate(facts["words"], facts["unk_id"] + 1)}
         ids = [known.get(word, facts["unk_id"]) for word in words]
     elif facts["name"] == "BEiT3Tokenizer":
+        if not file:
+            raise SystemExit("the model needs --tokenizer beit3.spm")
         if hashlib.sha256(Path(file).read_bytes()).hexdigest() != facts["sha256"]:
             raise SystemExit(f"--tokenizer: '{file}' is not the file that the model was made with")
         from sentencepiece import SentencePieceProcessor
@@ -147,21 +163,24 @@ def main(argv=None):
     """Answer one question."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", help="ONNX file of tools/export.py")
-    parser.add_argument("image")
+    parser.add_argument("image", help="file to look at")
     parser.add_argument("expression", help="what to look for")
     parser.add_argument("--tokenizer", default="", help="beit3.spm, unless the model has its words")
     parser.add_argument("--output", help="image to write, with mask and boxes")
     args = parser.parse_args(argv)
-    session = onnxruntime.InferenceSession(args.model, providers=["CPUExecutionProvider"])
-    image = ImageOps.exif_transpose(Image.open(args.image)).convert("RGB")
-    result, mask = answer(session, image, args.expression, args.tokenizer)
-    print(json.dumps({**result, "mask_pixels": int(mask.sum())}, indent=2))
-    if args.output:
-        color = Image.new("RGB", image.size, "red")
-        image.paste(color, mask=Image.fromarray(mask.astype(np.uint8) * 128))
-        for box in result["boxes"]:
-            ImageDraw.Draw(image).rectangle(box, outline="white", width=2)
-        image.save(args.output)
+    session = load(args.model)
+    try:
+        image = ImageOps.exif_transpose(Image.open(args.image)).convert("RGB")
+        result, mask = answer(session, image, args.expression, args.tokenizer)
+        print(json.dumps({**result, "mask_pixels": int(mask.sum())}, indent=2))
+        if args.output:
+            color = Image.new("RGB", image.size, "red")
+            image.paste(color, mask=Image.fromarray(mask.astype(np.uint8) * 128))
+            for box in result["boxes"]:
+                ImageDraw.Draw(image).rectangle(box, outline="white", width=2)
+            image.save(args.output)
+    except (OSError, ValueError, ImportError) as error:
+        raise SystemExit(f"onnx_demo.py: {error}")
 
 
 if __name__ == "__main__":

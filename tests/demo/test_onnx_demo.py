@@ -1,0 +1,52 @@
+"""onnx_demo.py: what the user mistyped, or lacks, is told in one line."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from tests.engine.test_scripts import ROOT, load_script
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
+MODEL, SCENE = (str(ROOT / "demo" / name) for name in ("igvg_tiny_shapes.onnx", "images/scene.jpg"))
+
+
+def reason(arguments):
+    """The line with which the script ends."""
+    with pytest.raises(SystemExit) as error:
+        load_script("demo/onnx_demo.py").main(arguments)
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize("module", ["onnxruntime", "PIL"])
+def test_a_missing_package_is_named(monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    text = reason([MODEL, SCENE, "x"])
+    assert module in text and "pip install onnxruntime numpy Pillow" in text
+
+
+def test_a_missing_or_damaged_image_is_named(tmp_path):
+    assert "none.jpg" in reason([MODEL, "none.jpg", "x"])
+    (tmp_path / "text.jpg").write_text("text")
+    assert "text.jpg" in reason([MODEL, str(tmp_path / "text.jpg"), "x"])
+
+
+def test_a_file_that_is_no_export_is_named(monkeypatch, tmp_path):
+    (tmp_path / "text.onnx").write_text("text")
+    for name in ("none.onnx", str(tmp_path / "text.onnx"), str(ROOT / "demo")):
+        assert reason([name, SCENE, "x"]).startswith(f"cannot load '{name}': ")
+    other = SimpleNamespace(get_modelmeta=lambda: SimpleNamespace(custom_metadata_map={}))
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: other)
+    assert "'other.onnx' is not a file of tools/export.py" in reason(["other.onnx", SCENE, "x"])
+
+
+def test_an_output_that_cannot_be_written_is_named(tmp_path):
+    assert ".text" in reason([MODEL, SCENE, "x", "--output", str(tmp_path / "answer.text")])
+    assert "none/x.png" in reason([MODEL, SCENE, "x", "--output", str(tmp_path / "none/x.png")])
+
+
+def test_the_file_of_the_tokenizer_is_asked_for():
+    with pytest.raises(SystemExit, match="needs --tokenizer beit3.spm"):
+        load_script("demo/onnx_demo.py").tokenize({"name": "BEiT3Tokenizer"}, "x", "")
