@@ -49,6 +49,7 @@ from igvg_d2.inference.graph import (
     longest_text,
 )
 from igvg_d2.io.json_stream import to_json_text
+from igvg_d2.io.terminal import printable
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from exporting.formats import WRITERS, needed, run_torch  # noqa: E402
@@ -96,6 +97,9 @@ def parse_args(argv=None):
         parser.error(f"--precision {args.precision} is not written as {found}")
     if found == "safetensors" and args.reference:
         parser.error("--reference goes with a graph, not with safetensors")
+    for path in (args.output, args.reference or args.output):
+        if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+            parser.error(f"there is no folder for '{path}'; make it first")
     return args
 
 
@@ -191,24 +195,27 @@ def export_graph(model, cfg, facts, args):
 
 
 def show(path):
-    """What a file says about itself."""
-    if path.endswith(".pt2"):
-        names = ("format", "config", "preprocessing", "tokenizer", "postprocessing", "precision")
-        facts = dict.fromkeys(names, "")
-        torch.export.load(path, extra_files=facts)
-    elif path.endswith(".xml"):
-        facts = needed("openvino").Core().read_model(path).get_rt_info(["igvg_d2"]).value
-    else:
-        facts = read_metadata(path)
+    """What a file says about itself.
+
+    Raises:
+        ValueError: it is missing, or not of the format that its name says.
+    """
+    try:
+        if path.endswith(".pt2"):
+            names = ("format", "config", "preprocessing", "tokenizer", "postprocessing")
+            facts = dict.fromkeys((*names, "precision"), "")
+            torch.export.load(path, extra_files=facts)
+        elif path.endswith(".xml"):
+            facts = needed("openvino").Core().read_model(path).get_rt_info(["igvg_d2"]).value
+        else:
+            facts = read_metadata(path)
+    except Exception as error:  # those of each library
+        raise ValueError(f"cannot read '{path}': {error}") from error
     print(to_json_text(facts, indent=2))
 
 
-def main(argv=None, add_config=()):
-    """Export a model, or show what an exported file says about itself."""
-    args = parse_args(argv)
-    if args.show:
-        show(args.show)
-        return
+def export(args, add_config=()):
+    """Write the file, and print a line about it."""
     cfg, facts = read_config(args, add_config)
     model = build_model(cfg).eval()
     if cfg.MODEL.WEIGHTS:
@@ -223,6 +230,18 @@ def main(argv=None, add_config=()):
     else:
         text += "; " + export_graph(model, cfg, facts, args)
     print(f"{args.output}: {os.path.getsize(args.output) / 1e6:.1f} MB, {text}")
+
+
+def main(argv=None, add_config=()):
+    """Export a model, or show what a file says; exit status 1 with one line of reason."""
+    args = parse_args(argv)
+    try:
+        if args.show:
+            show(args.show)
+        else:
+            export(args, add_config)
+    except (ValueError, OSError) as error:
+        sys.exit(printable(f"export.py: {error}"))
 
 
 if __name__ == "__main__":

@@ -111,12 +111,22 @@ def test_a_graph_that_computes_something_else_is_not_written(export):
         ("--model x --output x.onnx --format openvino", "--output must end in .xml"),
         ("--model x --output x.pt2 --precision int8", "--precision int8 is not written as torch"),
         ("--model x --output x.safetensors --reference y.npz", "--reference goes with a graph"),
+        ("--model x --output none/x.onnx", "there is no folder for 'none/x.onnx'"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message, capsys):
     with pytest.raises(SystemExit):
         load_script("tools/export.py").parse_args(arguments.split())
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".pt2", ".safetensors"])
+def test_a_file_that_is_no_export_is_named_in_one_line(tmp_path, ending):
+    (tmp_path / f"text{ending}").write_text("text")
+    for name in ("none", "text"):
+        path = str(tmp_path / f"{name}{ending}")
+        with pytest.raises(SystemExit, match=f"^export.py: cannot read '{path}': .*$"):
+            load_script("tools/export.py").main(["--show", path])
 
 
 def test_what_is_not_installed_is_named(monkeypatch):
