@@ -128,6 +128,9 @@ def parse_args(argv=None):
             "--compare takes the JSON file of an earlier run; a variant of the config is "
             f'--variant "{args.compare}"'
         )
+    folder = os.path.dirname(os.path.abspath(args.json or ""))
+    if not os.path.isdir(folder):
+        parser.error(f"--json: there is no folder '{folder}'")
     return args
 
 
@@ -238,15 +241,19 @@ def measure(args, case, add_config=()):
     return vars(PARTS[case["what"]](cfg, case, args))
 
 
-def main(argv=None, add_config=()):
-    """Measure all cases, or be one of their processes."""
-    argv = sys.argv[1:] if argv is None else argv
+def run(argv, add_config):
+    """Measure all cases, or be one of their processes.
+
+    Raises:
+        ValueError, OSError: what the user asked for does not fit, or a file is missing.
+    """
     args = parse_args(argv)
     # What started this script, perhaps that of an outside project, without the arguments.
     args.command = [sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - len(argv)]]
     if args.worker:
         print(json.dumps(measure(args, json.loads(args.worker), add_config)))
         return
+    earlier = args.compare and report.read_run(args.compare)
     cases = list_cases(args)
     configs = [setup_config(args.config_file, options_of(c, args), add_config) for c in cases]
     device = configs[0].MODEL.DEVICE
@@ -276,11 +283,16 @@ def main(argv=None, add_config=()):
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
             json.dump(found, file, indent=2)
-    if args.compare:
-        try:
-            print(f"\n{report.compare(found, args.compare)}")
-        except ValueError as error:
-            sys.exit(printable(error))
+    if earlier:
+        print(f"\n{report.compare(found, earlier, args.compare)}")
+
+
+def main(argv=None, add_config=()):
+    """Print what was measured; exit status 1 with one line of reason if there is none."""
+    try:
+        run(sys.argv[1:] if argv is None else argv, add_config)
+    except (ValueError, OSError) as error:
+        sys.exit(printable(f"cannot measure: {error}"))
 
 
 if __name__ == "__main__":

@@ -110,6 +110,7 @@ def test_what_cannot_be_compared_is_refused(run, tmp_path):
         (["--what", "training,all_of_it"], "'all_of_it' is none of inference, training, loader"),
         (["--size", "1x2x3"], "expected 320 or 480x640"),
         (["--backend", "eager,nobody.onnx"], "there is no file 'nobody.onnx'"),
+        (["--json", "none/x.json"], "there is no folder"),
         (["--compare", "SOLVER.AMP.ENABLED True"], '--variant "SOLVER.AMP.ENABLED True"'),
     ],
 )
@@ -117,6 +118,11 @@ def test_arguments_that_make_no_sense_are_refused(benchmark, arguments, message,
     with pytest.raises(SystemExit):
         benchmark.parse_args(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_a_missing_config_is_named_in_one_line(benchmark):
+    with pytest.raises(SystemExit, match="^cannot measure: no config file 'none.yaml'.*$"):
+        benchmark.main(["--config-file", "none.yaml"])
 
 
 def test_malloc_is_set_and_named(benchmark, run, monkeypatch):

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import statistics
 import tempfile
 from dataclasses import dataclass, field
 
@@ -323,8 +322,3 @@ def _all_reduce(model, device):
     buffer = torch.zeros(_gradient_bytes(model) // 4, device=device)
     comm.synchronize()
     return seconds_of(lambda: torch.distributed.all_reduce(buffer), device)[0]
-
-
-def median(values):
-    """Median of a list, 0 for an empty one."""
-    return statistics.median(values) if values else 0.0

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import statistics
 
 import torch
 from tabulate import tabulate
@@ -10,7 +11,6 @@ from tabulate import tabulate
 import igvg_d2
 
 from .clock import INFERENCE_PARTS, TRAINING_PARTS
-from .model_parts import median
 
 # Of the content; a file of another one cannot be compared.
 FORMAT = 1
@@ -31,10 +31,10 @@ def summarize(case, results):
     """
     first = results[0]
     seconds = _median_of(results, "seconds")
-    floors = {k: median([r["floors"][k] for r in results]) for k in first["floors"]}
+    floors = {k: _median([r["floors"][k] for r in results]) for k in first["floors"]}
     parts = {}
     for name in _in_order(first["parts"]):
-        amount = median([s for r in results for s in r["parts"].get(name, [])])
+        amount = _median([s for r in results for s in r["parts"].get(name, [])])
         floor, operations = floors.get(name), first["operations"].get(name)
         parts[name] = {
             "seconds": amount,
@@ -58,17 +58,21 @@ def summarize(case, results):
         "peak_mib": max(r["peak_mib"] for r in results),
         "parts": parts,
         "others": {
-            name: median([s for r in results for s in r["others"].get(name, [])])
+            name: _median([s for r in results for s in r["others"].get(name, [])])
             for name in first["others"]
         },
-        "rates": {key: median([r["rates"][key] for r in results if r["rates"].get(key)])
+        "rates": {key: _median([r["rates"][key] for r in results if r["rates"].get(key)])
                   for key in sorted(keys)},
         "notes": first["notes"],
     }  # fmt: skip
 
 
+def _median(values):
+    return statistics.median(values) if values else 0.0
+
+
 def _median_of(results, key):
-    return median([value for r in results for value in r[key]])
+    return _median([value for r in results for value in r[key]])
 
 
 def _in_order(parts):
@@ -178,11 +182,11 @@ def _share_of_evaluation(rows):
     return f"evaluator: {100 * share:.1f} % of the CPU time of inference per sample"
 
 
-def compare(report, path):
-    """Rows of this run against equal ones of an earlier run's file, as text.
+def read_run(path):
+    """What ``--json`` of an earlier run wrote.
 
     Raises:
-        ValueError: the file is not one of ``--json``, or nothing in it is comparable.
+        ValueError: the file cannot be read, or is not one of ``--json``.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -191,6 +195,15 @@ def compare(report, path):
         raise ValueError(f"--compare {path}: {error}") from error
     if not isinstance(earlier, dict) or earlier.get("format") != FORMAT:
         raise ValueError(f"--compare {path}: not a file that this version's --json has written")
+    return earlier
+
+
+def compare(report, earlier, path):
+    """Rows of this run against equal ones of an earlier run, read from ``path``, as text.
+
+    Raises:
+        ValueError: nothing in it is comparable.
+    """
     known = {_key(row): row for row in earlier["rows"]}
     pairs = [(known[_key(row)], row) for row in report["rows"] if _key(row) in known]
     if not pairs:
