@@ -312,5 +312,5 @@ def main(argv=None) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except ValueError as error:
-        sys.exit(str(error))
+    except (ValueError, OSError) as error:
+        sys.exit(f"reproduce.py: {error}")
