@@ -89,15 +89,29 @@ def test_loss_by_hand(center_queries):
     assert torch.sign(logits.grad[0]).tolist() == [[1.0, -1.0], [1.0, 1.0]]
 
 
-# Run one after the other in one process, each as from the command line.
 DRIVER = """
 import json, runpy, sys
-commands = json.loads(sys.argv[2])
-for command in commands:
+for command in json.loads(sys.argv[1]):
     sys.argv = command
     sys.orig_argv = [sys.executable, *command]
     runpy.run_path(command[0], run_name="__main__")
 """
+
+
+def run_commands(commands, project, folder):
+    """Run scripts in one fresh process, each as from the command line; returns what they print.
+
+    Args:
+        commands: lists of a script and its arguments.
+        project: folder of an outside project, to import from.
+        folder: where to run them, with the data sets.
+    """
+    command = [sys.executable, "-c", DRIVER, json.dumps(commands)]
+    env = dict(os.environ, DETECTRON2_DATASETS=str(folder), OMP_NUM_THREADS="1")
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(project)])
+    result = subprocess.run(command, env=env, capture_output=True, text=True, cwd=str(folder))
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result.stdout
 
 
 def test_train_net_demo_and_every_tool_take_the_config(tmp_path):
@@ -136,13 +150,9 @@ def test_train_net_demo_and_every_tool_take_the_config(tmp_path):
         [*run, tools + "benchmark.py", "--what", "inference,training", "--no-torchscale"]
         + ["--steps", "1", "--warmup", "0", *config, *options],
     ]
-    command = [sys.executable, "-c", DRIVER, "driver", json.dumps(commands)]
-    env = dict(os.environ, DETECTRON2_DATASETS=str(tmp_path), OMP_NUM_THREADS="1")
-    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(EXAMPLE)])
-    result = subprocess.run(command, env=env, capture_output=True, text=True, cwd=str(tmp_path))
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    printed = run_commands(commands, EXAMPLE, tmp_path)
     records = (out / "metrics.json").read_text().splitlines()
     keys = set().union(*(json.loads(line) for line in records))
     assert {"loss_center", "gres/gIoU", "grec/F1score"} <= keys
     assert list((tmp_path / "data").iterdir()) and (tmp_path / "answer.png").is_file()
-    assert (tmp_path / "model.safetensors").is_file() and "query generation" in result.stdout
+    assert (tmp_path / "model.safetensors").is_file() and "query generation" in printed

@@ -1,10 +1,8 @@
 """An outside project brings another encoder and tokenizer to the same heads, data and tools."""
 
 import json
-import os
 import pickle
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -28,6 +26,7 @@ from igvg_d2.testing import (
     random_batch,
     tiny_cfg,
 )
+from tests.projects.test_example_extension import run_commands
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = ROOT / "projects" / "ViLT"
@@ -211,16 +210,6 @@ def test_another_file_than_a_vocabulary_is_refused(vilt, tmp_path):
         vilt.WordPieceTokenizer(file=str(tmp_path / "nowhere.txt"), max_tokens=6)
 
 
-# Run one after the other in one fresh process, each as from the command line.
-DRIVER = """
-import json, runpy, sys
-for command in json.loads(sys.argv[1]):
-    sys.argv = command
-    sys.orig_argv = [sys.executable, *command]
-    runpy.run_path(command[0], run_name="__main__")
-"""
-
-
 def test_trains_evaluates_and_answers_in_a_fresh_process(tmp_path):
     """From a file of transformers with word pieces; the demo then draws an answer."""
     write_shapes(str(tmp_path / "shapes"), seed=1, scale=0.003, num_workers=1)
@@ -244,11 +233,7 @@ def test_trains_evaluates_and_answers_in_a_fresh_process(tmp_path):
         [str(PROJECT / "run_script.py"), *demo, "--output", str(answer), *config, "--opts"]
         + [*options, final],
     ]
-    command = [sys.executable, "-c", DRIVER, json.dumps(commands)]
-    env = dict(os.environ, DETECTRON2_DATASETS=str(tmp_path), OMP_NUM_THREADS="1")
-    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(PROJECT)])
-    result = subprocess.run(command, env=env, capture_output=True, text=True, cwd=str(tmp_path))
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    run_commands(commands, PROJECT, tmp_path)
     log = (out / "log.txt").read_text()
     assert re.search(r"vilt.bin' is converted while it is read: the encoder has \d+ tensors", log)
     records = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
