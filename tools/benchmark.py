@@ -274,7 +274,8 @@ def run(argv, add_config):
                     for k, v in case.items()
                     if v and k not in ("what", "malloc", "clock")
                 ]
-                print(f"{case['what']}: {', '.join(named)}", file=sys.stderr, flush=True)
+                name = ", ".join(named) or "as configured"
+                print(f"{case['what']}: {name}", file=sys.stderr, flush=True)
                 results.append(run_case(args, case, argv, folder))
     found["machine_after"] = report.machine(device)
     found["rows"] = [report.summarize(case, results) for case, results in zip(cases, runs)]

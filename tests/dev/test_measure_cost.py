@@ -3,14 +3,11 @@
 import json
 import re
 import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from tests.engine.test_scripts import load_script
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.engine.test_scripts import ROOT, load_script
 
 
 @pytest.fixture(scope="module")

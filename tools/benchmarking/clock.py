@@ -29,7 +29,6 @@ BEFORE, BETWEEN, AFTER = "preparation", "other", "post-processing"
 INFERENCE_PARTS = (BEFORE, *dict.fromkeys(name for _, name in STAGES), BETWEEN, AFTER)
 TRAINING_PARTS = ("forward", "matching", "losses", "backward", "optimizer")
 
-
 # Of this process, see use_clock.
 _CHOSEN = ["wall"]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -38,11 +37,6 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 def use_clock(name):
     """Measure everything in "wall" seconds or, on a machine that others use, in "cpu" seconds."""
     _CHOSEN[0] = name
-
-
-def clock_name():
-    """Of the clock in use."""
-    return _CHOSEN[0]
 
 
 class Clock:
@@ -56,7 +50,7 @@ class Clock:
 
     def __init__(self, device="cpu", now=None):
         self.is_cuda = now is None and torch.device(device).type == "cuda"
-        self.now = now or (self._event if self.is_cuda else CLOCKS[clock_name()])
+        self.now = now or (self._event if self.is_cuda else CLOCKS[_CHOSEN[0]])
         self.marks, self.labels = [], []
 
     @staticmethod
@@ -202,7 +196,7 @@ def wait(device):
 
 def seconds_of(work, device="cpu"):
     """Seconds of a call by the clock in use, and CPU seconds; a GPU's work included."""
-    now = CLOCKS[clock_name()]
+    now = CLOCKS[_CHOSEN[0]]
     wait(device)
     start, cpu = now(), time.process_time()
     work()

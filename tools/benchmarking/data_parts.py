@@ -11,7 +11,11 @@ import torch
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
-from igvg_d2.data import build_grounding_test_loader, build_grounding_train_loader
+from igvg_d2.data import (
+    GroundingDatasetMapper,
+    build_grounding_test_loader,
+    build_grounding_train_loader,
+)
 from igvg_d2.data.datasets import register_expressions
 from igvg_d2.evaluation import build_grounding_evaluator
 from igvg_d2.io.rle import to_rle
@@ -128,11 +132,7 @@ def _time_batches(batches, skip, steps):
     """(wall, CPU) seconds of each of ``steps`` batches after ``skip`` others."""
     for _ in range(skip):
         next(batches)
-    times = []
-    for _ in range(steps):
-        seconds = seconds_of(lambda: next(batches, None))
-        times.append(seconds)
-    return times
+    return [seconds_of(lambda: next(batches, None)) for _ in range(steps)]
 
 
 def _decode_seconds(name):
@@ -153,7 +153,8 @@ def evaluator(cfg, case, args):
     judge = build_grounding_evaluator(cfg, name)
     judge.output_folder, judge.allow_missing = None, True
     samples = list(judge.samples.values())[: args.samples]
-    frames = _frames(cfg)
+    # In which the protocols compare masks, as the loader asks for them.
+    frames = GroundingDatasetMapper(cfg, is_train=False).frame_sizes
     judge.reset()
     record = floor = cpu = 0.0
     rng = np.random.default_rng(0)
@@ -178,13 +179,6 @@ def evaluator(cfg, case, args):
     result.rates["record_bytes"] = size / count
     result.notes.append(f"evaluator: {count} samples, protocols {', '.join(cfg.TEST.PROTOCOLS)}")
     return result
-
-
-def _frames(cfg):
-    """Sides of the frames that the protocols compare masks in, as the loader asks for them."""
-    from igvg_d2.data import GroundingDatasetMapper
-
-    return GroundingDatasetMapper(cfg, is_train=False).frame_sizes
 
 
 def make_answers(cfg, samples, frames, rng):
@@ -240,5 +234,5 @@ def _least_work(sample, answer):
         for a in sample["annotations"]
     ]  # fmt: skip
     mask = mask_util.encode(np.asfortranarray(answer["mask"].numpy().view(np.uint8)))
-    target = mask_util.merge(rles) if rles else {**mask, "counts": mask["counts"]}
+    target = mask_util.merge(rles) if rles else mask
     return mask_util.area(mask_util.merge([mask, target], intersect=True))

@@ -217,11 +217,11 @@ def compare(report, earlier, path):
         for part, numbers in new["parts"].items():
             if part in old["parts"] and len(new["parts"]) > 1:
                 seconds = old["parts"][part]["seconds"], numbers["seconds"]
-                lines.append(_pair(f"  {part}", *seconds, speed))
+                lines.append(_pair(part, *seconds, speed))
         if old["peak_mib"]:
             ratio = f"{new['peak_mib'] / old['peak_mib']:.2f}"
             peaks = (f"{row['peak_mib']:.0f}" for row in (old, new))
-            lines.append(("  peak MiB", *peaks, ratio, "-"))
+            lines.append(("peak MiB", *peaks, ratio, "-"))
     missing = len(known) - len(pairs)
     text = f"{path} ({earlier['machine']['cpu']}) against this run ({report['machine']['cpu']})"
     table = _table(lines, ["", "then", "now", "ratio", "at equal gemm"])
