@@ -26,6 +26,8 @@ if BROWSER is None:
 
 from playwright.sync_api import expect, sync_playwright  # noqa: E402
 
+from igvg_d2.visualization import build_report  # noqa: E402
+
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = ROOT / "demo" / "images" / "shapes.jpg"
 NO_TARGET = "the red cross left of the circle"
@@ -285,6 +287,16 @@ def test_the_page_fits_its_window(page, width):
         page.get_by_text("all of the circles").click()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     expect(page.locator("#overlay img")).to_be_in_viewport()
+
+
+@pytest.mark.parametrize("width", [400, 1300])
+def test_a_report_fits_its_window(page, tmp_path, width):
+    lines = [{"iteration": i, "total_loss": 5.0 - i, "loss_ce": 1.0} for i in range(4)]
+    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
+    page.set_viewport_size({"width": width, "height": 900})
+    page.set_content(Path(build_report(tmp_path)).read_text())
+    expect(page.locator("figure.chart").first).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def fetch(url, content=None):
