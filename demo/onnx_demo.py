@@ -22,12 +22,18 @@ except ImportError as missing:
     raise SystemExit(f"onnx_demo.py: {missing}; run: pip install onnxruntime numpy Pillow")
 
 
+def printable(error):
+    """An error's text in one line, with characters that would act on a terminal escaped."""
+    line = " ".join(str(error).split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
 def load(path):
     """A session of onnxruntime on a file of tools/export.py."""
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no other class in common
-        raise SystemExit(f"cannot load '{path}': {' '.join(str(error).split())}")
+        raise SystemExit(printable(f"cannot load '{path}': {error}"))
     if "preprocessing" not in session.get_modelmeta().custom_metadata_map:
         raise SystemExit(f"'{path}' is not a file of tools/export.py: it has no 'preprocessing'")
     return session
@@ -180,7 +186,7 @@ def main(argv=None):
                 ImageDraw.Draw(image).rectangle(box, outline="white", width=2)
             image.save(args.output)
     except (OSError, ValueError, ImportError) as error:
-        raise SystemExit(f"onnx_demo.py: {error}")
+        raise SystemExit(printable(f"onnx_demo.py: {error}"))
 
 
 if __name__ == "__main__":

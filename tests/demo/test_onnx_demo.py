@@ -29,6 +29,7 @@ def test_a_missing_package_is_named(monkeypatch, module):
 
 def test_a_missing_or_damaged_image_is_named(tmp_path):
     assert "none.jpg" in reason([MODEL, "none.jpg", "x"])
+    assert r"n\x1bé.jpg" in reason([MODEL, "n\x1bé.jpg", "x"])  # as igvg_d2.io.terminal.printable
     (tmp_path / "text.jpg").write_text("text")
     assert "text.jpg" in reason([MODEL, str(tmp_path / "text.jpg"), "x"])
 
