@@ -56,6 +56,19 @@ def loggers_stay():
     setup_logger.cache_clear()
 
 
+def _new_data_sets_go():
+    known = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - known:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
+
+
+# What a test registers goes with it, what a fixture of a file registers with the file.
+data_sets_of_a_file_go = pytest.fixture(_new_data_sets_go, scope="module", autouse=True)
+data_sets_of_a_test_go = pytest.fixture(_new_data_sets_go, autouse=True)
+
+
 @pytest.fixture
 def assert_within(record_property):
     """Callable (quantity, difference, bound): asserts; dev/parity_table.py prints what it saw."""
@@ -133,9 +146,8 @@ def hub(monkeypatch, tmp_path):
 def register_shapes(tmp_path_factory):
     """Callable (name, seed, scale): registers splits of a new Shapes set; returns their names.
 
-    The shipped models have seen none of the seeds. The sets are removed after the file's tests.
+    The shipped models have seen none of the seeds.
     """
-    known = []
 
     def make(name, seed, scale, splits=("val",)):
         root = tmp_path_factory.mktemp(name) / "shapes"
@@ -150,10 +162,6 @@ def register_shapes(tmp_path_factory):
             facts = {**files, "split": split}
             loader = functools.partial(load_referring, **facts)
             register_grounding(full_name, {**facts, "evaluator_type": "grefcoco"}, loader)
-        known.extend(names)
         return names
 
-    yield make
-    for name in known:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    return make

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
@@ -84,18 +84,14 @@ def test_from_file_to_training_sample(write, entry, tmp_path, caplog):
 def test_checks_count_it_and_an_export_keeps_it(write, tmp_path):
     path = write({"segmentation": [SQUARE]}, {})
     register_expressions(NAME, path, str(tmp_path))
-    try:
-        report = check_dataset(NAME)
-        assert report.masks == (1, 1) and not report.problems
-        output = tmp_path / "again.json"
-        export.main([NAME, str(output)])
-        annotations = json.loads(output.read_text())["annotations"]
-        assert "segmentation" not in annotations[1] and annotations[1]["area"] == 20.0
-        samples = load_expressions(str(output), str(tmp_path))
-        assert fingerprint(samples) == fingerprint(DatasetCatalog.get(NAME))
-    finally:
-        DatasetCatalog.remove(NAME)
-        MetadataCatalog.remove(NAME)
+    report = check_dataset(NAME)
+    assert report.masks == (1, 1) and not report.problems
+    output = tmp_path / "again.json"
+    export.main([NAME, str(output)])
+    annotations = json.loads(output.read_text())["annotations"]
+    assert "segmentation" not in annotations[1] and annotations[1]["area"] == 20.0
+    samples = load_expressions(str(output), str(tmp_path))
+    assert fingerprint(samples) == fingerprint(DatasetCatalog.get(NAME))
 
 
 def test_neither_box_nor_mask_is_refused(write, tmp_path):

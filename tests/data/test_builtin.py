@@ -12,14 +12,10 @@ def test_register_grounding_is_lazy_and_sets_defaults():
     calls = []
     name = "reader_test_own_data"
     register_grounding(name, {"image_root": "x"}, lambda: calls.append(1) or [])
-    try:
-        assert not calls and DatasetCatalog.get(name) == [] and calls
-        metadata = MetadataCatalog.get(name)
-        assert (metadata.evaluator_type, metadata.thing_classes) == ("grefcoco", ["target"])
-        assert metadata.image_root == "x"
-    finally:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    assert not calls and DatasetCatalog.get(name) == [] and calls
+    metadata = MetadataCatalog.get(name)
+    assert (metadata.evaluator_type, metadata.thing_classes) == ("grefcoco", ["target"])
+    assert metadata.image_root == "x"
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from igvg_d2.data import ShapesTokenizer
@@ -47,9 +47,7 @@ def dataset(tmp_path):
     Path(files["instances_file"]).write_text(json.dumps(instances))
     loader = lambda skipped=None: load_referring(**files, skipped=skipped)
     register_grounding("test_check_val", files, loader)
-    yield "test_check_val", tmp_path
-    DatasetCatalog.remove("test_check_val")
-    MetadataCatalog.remove("test_check_val")
+    return "test_check_val", tmp_path
 
 
 def test_a_whole_data_set(dataset, capsys):
@@ -153,11 +151,7 @@ def test_boxes_words_and_repetition(dataset):
     samples[1] = {**samples[1], "annotations": [second, second], "expression": "a zebra"}
     samples[2] = {**samples[2], "expression": "?"}
     register_grounding("test_check_words", {}, lambda: samples)
-    try:
-        found = checks.check_dataset("test_check_words", tokenizer=ShapesTokenizer()).problems
-    finally:
-        DatasetCatalog.remove("test_check_words")
-        MetadataCatalog.remove("test_check_words")
+    found = checks.check_dataset("test_check_words", tokenizer=ShapesTokenizer()).problems
     assert found.keys() == {
         "boxes that contradict masks", "targets", "unknown words", "expressions"
     }  # fmt: skip

@@ -285,9 +285,7 @@ def dataset(make_sample):
     name = "mapper_test_data"
     DatasetCatalog.register(name, lambda: samples)
     MetadataCatalog.get(name).set(thing_classes=["target"])
-    yield name
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
+    return name
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

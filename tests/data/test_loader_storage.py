@@ -23,9 +23,7 @@ def dataset():
     name = "test_loader_storage"
     DatasetCatalog.register(name, lambda: samples)
     MetadataCatalog.get(name).set(thing_classes=["target"])
-    yield name
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
+    return name
 
 
 def test_polygons_stay_behind_and_no_target_samples_do_not(dataset):

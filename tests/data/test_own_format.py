@@ -47,9 +47,7 @@ def shapes(tmp_path_factory):
     samples = load_referring(*files, "val")
     DatasetCatalog.register("test_export_val", lambda: samples)
     MetadataCatalog.get("test_export_val").set(split="val")
-    yield samples
-    DatasetCatalog.remove("test_export_val")
-    MetadataCatalog.remove("test_export_val")
+    return samples
 
 
 def facts(sample):
@@ -94,12 +92,8 @@ def test_the_round_trip_is_exact_from_every_reader(shared_dir, tmp_path, load, f
         samples = load(str(refs), str(folder / "instances.json"), "images", split)
     DatasetCatalog.register("test_round_trip", lambda: samples)
     MetadataCatalog.get("test_round_trip").set(split=split, image_root="images")
-    try:
-        export.main(["test_round_trip", str(tmp_path / "own.json")])
-        export.main(["test_round_trip", str(tmp_path / "g"), "--format", "grefcoco"])
-    finally:
-        DatasetCatalog.remove("test_round_trip")
-        MetadataCatalog.remove("test_round_trip")
+    export.main(["test_round_trip", str(tmp_path / "own.json")])
+    export.main(["test_round_trip", str(tmp_path / "g"), "--format", "grefcoco"])
     files = [str(tmp_path / "g" / name) for name in ("grefs(unc).json", "instances.json")]
     expected = fingerprint(samples)
     assert fingerprint(load_expressions(str(tmp_path / "own.json"), "images")) == expected
@@ -121,47 +115,37 @@ def test_a_config_registers_its_own_data(tmp_path):
     config = tmp_path / "config.yaml"
     entry = ["test_mine", str(tmp_path / "mine.json"), "images"]
     config.write_text(json.dumps({"DATASETS": {"EXPRESSION_FILES": [entry]}}))
-    try:
-        for _ in range(2):
-            setup_config(str(config))
-        assert DatasetCatalog.get("test_mine")[0]["expression"] == "a cat"
-        assert MetadataCatalog.get("test_mine").evaluator_type == "grefcoco"
-        other = ["DATASETS.EXPRESSION_FILES", [["test_mine", "other.json", "images"]]]
-        with pytest.raises(ValueError, match="'test_mine' is taken"):
-            setup_config("", other)
-        with pytest.raises(ValueError, match="expected entries of"):
-            setup_config("", ["DATASETS.EXPRESSION_FILES", [["x", "y"]]])
-    finally:
-        DatasetCatalog.remove("test_mine")
-        MetadataCatalog.remove("test_mine")
+    for _ in range(2):
+        setup_config(str(config))
+    assert DatasetCatalog.get("test_mine")[0]["expression"] == "a cat"
+    assert MetadataCatalog.get("test_mine").evaluator_type == "grefcoco"
+    other = ["DATASETS.EXPRESSION_FILES", [["test_mine", "other.json", "images"]]]
+    with pytest.raises(ValueError, match="'test_mine' is taken"):
+        setup_config("", other)
+    with pytest.raises(ValueError, match="expected entries of"):
+        setup_config("", ["DATASETS.EXPRESSION_FILES", [["x", "y"]]])
 
 
 def test_invalid_records_are_skipped_only_if_asked(tmp_path, caplog):
     items = [{"image_id": 7, "text": t, "annotation_ids": []} for t in ("a", 3, "b", " ")]
     path = write_expressions(tmp_path, items)
     register_expressions("test_skip", path, "images")
-    try:
-        with pytest.raises(ValueError, match="expression 1, field 'text'"):
-            DatasetCatalog.get("test_skip")
-        opts = ["DATASETS.TRAIN", ("test_skip",), "DATASETS.SKIP_INVALID"]
-        setup_config("", [*opts, True])
-        with caplog.at_level("WARNING", logger="igvg_d2"):
-            assert [s["expression"] for s in DatasetCatalog.get("test_skip")] == ["a", "b"]
-        assert "skipped: " in caplog.text and "expression 3, field 'text'" in caplog.text
-        assert "'test_skip': 2 invalid records skipped, 2 expressions left" in caplog.text
-        samples, skipped = load_dataset("test_skip", skip_invalid=True)
-        assert len(samples) == len(skipped) == 2
-        setup_config("", [*opts, False])
-        with pytest.raises(ValueError, match="expression 1"):
-            DatasetCatalog.get("test_skip")
-        register_grounding("test_skip_none", {}, lambda: [])
-        with pytest.raises(ValueError, match="its reader cannot skip invalid records"):
-            load_dataset("test_skip_none", skip_invalid=True)
-    finally:
-        for name in ("test_skip", "test_skip_none"):
-            if name in DatasetCatalog.list():
-                DatasetCatalog.remove(name)
-                MetadataCatalog.remove(name)
+    with pytest.raises(ValueError, match="expression 1, field 'text'"):
+        DatasetCatalog.get("test_skip")
+    opts = ["DATASETS.TRAIN", ("test_skip",), "DATASETS.SKIP_INVALID"]
+    setup_config("", [*opts, True])
+    with caplog.at_level("WARNING", logger="igvg_d2"):
+        assert [s["expression"] for s in DatasetCatalog.get("test_skip")] == ["a", "b"]
+    assert "skipped: " in caplog.text and "expression 3, field 'text'" in caplog.text
+    assert "'test_skip': 2 invalid records skipped, 2 expressions left" in caplog.text
+    samples, skipped = load_dataset("test_skip", skip_invalid=True)
+    assert len(samples) == len(skipped) == 2
+    setup_config("", [*opts, False])
+    with pytest.raises(ValueError, match="expression 1"):
+        DatasetCatalog.get("test_skip")
+    register_grounding("test_skip_none", {}, lambda: [])
+    with pytest.raises(ValueError, match="its reader cannot skip invalid records"):
+        load_dataset("test_skip_none", skip_invalid=True)
 
 
 def write_expressions(tmp_path, expressions):
@@ -299,24 +283,19 @@ def test_every_script_knows_the_data_of_a_config(tmp_path, capsys):
         "tools/export_dataset.py": ["test_tools", str(tmp_path / "again.json")],
         "tools/visualize_data.py": ["--source", "annotation", "--output-dir", str(tmp_path)],
     }
-    try:
-        for name, args in calls.items():
-            main = script(name).main
-            assert not main(common + args), capsys.readouterr().out
-            # Each registers the data itself.
-            DatasetCatalog.remove("test_tools")
-            MetadataCatalog.remove("test_tools")
-            unknown = ["nope" if arg == "test_tools" else arg for arg in args]
-            unknown += ["--dataset", "nope"] if "visualize" in name else []
-            with pytest.raises(SystemExit, match="no data set 'nope'.*pass --config-file"):
-                main(common + unknown)
-            DatasetCatalog.remove("test_tools")
-            MetadataCatalog.remove("test_tools")
-            with pytest.raises(SystemExit):
-                main(["--help"])
-            assert "DATASETS.EXPRESSION_FILES" in capsys.readouterr().out.replace("\n", " ")
-    finally:
-        if "test_tools" in DatasetCatalog.list():
-            DatasetCatalog.remove("test_tools")
-            MetadataCatalog.remove("test_tools")
+    for name, args in calls.items():
+        main = script(name).main
+        assert not main(common + args), capsys.readouterr().out
+        # Each registers the data itself.
+        DatasetCatalog.remove("test_tools")
+        MetadataCatalog.remove("test_tools")
+        unknown = ["nope" if arg == "test_tools" else arg for arg in args]
+        unknown += ["--dataset", "nope"] if "visualize" in name else []
+        with pytest.raises(SystemExit, match="no data set 'nope'.*pass --config-file"):
+            main(common + unknown)
+        DatasetCatalog.remove("test_tools")
+        MetadataCatalog.remove("test_tools")
+        with pytest.raises(SystemExit):
+            main(["--help"])
+        assert "DATASETS.EXPRESSION_FILES" in capsys.readouterr().out.replace("\n", " ")
     assert fingerprint(load_expressions(str(tmp_path / "again.json"), str(tmp_path)))

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from igvg_d2.engine import setup_config
 from igvg_d2.io.hub import BEIT3_TOKENIZER, parse_address
@@ -60,11 +59,7 @@ def folder(shared_dir, tmp_path, monkeypatch, hub):
     content = (shared_dir / "data/beit3_spm/beit3.spm").read_bytes()
     hub.files = {f"models/{file.repo}": {file.path: content}}
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    for name in DatasetCatalog.list():
-        if name in ("my_train", "my_val", "tiny_train", "tiny_val", "words_train"):
-            DatasetCatalog.remove(name)
-            MetadataCatalog.remove(name)
+    return tmp_path
 
 
 def run(command):

@@ -37,9 +37,7 @@ def objects():
     name = "sampling_test_data"
     DatasetCatalog.register(name, lambda: samples)
     MetadataCatalog.get(name).set(evaluator_type="grefcoco")
-    yield name
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
+    return name
 
 
 def make_cfg(name, unit="object", **kwargs):

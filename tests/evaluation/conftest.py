@@ -24,20 +24,15 @@ def fixtures_dir():
 
 @pytest.fixture
 def register():
-    """Callable: data set dicts -> name of a registered data set, removed after the test."""
-    names = []
+    """Callable: data set dicts -> name of a registered data set."""
 
     def _register(dicts, evaluator_type="grefcoco"):
         name = next(_names)
         DatasetCatalog.register(name, lambda: dicts)
         MetadataCatalog.get(name).set(evaluator_type=evaluator_type)
-        names.append(name)
         return name
 
-    yield _register
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    return _register
 
 
 @pytest.fixture
@@ -55,7 +50,7 @@ def box_mask():
 
 @pytest.fixture
 def make_sample():
-    """Callable: masks bool (h, w) or RLE, boxes XYWH -> a data set dict."""
+    """Callable: masks bool (h, w), RLE or None for a box only, boxes XYWH -> a data set dict."""
 
     def _make_sample(sample_id, masks, boxes, size=(20, 30), **extra):
         ref_id, sent_id = (int(x) for x in sample_id.split("_"))
@@ -68,8 +63,8 @@ def make_sample():
                     bbox=list(box),
                     bbox_mode=BoxMode.XYWH_ABS,
                     category_id=0,
-                    segmentation=mask,
                     iscrowd=0,
+                    **({} if mask is None else {"segmentation": mask}),
                 )
             )
         return dict(

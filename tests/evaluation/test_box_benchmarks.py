@@ -11,9 +11,6 @@ def report_of(register, make_output, box_mask):
     """Callable: evaluator type, samples, (boxes, scores) of each -> results."""
 
     def _report_of(evaluator_type, samples, answers, size):
-        for sample in samples:
-            for annotation in sample["annotations"]:
-                del annotation["segmentation"]
         name = register(samples, evaluator_type)
         evaluator = build_grounding_evaluator(setup_config(), name)
         evaluator.reset()

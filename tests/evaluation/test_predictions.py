@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from igvg_d2.data.datasets import load_referring
 from igvg_d2.evaluation import GRefCOCOEvaluator, GroundTruth, scoring
@@ -242,19 +241,13 @@ def test_damaged_files_end_in_our_error_or_a_number(two_samples, outputs, tmp_pa
     assert 200 < refused < 400
 
 
-def test_official_fixture_through_the_scorer(fixtures_dir):
+def test_official_fixture_through_the_scorer(fixtures_dir, register):
     folder = fixtures_dir / "grefcoco"
     data = folder / "data" / "grefcoco"
     samples = load_referring(
         str(data / "grefs(unc).json"), str(data / "instances.json"), "none", "val"
     )
-    DatasetCatalog.register("scorer_fixture", lambda: samples)
-    MetadataCatalog.get("scorer_fixture").set(evaluator_type="grefcoco")
-    try:
-        results = scorer.score("scorer_fixture", str(folder / "predictions_val.json"))["results"]
-    finally:
-        DatasetCatalog.remove("scorer_fixture")
-        MetadataCatalog.remove("scorer_fixture")
+    results = scorer.score(register(samples), str(folder / "predictions_val.json"))["results"]
     expected = json.loads((folder / "expected.json").read_text())["val"]
     official = expected["gres"]["rela_native"]["results"]["grefcoco"]
     for key in ("gIoU", "cIoU", "Pr@0.7", "Pr@0.8", "Pr@0.9"):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 
 from igvg_d2.data.datasets import load_referring
 from igvg_d2.evaluation import PROTOCOLS, GroundTruth, parse_protocols
@@ -39,23 +39,15 @@ def load(path):
 
 
 @pytest.fixture
-def dataset(fixtures_dir):
+def dataset(fixtures_dir, register):
     """Callable: reader, annotation file, split, evaluator type -> name of a registered data set."""
-    names = []
 
     def _dataset(reader, annotation_file, split, evaluator_type):
         path = fixtures_dir / annotation_file
-        name = f"protocol_test_{len(names)}"
-        instances = str(path.parent / "instances.json")
-        DatasetCatalog.register(name, lambda: reader(str(path), instances, "none", split))
-        MetadataCatalog.get(name).set(evaluator_type=evaluator_type)
-        names.append(name)
-        return name
+        samples = reader(str(path), str(path.parent / "instances.json"), "none", split)
+        return register(samples, evaluator_type)
 
-    yield _dataset
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    return _dataset
 
 
 @pytest.fixture

@@ -78,8 +78,7 @@ def dataset(image_samples):
     samples = image_samples(12, "{}/x")
     name = "test_visualization_dataset"
     DatasetCatalog.register(name, lambda: samples)
-    yield name
-    DatasetCatalog.remove(name)
+    return name
 
 
 @pytest.fixture
@@ -115,10 +114,7 @@ def test_any_id_and_expression_can_be_drawn(cfg, image_samples, tmp_path):
         sample.update(sample_id=sample_id)
     name = "test_visualization_hostile"
     DatasetCatalog.register(name, lambda: samples)
-    try:
-        path = Path(render_result_pictures(cfg, _NothingModel(), name, str(tmp_path), len(ids)))
-    finally:
-        DatasetCatalog.remove(name)
+    path = Path(render_result_pictures(cfg, _NothingModel(), name, str(tmp_path), len(ids)))
     pictures = json.loads(path.read_text())["pictures"]
     assert [p["sample_id"] for p in pictures] == ids
     assert all((tmp_path / p["file"]).is_file() for p in pictures)
