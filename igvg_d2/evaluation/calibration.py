@@ -114,20 +114,17 @@ def read_calibration(path: str) -> Calibration:
         raise ValueError(f"calibration file {path}: {error}") from error
 
 
-def check_threshold(value: Optional[float], name: str = "no_target_threshold") -> Optional[float]:
-    """A threshold of the no-target score, or None.
+def check_threshold(value: Optional[float]) -> None:
+    """ValueError for a threshold at which every answer would be "no target", or none; not for None.
 
-    Raises:
-        ValueError: every answer would be "no target", or none: names the option.
+    The fit returns the next number above 1 when nothing should be rejected.
     """
-    # The fit returns the next number above 1 when nothing should be rejected.
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if value is None or (is_number and 0.0 < value <= np.nextafter(1.0, 2.0)):
-        return value
-    raise ValueError(
-        f"{name}: expected a number above 0, at most 1, as tools/calibrate.py finds, "
-        f"found {value!r:.30}; leave it out to report the model's own decision only"
-    )
+    if value is not None and not (is_number and 0.0 < value <= np.nextafter(1.0, 2.0)):
+        raise ValueError(
+            "no_target_threshold: expected a number above 0, at most 1, as tools/calibrate.py "
+            f"finds, found {value!r:.30}; leave it out to report the model's own decision only"
+        )
 
 
 def auroc(scores: Sequence[float], is_positive: Sequence[bool]) -> float:

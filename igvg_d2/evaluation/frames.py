@@ -91,17 +91,13 @@ class GroundTruth:
         size = (sample["height"], sample["width"])
         try:
             check_boxes(boxes, FARTHEST)
-            checked = [
-                (
-                    {**a, "segmentation": to_rle(a["segmentation"], *size)}
-                    if "segmentation" in a
-                    else a
-                )
-                for a in annotations
-            ]
+            annotations = [dict(a) for a in annotations]
+            for annotation in annotations:
+                if "segmentation" in annotation:
+                    annotation["segmentation"] = to_rle(annotation["segmentation"], *size)
         except ValueError as error:
             raise ValueError(f"ground truth of sample '{sample['sample_id']}': {error}") from error
-        return cls({**sample, "annotations": checked}, boxes)
+        return cls({**sample, "annotations": annotations}, boxes)
 
 
 def decode_rle(rle: Dict[str, Any]) -> np.ndarray:

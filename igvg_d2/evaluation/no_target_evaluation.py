@@ -54,13 +54,12 @@ class RefZOMEvaluator(_NoTargetEvaluator):
 
     def summarize_protocol(self, records: Sequence[Record], protocol: Protocol) -> Results:
         """See the class for the keys."""
-        targeted = target_counts(records) > 0
-        intersections, unions, _, _ = pixel_columns(records, protocol.name)[:, targeted]
-        results = mask_results(intersections, unions)
+        targeted, rejected = target_counts(records) > 0, _rejected(records, protocol)
+        results = mask_results(*pixel_columns(records, protocol.name)[:2, targeted])
         flags = np.array([r["pred_no_target"] for r in records], bool)
-        results["Acc"] = mean_percent(_rejected(records, protocol)[~targeted])
+        results["Acc"] = mean_percent(rejected[~targeted])
         results["Acc_flag"] = mean_percent(flags[~targeted])
-        results.update(hallucination_rates(records, ~_rejected(records, protocol)))
+        results.update(hallucination_rates(records, ~rejected))
         return {"refzom": results}
 
     def ratios(self, records: Sequence[Record], protocol: Protocol) -> Dict[str, Any]:

@@ -342,4 +342,4 @@ def check_thresholds(threshold=None, mask_threshold=None, no_target_threshold=No
         is_number = isinstance(value, Real) and not isinstance(value, bool)
         if value is not None and not (is_number and 0.0 <= value <= 1.0):
             raise ValueError(f"{name} must be a number from 0 to 1, got {value!r}.")
-    check_threshold(no_target_threshold, "no_target_threshold")
+    check_threshold(no_target_threshold)

@@ -68,7 +68,8 @@ def test_refcoco_m(load, tmp_path):
     other = {**row(), "image_meta": {"image_id": 5, "width": 12, "height": 10}}
     del other["image_id"]
     assert load([other], "refcoco_m")[0]["image_id"] == 5
-    for change in ({"mask": None}, {"mask": {**rle(), "counts": "o3"}}, {"sentences": ["?!"]}):
+    masks = [None, {**rle(), "counts": "o3"}, *({**rle(), "size": x} for x in ([], [10]))]
+    for change in (*({"mask": mask} for mask in masks), {"sentences": ["?!"]}):
         with pytest.raises(ValueError, match="val.json: record 0, field"):
             load([row(**change)], "refcoco_m")
 

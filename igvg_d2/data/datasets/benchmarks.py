@@ -31,11 +31,10 @@ def masks_of_image(position: int, row: Any, image_root: str) -> Iterator[Dict[st
     image_id = common.read_int(row.get("image_meta") or row, "image_id")
     for number, item in enumerate(read_list(row, "samples")):
         mask = read_field(item, "mask")
-        size = read_list(mask, "size")
+        sides = dict(zip(("height", "width"), read_list(mask, "size")))
         target = {**item, "segmentation": mask}
         for place, text in enumerate(read_list(item, "sentences")):
             ids = {"image_id": image_id, "ref_id": f"{position}.{number}", "sent_id": place}
-            sides = {"height": size[0], "width": size[-1]}
             name = read_text(row, "file_name")
             yield {"file_name": name, **sides, **ids, "expression": text, "annotations": [target]}
 

@@ -11,7 +11,7 @@ A reader turns an annotation file into dataset dicts, one per *expression*, in t
   ``iscrowd`` 0 or 1 as in the file, and, if the file has polygons and not an RLE, ``polygons``,
   float64 arrays [x0, y0, x1, y1, ...]: official protocols rasterise them in their own way. The
   empty list means no target;
-* ``kind`` only if the sentence has this key (the synthetic set stores the expression's type there);
+* ``kind`` only if the file names the expression's type, as the synthetic set and OpenRef do;
 * ``absent_kind`` "absent", "lookalike" or "unnamed" only without target, if the file states it or
   has classes (:mod:`igvg_d2.data.datasets.absent_kinds`);
 * ``group_id`` str only where several records of a file share a ``ref_id``: the second and later
