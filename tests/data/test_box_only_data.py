@@ -1,9 +1,7 @@
 """Own data of which targets have a box and no mask, from the file to the training sample."""
 
-import importlib.util
 import json
 import logging
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,11 +15,9 @@ from igvg_d2.data.datasets import fingerprint, load_expressions, register_expres
 from igvg_d2.data.datasets.checks import check_dataset
 from igvg_d2.visualization import GroundingVisualizer
 from igvg_d2.visualization.visualizer import ground_truth, judge_prediction
+from tests.scripts import load_script
 
-ROOT = Path(__file__).resolve().parents[2]
-SPEC = importlib.util.spec_from_file_location("export", ROOT / "tools" / "export_dataset.py")
-export = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(export)
+export = load_script("tools/export_dataset.py")
 
 SQUARE = [2, 3, 6, 3, 6, 8, 2, 8]
 NAME = "test_box_only"

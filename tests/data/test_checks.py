@@ -1,6 +1,5 @@
 """datasets/check.py: what is missing or damaged is found, named and counted."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -12,11 +11,9 @@ from PIL import Image
 
 from igvg_d2.data import ShapesTokenizer
 from igvg_d2.data.datasets import checks, load_referring, register_grounding
+from tests.scripts import load_script
 
-ROOT = Path(__file__).resolve().parents[2]
-SPEC = importlib.util.spec_from_file_location("check", ROOT / "datasets" / "check.py")
-check = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(check)
+check = load_script("datasets/check.py")
 
 SQUARE = [2, 2, 8, 2, 8, 8, 2, 8]
 

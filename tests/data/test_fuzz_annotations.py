@@ -1,12 +1,8 @@
 """Damaged annotation files end in a clear error, or load what stands in them."""
 
-import importlib.util
-from pathlib import Path
+from tests.scripts import load_script
 
-PATH = Path(__file__).resolve().parents[2] / "dev" / "fuzz_annotations.py"
-SPEC = importlib.util.spec_from_file_location("fuzz_annotations", PATH)
-fuzz_annotations = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(fuzz_annotations)
+fuzz_annotations = load_script("dev/fuzz_annotations.py")
 
 
 def test_random_damage():

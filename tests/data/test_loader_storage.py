@@ -1,6 +1,5 @@
 """What a data loader keeps of the data set."""
 
-import importlib.util
 import json
 import os
 import sys
@@ -13,6 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from igvg_d2 import add_igvg_config
 from igvg_d2.data import build_grounding_test_loader, build_grounding_train_loader
+from tests.scripts import load_script
 
 
 @pytest.fixture
@@ -45,10 +45,7 @@ def test_polygons_stay_behind_and_no_target_samples_do_not(dataset):
 
 def test_large_sets_cost_little_memory(tmp_path):
     """A small version of tools/make_large_annotations.py, whose default is gRefCOCO's size."""
-    path = Path(__file__).resolve().parents[2] / "tools" / "make_large_annotations.py"
-    spec = importlib.util.spec_from_file_location("make_large_annotations", path)
-    large = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(large)
+    large = load_script("tools/make_large_annotations.py")
     one, two = (large.write_annotations(str(tmp_path / k), 50, 20, 5, seed=0) for k in "ab")
     assert all(Path(one[key]).read_bytes() == Path(two[key]).read_bytes() for key in one)
     paths = large.write_annotations(str(tmp_path), 20000, 2000, 500, seed=0)

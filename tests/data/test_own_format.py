@@ -1,6 +1,5 @@
 """Own data through the config, and back out of the readers."""
 
-import importlib.util
 import json
 import os
 from functools import partial
@@ -25,16 +24,14 @@ from igvg_d2.data.datasets import (
 from igvg_d2.data.synthetic import write_shapes
 from igvg_d2.engine import setup_config
 from igvg_d2.visualization import GroundingVisualizer
+from tests.scripts import load_script
 
 load_refcoco = partial(load_referring, target_rule="refcoco")
 load_refzom = partial(load_referring, target_rule="refzom")
 load_rrefcoco = partial(load_referring, target_rule="rrefcoco")
 
 SQUARE = [2.0, 3.0, 6.0, 3.0, 6.0, 8.0, 2.0, 8.0]
-ROOT = Path(__file__).resolve().parents[2]
-SPEC = importlib.util.spec_from_file_location("export", ROOT / "tools" / "export_dataset.py")
-export = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(export)
+export = load_script("tools/export_dataset.py")
 
 
 @pytest.fixture(scope="module")
@@ -254,14 +251,6 @@ def test_more_than_255_objects_and_categories(tmp_path):
     assert GroundingVisualizer().draw_annotation(sample).any()
 
 
-def script(path):
-    """A script as a module."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_every_script_knows_the_data_of_a_config(tmp_path, capsys):
     texts = [("both squares", [1, 2]), ("the red square", [1]), ("the green star", [])]
     items = [own(id=i, text=text, annotation_ids=ids) for i, (text, ids) in enumerate(texts)]
@@ -284,7 +273,7 @@ def test_every_script_knows_the_data_of_a_config(tmp_path, capsys):
         "tools/visualize_data.py": ["--source", "annotation", "--output-dir", str(tmp_path)],
     }
     for name, args in calls.items():
-        main = script(name).main
+        main = load_script(name).main
         assert not main(common + args), capsys.readouterr().out
         # Each registers the data itself.
         DatasetCatalog.remove("test_tools")

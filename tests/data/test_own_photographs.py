@@ -1,6 +1,5 @@
 """The recipe of datasets/README.md, copied and pasted: from ten photographs to a prediction."""
 
-import importlib.util
 import json
 import re
 import shlex
@@ -13,6 +12,7 @@ import pytest
 from igvg_d2.engine import setup_config
 from igvg_d2.io.hub import BEIT3_TOKENIZER, parse_address
 from igvg_d2.io.image import read_image
+from tests.scripts import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
 CUSTOM = sorted((ROOT / "configs/Photos").glob("*_custom.yaml"))
@@ -65,9 +65,7 @@ def folder(shared_dir, tmp_path, monkeypatch, hub):
 def run(command):
     """``main`` of the script of a command line, in this process."""
     script, *args = shlex.split(command)[1:]
-    spec = importlib.util.spec_from_file_location(Path(script).stem, ROOT / script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(script)
     more = {
         "train_net.py": SHORTER,
         "tools/finetune.py": ["--opts"][: "--opts" not in args] + SHORTER,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.engine.test_scripts import load_script
+from tests.scripts import load_script
 
 
 @pytest.fixture(scope="module")

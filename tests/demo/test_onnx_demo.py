@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.engine.test_scripts import ROOT, load_script
+from tests.scripts import ROOT, load_script
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
 MODEL, SCENE = (str(ROOT / "demo" / name) for name in ("igvg_tiny_shapes.onnx", "images/scene.jpg"))

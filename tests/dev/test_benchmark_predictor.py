@@ -5,7 +5,7 @@ import re
 import pytest
 from PIL import Image
 
-from tests.engine.test_scripts import load_script
+from tests.scripts import load_script
 
 
 @pytest.fixture

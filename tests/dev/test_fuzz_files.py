@@ -1,17 +1,14 @@
 """A short run of dev/fuzz_files.py, and a proof that it sees what it looks for."""
 
-import importlib.util
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-SCRIPT = Path(__file__).resolve().parents[2] / "dev" / "fuzz_files.py"
-SPEC = importlib.util.spec_from_file_location("fuzz_files", SCRIPT)
-fuzzer = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(fuzzer)
+from tests.scripts import load_script
+
+fuzzer = load_script("dev/fuzz_files.py")
 
 
 @pytest.mark.parametrize(

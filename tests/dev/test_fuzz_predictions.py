@@ -1,12 +1,8 @@
 """A short run of dev/fuzz_predictions.py, and a proof that it sees a wrong number."""
 
-import importlib.util
-from pathlib import Path
+from tests.scripts import load_script
 
-SCRIPT = Path(__file__).resolve().parents[2] / "dev" / "fuzz_predictions.py"
-SPEC = importlib.util.spec_from_file_location("fuzz_predictions", SCRIPT)
-fuzzer = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(fuzzer)
+fuzzer = load_script("dev/fuzz_predictions.py")
 
 
 def test_damaged_files_end_in_an_error_or_a_correct_number(tmp_path):

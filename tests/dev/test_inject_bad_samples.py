@@ -1,8 +1,6 @@
 """dev/inject_bad_samples.py damages what it says, and its comparison sees every mistake."""
 
-import importlib.util
 import random
-from pathlib import Path
 
 import pytest
 
@@ -10,11 +8,9 @@ from igvg_d2.data import BadSampleError, GroundingDatasetMapper
 from igvg_d2.data.datasets import load_referring
 from igvg_d2.data.resize import AntialiasedResize
 from igvg_d2.data.synthetic import write_shapes
+from tests.scripts import load_script
 
-SCRIPT = Path(__file__).resolve().parents[2] / "dev" / "inject_bad_samples.py"
-SPEC = importlib.util.spec_from_file_location("inject_bad_samples", SCRIPT)
-injector = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(injector)
+injector = load_script("dev/inject_bad_samples.py")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import sys
 import pytest
 from PIL import Image
 
-from tests.engine.test_scripts import ROOT, load_script
+from tests.scripts import ROOT, load_script
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.engine.test_scripts import load_script
+from tests.scripts import load_script
 
 ROW = {
     "samples": 8,

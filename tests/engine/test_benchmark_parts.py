@@ -9,7 +9,7 @@ from torch import nn
 
 from igvg_d2.modeling.neck.simple_fpn import SimFPN
 from igvg_d2.testing import random_batch, tiny_cfg
-from tests.engine.test_scripts import load_script
+from tests.scripts import load_script
 
 # Lists of tokens, and a table of tokens for ids of the tokenizer that needs no file.
 OPTS = ["MODEL.BEIT3.VOCAB_SIZE", 256, "INPUT.TOKENIZER.NAME", "ShapesTokenizer"]

@@ -1,6 +1,5 @@
 """The command line scripts around images."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -17,16 +16,7 @@ from igvg_d2.engine import GroundingPredictor
 from igvg_d2.engine.train_step import WeightAverage
 from igvg_d2.testing import tiny_cfg
 from igvg_d2.visualization.result_images import load_records
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def load_script(path):
-    """A script of the repository as a module."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tests.scripts import load_script
 
 
 def test_make_report(tmp_path):

@@ -1,6 +1,5 @@
 """Thresholds with a guarantee: by hand, on scores that are drawn, on files, and on other data."""
 
-import importlib.util
 import json
 import math
 from collections import Counter
@@ -14,22 +13,13 @@ from igvg_d2.evaluation import Calibration, GRefCOCOEvaluator, read_calibration
 from igvg_d2.evaluation.calibration import risk_percent
 from igvg_d2.evaluation.predictions import output_to_prediction
 from igvg_d2.evaluation.scoring import warn_of_empty_targets
+from tests.scripts import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
 FIELDS = (0.3, "false-answers", 0.1, 0.9, {"my_val": "a1"}, {"my_train": "b2"}, {"N_acc": 95.0})
 
 
-def load(name):
-    """A script of tools/ as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-calibrate = load("calibrate")
-
-
+calibrate, scorer = (load_script(f"tools/{x}.py") for x in ("calibrate", "score_predictions"))
 # Of the shipped model, split -> number of expressions per image; no-target scores; and a letter for
 # each expression: t with a target, a absent, l look-alike, a capital if it is answered.
 SHAPES = json.loads(Path(__file__).with_name("shapes_tiny_scores.json").read_text())
@@ -191,9 +181,7 @@ def test_fit_then_apply(case, tmp_path, capsys):
     assert calibration.facts["false-answers"] == pytest.approx(100 * 2 / 30)
     assert calibration.facts["N_acc"] == pytest.approx(100 * 28 / 30)
     assert json.loads(fitted.read_text())["guarantee"] == calibration.guarantee
-    load("score_predictions").main(
-        [*case(8, "others"), "--calibration", str(fitted), "--output", str(report)]
-    )
+    scorer.main([*case(8, "others"), "--calibration", str(fitted), "--output", str(report)])
     assert f"calibrated: {calibration.guarantee}; {calibration.assumption}" in (
         capsys.readouterr().out
     )
@@ -214,7 +202,7 @@ def test_its_own_data_are_refused(case, tmp_path):
     calibrate.main([*data, "--alpha", "0.1", "--output", fitted, *trained_on])
     for own in (data, training):
         with pytest.raises(SystemExit, match=f"data set '{own[1]}' has the hash of '{own[1]}'"):
-            load("score_predictions").main([*own, "--calibration", fitted])
+            scorer.main([*own, "--calibration", fitted])
     with pytest.raises(SystemExit, match="60 images are in .* the model was trained on"):
         calibrate.main([*data, "--alpha", "0.1", "--trained-on", data[1]])
 
@@ -251,10 +239,10 @@ def test_predictions_without_scores_cannot_be_calibrated(case, tmp_path):
     fitted.write_text(json.dumps(Calibration(*FIELDS).to_dict()))
     args = [*case(6, no_target_score=None), "--calibration", str(fitted)]
     with pytest.raises(SystemExit, match="needs 'no_target_score' of every sample: 6 of 6"):
-        load("score_predictions").main(args)
+        scorer.main(args)
     fitted.write_text("{}")
     with pytest.raises(SystemExit, match="cannot score: calibration file .*no JSON object with"):
-        load("score_predictions").main(args)
+        scorer.main(args)
 
 
 def test_a_file_read_again_is_the_same(tmp_path):

@@ -1,8 +1,6 @@
 """One, two and four processes, and a file scored again, give the same numbers to the last digit."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,11 +13,9 @@ from detectron2.utils import comm
 
 from igvg_d2.evaluation import Calibration, GRefCOCOEvaluator
 from igvg_d2.io.rle import mask_to_rle
+from tests.scripts import load_script
 
-ROOT = Path(__file__).resolve().parents[2]
-SPEC = importlib.util.spec_from_file_location("scorer", ROOT / "tools" / "score_predictions.py")
-scorer = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(scorer)
+scorer = load_script("tools/score_predictions.py")
 
 NAME = "multiprocess_test"
 PROTOCOLS = ("native", "official", "released")

@@ -1,11 +1,9 @@
 """Prediction files: written, read back, scored, refused."""
 
-import importlib.util
 import json
 import os
 import random
 import signal
-from pathlib import Path
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -19,11 +17,9 @@ from igvg_d2.evaluation.predictions import (
     prediction_to_output,
     read_predictions,
 )
+from tests.scripts import load_script
 
-ROOT = Path(__file__).resolve().parents[2]
-SPEC = importlib.util.spec_from_file_location("scorer", ROOT / "tools" / "score_predictions.py")
-scorer = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(scorer)
+scorer = load_script("tools/score_predictions.py")
 
 
 def encode(mask):

@@ -5,10 +5,8 @@ file, which key and which of our results belong together stands in the tables be
 predictions are not shared is skipped.
 """
 
-import importlib.util
 import json
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -20,15 +18,13 @@ from igvg_d2.evaluation import PROTOCOLS, GroundTruth, parse_protocols
 from igvg_d2.evaluation.frames import decode_rle, target_mask
 from igvg_d2.evaluation.reporting import format_report
 from igvg_d2.io.rle import mask_to_rle, to_json
+from tests.scripts import load_script
 
 load_refcoco = partial(load_referring, target_rule="refcoco")
 load_refzom = partial(load_referring, target_rule="refzom")
 load_rrefcoco = partial(load_referring, target_rule="rrefcoco")
 
-ROOT = Path(__file__).resolve().parents[2]
-SPEC = importlib.util.spec_from_file_location("scorer", ROOT / "tools" / "score_predictions.py")
-scorer = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(scorer)
+scorer = load_script("tools/score_predictions.py")
 
 REL = 1e-6
 

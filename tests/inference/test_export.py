@@ -15,7 +15,7 @@ from igvg_d2.data.tokenizer import build_tokenizer
 from igvg_d2.engine import setup_config
 from igvg_d2.inference.graph import GroundingGraph, example_inputs, tokenizer_facts
 from igvg_d2.io.onnx_header import read_onnx_metadata
-from tests.engine.test_scripts import ROOT, load_script
+from tests.scripts import ROOT, load_script
 
 EXTRA = "needs pip install 'igvg_d2[export]'"
 SMALL = ["MODEL.WEIGHTS", "", *"MODEL.DEVICE cpu INPUT.TOKENIZER.NAME ShapesTokenizer".split()]

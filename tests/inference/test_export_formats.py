@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from tests.engine.test_scripts import ROOT, load_script
 from tests.inference.test_export import EXTRA, MODELS, NARROW, SMALL
+from tests.scripts import ROOT, load_script
 
 onnx = pytest.importorskip("onnx", reason=EXTRA)
 pytest.importorskip("onnxruntime", reason=EXTRA)

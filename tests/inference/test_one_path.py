@@ -13,7 +13,7 @@ from igvg_d2.engine import GroundingTrainer
 from igvg_d2.evaluation.predictions import output_to_prediction, read_predictions
 from igvg_d2.inference import GroundingPredictor
 from igvg_d2.io.json_stream import to_json_text
-from tests.engine.test_scripts import load_script
+from tests.scripts import load_script
 
 NAME = "test_one_path_val"
 BATCH = 16

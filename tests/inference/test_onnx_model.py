@@ -22,7 +22,7 @@ from igvg_d2.inference.onnx_model import OnnxModel
 from igvg_d2.modeling.batch import answer_batch, pad_texts
 from igvg_d2.modeling.postprocessing import PostprocessOptions, rank_outputs
 from igvg_d2.testing import random_batch, tiny_cfg
-from tests.engine.test_scripts import ROOT, load_script
+from tests.scripts import ROOT, load_script
 
 pytest.importorskip("onnxruntime", reason="needs pip install 'igvg_d2[export]'")
 EXPORTED = str(ROOT / "demo" / "igvg_tiny_shapes.onnx")
