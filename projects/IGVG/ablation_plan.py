@@ -149,11 +149,11 @@ SETTINGS = {
     "shapes": Setting(
         model="configs/Shapes/igvg_tiny.yaml",
         test="shapes_val",
-        # About 5 minutes on one core.
-        schedule="8,000 samples in batches of 32, starting from demo/beit3_tiny_shapes.safetensors",
-        options=("SOLVER.MAX_ITER", "250", "SOLVER.CHECKPOINT_PERIOD", "50")
+        # About 4 minutes on one core.
+        schedule="6,400 samples in batches of 32, starting from demo/beit3_tiny_shapes.safetensors",
+        options=("SOLVER.MAX_ITER", "200", "SOLVER.CHECKPOINT_PERIOD", "50")
         + ("SOLVER.CHECKPOINT_KEEP", "1", "TEST.VIS_SAMPLES", "0"),
-        curve_options=("TEST.EVAL_PERIOD", "84"),
+        curve_options=("TEST.EVAL_PERIOD", "67"),
     ),
     "grefcoco": Setting(
         model="configs/gRefCOCO/igvg_beit3_base_320_10ep.yaml",

@@ -67,7 +67,7 @@ def test_commands_state_the_common_schedule(modules, plan):
     row = next(r for r in plan if r.configs == ("ablations/decoder/detr",) and r.seed == 1)
     assert row.shell() == (
         "python train_net.py --config-file projects/IGVG/configs/ablations/decoder/detr.yaml "
-        "SOLVER.MAX_ITER 250 SOLVER.CHECKPOINT_PERIOD 50 SOLVER.CHECKPOINT_KEEP 1 TEST.VIS_SAMPLES "
+        "SOLVER.MAX_ITER 200 SOLVER.CHECKPOINT_PERIOD 50 SOLVER.CHECKPOINT_KEEP 1 TEST.VIS_SAMPLES "
         "0 DATASETS.TEST '('\"'\"'shapes_val'\"'\"',)' SEED 1 SOLVER.NUM_THREADS 1 OUTPUT_DIR "
         f"{row.folder}"
     )
