@@ -74,6 +74,32 @@ def test_refcoco_m(load, tmp_path):
             load([row(**change)], "refcoco_m")
 
 
+def test_refcoco_m_shares_targets_and_has_one_size_per_image(load):
+    samples = load([row()], "refcoco_m")
+    assert samples[0]["annotations"][0] is samples[1]["annotations"][0]
+    other = {**row()["samples"][0], "mask": rle(20, 24)}
+    with pytest.raises(ValueError, match=r"field 'mask': .*size \[10, 12\] of .* \[20, 24\]"):
+        load([{**row(), "samples": [*row()["samples"], other]}], "refcoco_m")
+    other = {**row(), "image_meta": {"image_id": 5, "width": 24, "height": 20}}
+    with pytest.raises(ValueError, match=r"field 'mask': .*size \[20, 24\] of .* \[10, 12\]"):
+        load([other], "refcoco_m")
+
+
+@pytest.mark.parametrize(
+    "rule, wrong, field",
+    [
+        ("refcoco_m", row(sentences=["?!"]), "sentences"),
+        ("refcoco_m", row(mask={**rle(), "size": [10]}), "mask"),
+        ("ref_l4", caption(1, caption=""), "caption"),
+        ("openref", record(negative=5), "negative"),
+        ("openref", record("none", 0, positive="", negative="", **SIDES), "positive"),
+    ],
+)
+def test_errors_name_a_field_of_the_file(load, rule, wrong, field):
+    with pytest.raises(ValueError, match=f"val.json: record 0, field '{field}': expected"):
+        load([wrong], rule)
+
+
 def test_ref_l4_and_its_all(load, tmp_path):
     (sample,) = load([caption(3)], "ref_l4")
     assert (sample["sample_id"], sample["image_id"]) == ("3_0", "coco_128974")
@@ -115,6 +141,9 @@ def test_openref(load, tmp_path):
     [
         ({"proposal": [[0.1, 0.2, 0.5, 0.4]] * 2, **SIDES}, "percent of the sides"),
         ({"proposal": [[10, 20, 150, 40]] * 2, **SIDES}, "percent of the sides"),
+        ({"proposal": [[60, 20, 90, 40]] * 2, **SIDES}, "percent of the sides"),
+        ({"proposal": [[-20, 20, 50, 40]] * 2, **SIDES}, "percent of the sides"),
+        ({"original_width": 20}, "one size for all boxes, found 20 and 200"),
         ({"bbox_num": 3}, "2 boxes, bbox_num 3"),
         ({"relation_type": "none"}, "'none', 2 boxes"),
         ({"relation_type": "pair"}, "'pair'"),
@@ -138,9 +167,12 @@ def test_parquet_is_the_same_data(load, tmp_path):
     path = str(tmp_path / name.format(0))
     found = load_rows(path, str(tmp_path), "val", "refcoco_m")
     assert fingerprint(found) == fingerprint(load([row(), row()], "refcoco_m"))
-    (tmp_path / name.format(1)).write_bytes(b"version https://git-lfs.github.com/spec/v1")
-    with pytest.raises(ValueError, match="00001-of-00002.parquet: no whole parquet file"):
-        load_rows(path, str(tmp_path), "val", "refcoco_m")
+    whole = (tmp_path / name.format(1)).read_bytes()
+    # A pointer of Git LFS, and pages of a download that went wrong.
+    for damaged in (b"version https://git-lfs.github.com/spec/v1", whole[:9] + whole[:40] * 99):
+        (tmp_path / name.format(1)).write_bytes(damaged[: len(whole) - 300] + whole[-300:])
+        with pytest.raises(ValueError, match="00001-of-00002.parquet: no whole parquet file"):
+            load_rows(path, str(tmp_path), "val", "refcoco_m")
 
 
 def test_parquet_says_what_it_needs(tmp_path, monkeypatch):
@@ -174,8 +206,13 @@ def test_reviewed_labels(tmp_path):
     entries.append({"image_id": 17, "caption": "he", "caption_quality": 1})
     assert [s["sample_id"] for s in read("annotations")] == ["5_0", "5_2"]
     entries.append({"image_id": 17, "caption": "he", "caption_quality": 0})
-    with pytest.raises(ValueError, match="both right and wrong"):
+    with pytest.raises(ValueError, match="both right and wrong.*SKIP_INVALID"):
         read()
+    for quality in ("0", None):
+        entries[3] = {**entries[0], "caption_quality": quality}
+        words = rf"'caption_quality': expected a number, found {quality!r}, in annotation\[3\]"
+        with pytest.raises(ValueError, match=words):
+            read()
     entries[0] = {"image_id": 17, "sentence": "left man"}
     with pytest.raises(ValueError, match="reviewed.json, field 'caption': missing"):
         read()

@@ -70,7 +70,9 @@ def _iterate_parquet(path: str) -> Iterator[Any]:
                 columns = [column for column in table.schema_arrow.names if column != "image"]
                 for batch in table.iter_batches(columns=columns):
                     yield from batch.to_pylist()
-        except ValueError as error:
+        except FileNotFoundError:
+            raise
+        except (ValueError, OSError) as error:
             raise ValueError(f"{name}: no whole parquet file ({error}); download again") from error
 
 

@@ -12,6 +12,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set,
 import pycocotools.mask as mask_util
 
 from igvg_d2.io.image import read_reduced_image
+from igvg_d2.io.rle import check_rle
 
 from . import common
 from .annotation_files import iterate_refs, paused_garbage_collection, read_json
@@ -27,15 +28,20 @@ RowRule = Callable[[int, Any, str], Iterator[Dict[str, Any]]]
 
 def masks_of_image(position: int, row: Any, image_root: str) -> Iterator[Dict[str, Any]]:
     """RefCOCO-M: ``ref_id`` is "<row>.<number in it>", as the card does not say what ids are."""
-    # The text of the card has the id in "image_meta", its schema in the row.
-    image_id = common.read_int(row.get("image_meta") or row, "image_id")
+    # The text of the card has the id in "image_meta", beside the size, its schema in the row.
+    image = row.get("image_meta") or row
+    image_id, name = common.read_int(image, "image_id"), read_text(row, "file_name")
+    size = tuple(common.read_size(image).values()) if "height" in image else None
     for number, item in enumerate(read_list(row, "samples")):
         mask = read_field(item, "mask")
-        sides = dict(zip(("height", "width"), read_list(mask, "size")))
-        target = {**item, "segmentation": mask}
+        try:
+            size, _ = check_rle(mask, size)
+        except ValueError as error:
+            raise RecordError("mask", str(error)) from error
+        sides, target = dict(zip(("height", "width"), size)), {**item, "segmentation": mask}
         for place, text in enumerate(read_list(item, "sentences")):
             ids = {"image_id": image_id, "ref_id": f"{position}.{number}", "sent_id": place}
-            name = read_text(row, "file_name")
+            text = common.check_text(text, "sentences")
             yield {"file_name": name, **sides, **ids, "expression": text, "annotations": [target]}
 
 
@@ -44,7 +50,7 @@ def box_of_caption(position: int, row: Any, image_root: str) -> Iterator[Dict[st
     name, ref_id = read_text(row, "file_name"), read_id(row, "id" if "id" in row else "ann_id")
     ids = {"image_id": read_id(row, "image_id"), "ref_id": ref_id, "sent_id": 0}
     target = {"id": position, "bbox": read_field(row, "bbox")}
-    text = read_field(row, "caption")
+    text = read_text(row, "caption")
     sides = {side: row.get(side) for side in ("height", "width")}
     yield {"file_name": name, **sides, **ids, "expression": text, "annotations": [target]}
 
@@ -61,13 +67,15 @@ def boxes_or_none(position: int, record: Any, image_root: str) -> Iterator[Dict[
         found = f"{short(kind)}, {len(boxes)} boxes, bbox_num {short(record.get('bbox_num'))}"
         raise RecordError("relation_type", f"expected boxes unless it is 'none', found {found}")
     name, sides = read_text(record, "image"), {}
-    for box in [record, *boxes]:
-        for side in ("height", "width"):
-            if isinstance(box, dict) and f"original_{side}" in box:
-                sides[side] = box[f"original_{side}"]
-    if len(sides) < 2:
+    for box in filter(lambda x: isinstance(x, dict), (record, *boxes)):
+        for key in ("original_height", "original_width"):
+            if key in box and box[key] != sides.setdefault(key, box[key]):
+                found = f"{short(sides[key])} and {short(box[key])}"
+                raise RecordError(key, f"expected one size for all boxes, found {found}")
+    if len(sides) == 2:
+        sides = common.read_size(sides, "original_")
+    else:
         sides = _size_of_file(os.path.join(image_root, name))
-    sides = common.read_size(sides)
     targets = [{"id": i, "bbox": _to_pixels(box, **sides)} for i, box in enumerate(boxes)]
     questions = {"positive": (0, targets, kind), "negative": (1, [], "negative")}
     if kind == "none":
@@ -77,7 +85,7 @@ def boxes_or_none(position: int, record: Any, image_root: str) -> Iterator[Dict[
         del questions["negative"]
     for key, (sent_id, found, name_of_kind) in questions.items():
         ids = {"image_id": name, "ref_id": position, "sent_id": sent_id, "kind": name_of_kind}
-        text = read_field(record, key)
+        text = read_text(record, key)
         yield {"file_name": name, **sides, **ids, "expression": text, "annotations": found}
 
 
@@ -111,11 +119,15 @@ def load_rows(
     def expand(position: int, row: Any) -> List[Sample]:
         if not isinstance(row, dict) or split not in ("all", row.get("split", split)):
             raise RecordError("split", f"expected a record of '{split}', found {short(row)}")
-        samples = []
+        samples: List[Sample] = []
+        shared: Dict[int, Any] = {}
         for sample in rule(position, row, image_root):
             size = common.read_size(sample)
             text = common.check_text(sample["expression"], "expression")
-            targets = [to_annotation(x, read_id(x, "id"), **size) for x in sample["annotations"]]
+            for x in sample["annotations"]:
+                if id(x) not in shared:
+                    shared[id(x)] = x, to_annotation(x, read_id(x, "id"), **size)
+            targets = [shared[id(x)][1] for x in sample["annotations"]]
             if not all(mask_util.area(x["segmentation"]) for x in targets if "segmentation" in x):
                 raise RecordError("segmentation", "expected a mask with pixels, found none")
             path = os.path.join(image_root, sample["file_name"])
@@ -147,8 +159,9 @@ def _to_pixels(box: Any, height: int, width: int) -> List[float]:
     keys = ("x", "y", "width", "height")
     values = [box.get(key) for key in keys] if isinstance(box, dict) else box
     values = common.read_box({"proposal": values}, "proposal")
-    # The card says "normalised", the authors' code has percent.
-    if values is None or not 1.0 < max(values) <= 100.0:
+    # The card says "normalised", the authors' code has percent. Corners end outside.
+    is_percent = values is not None and 1.0 < max(values) <= 100.0
+    if not is_percent or min(values) < -1.0 or max(map(sum, zip(values, values[2:]))) > 101.0:
         raise RecordError("proposal", f"expected percent of the sides, found {short(box)}")
     return [value * side / 100 for value, side in zip(values, (width, height) * 2)]
 
@@ -174,19 +187,25 @@ def load_reviewed(
     content = read_json(reviewed_file)
     key = "annotations" if isinstance(content, dict) and "annotations" in content else "annotation"
     marks: Dict[Tuple[str, str], Set[bool]] = {}
+    where = "the file"
     try:
-        for entry in read_list(content, key):
+        for position, entry in enumerate(read_list(content, key)):
+            where = f"{key}[{position}]"
             name = _letters(read_id(entry, "image_id"), read_text(entry, "caption"))
-            marks.setdefault(name, set()).add(read_field(entry, "caption_quality") != 0)
+            quality = read_field(entry, "caption_quality")
+            if not isinstance(quality, (int, float)):
+                raise RecordError("caption_quality", f"expected a number, found {short(quality)}")
+            marks.setdefault(name, set()).add(quality != 0)
     except RecordError as error:
-        raise ValueError(f"{reviewed_file}, field '{error.field}': {error}") from error
+        raise ValueError(f"{reviewed_file}, field '{error.field}': {error}, in {where}") from error
     kept = []
     for sample in samples:
         found = marks.get(_letters(sample["image_id"], sample["expression"]), set())
         if len(found) != 1:
             what = "both right and wrong" if found else "not in it"
             where = f"sample {sample['sample_id']}, {sample['expression']!r}"
-            common.note_or_raise(f"{reviewed_file}: {where} is {what}", skipped)
+            hint = "DATASETS.SKIP_INVALID True leaves such samples out"
+            common.note_or_raise(f"{reviewed_file}: {where} is {what}; {hint}", skipped)
         elif True in found:
             kept.append(sample)
     logger.info("%s: %d of %d expressions are kept", reviewed_file, len(kept), len(samples))

@@ -160,14 +160,13 @@ def read_int(record: Any, field: str) -> int:
     return value
 
 
-def read_size(record: Any) -> Dict[str, int]:
-    """Fields ``height`` and ``width`` of an image."""
-    size = {side: read_field(record, side) for side in ("height", "width")}
+def read_size(record: Any, prefix: str = "") -> Dict[str, int]:
+    """Fields ``height`` and ``width`` of an image; in the record a prefix may be before both."""
+    size = {side: read_field(record, prefix + side) for side in ("height", "width")}
     for side, value in size.items():
         if not is_int(value) or not 1 <= value <= MAX_SIDE:
-            raise RecordError(
-                side, f"expected an integer from 1 to {MAX_SIDE}, found {short(value)}"
-            )
+            expected = f"expected an integer from 1 to {MAX_SIDE}"
+            raise RecordError(prefix + side, f"{expected}, found {short(value)}")
     return size
 
 
