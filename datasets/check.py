@@ -57,7 +57,8 @@ def found_names():
     names, known, missing = [], set(), {}
     for name in DatasetCatalog.list():
         metadata = MetadataCatalog.get(name)
-        path, split = metadata.get("annotation_file", None), metadata.get("split", None)
+        path = metadata.get("reviewed_file", metadata.get("annotation_file", None))
+        split = metadata.get("split", None)
         if path is None or (path, split) in known:
             continue
         known.add((path, split))

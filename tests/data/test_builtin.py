@@ -142,6 +142,10 @@ def test_newer_benchmarks_say_which_of_their_files_is_missing(registered, tmp_pa
     ):
         with pytest.raises(FileNotFoundError, match=f"'{name}' needs .*{word}.*datasets/README.md"):
             registered[name][1]()
+    folder.mkdir()
+    (folder / "ref-l4-val.parquet").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match="'ref_l4_all' needs .*ref-l4-test.parquet.*README"):
+        load()
     for name in ("refs(unc).p", "instances.json"):
         (tmp_path / "refcoco").mkdir(exist_ok=True)
         (tmp_path / "refcoco" / name).write_bytes(b"")

@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from igvg_d2.data import ShapesTokenizer
@@ -117,6 +117,18 @@ def test_missing_files_and_names(dataset, capsys, monkeypatch):
     assert check.main([]) == 2
     text = capsys.readouterr().out
     assert "datasets/README.md" in text and "for x_val" in text and "get x there" in text
+
+
+def test_reviewed_labels_are_found_and_hashed_beside_the_original(dataset, capsys):
+    name, folder = dataset
+    files = {key: getattr(MetadataCatalog.get(name), key) for key in ("annotation_file", "split")}
+    files["reviewed_file"] = str(folder / "reviewed.json")
+    register_grounding(f"{name}_reviewed", files, lambda: DatasetCatalog.get(name)[:1])
+    assert files["reviewed_file"] in check.found_names()[1]
+    (folder / "reviewed.json").write_text("{}")
+    assert {name, f"{name}_reviewed"} <= set(check.found_names()[0])
+    assert check.main([f"{name}_reviewed", "--quick"]) == 0
+    assert f"  {files['reviewed_file']}\n" in capsys.readouterr().out
 
 
 def test_what_is_no_file_is_named_and_not_waited_for(dataset, capsys):

@@ -169,9 +169,10 @@ def _load(
     skipped: Optional[List[str]] = None,
 ) -> List[Dict[str, Any]]:
     """Runs a reader after saying clearly which file is missing."""
-    for key in ("annotation_file", "instances_file", "reviewed_file"):
-        if key in files and not PathManager.isfile(files[key]):
-            raise FileNotFoundError(f"data set '{name}' needs '{files[key]}': {hint}")
+    keys = ("annotation_file", "instances_file", "reviewed_file")
+    for path in (*(files[key] for key in keys if key in files), *files.get("more_files", ())):
+        if not PathManager.isfile(path):
+            raise FileNotFoundError(f"data set '{name}' needs '{path}': {hint}")
     return loader(**files, skipped=skipped)
 
 

@@ -39,6 +39,8 @@ KNOWN_COUNTS: Dict[str, Tuple] = {
     "refcocog_umd_test": (0, 9602, 0),
     "refcocog_google_train": (0, 85474, 0),
     "refcocog_google_val": (0, 9536, 0),
+    "refcoco_m_val": (0, 5598, 0),
+    "ref_l4_all": (0, 45341, 0),
 }
 # What papers say of whole data sets or splits where it differs from the public files.
 PUBLISHED: Dict[str, str] = {
@@ -123,7 +125,7 @@ def check_dataset(
         report.add("annotations", str(error))
         return report
     metadata = MetadataCatalog.get(name)
-    for key in ("annotation_file", "instances_file"):
+    for key in ("annotation_file", "instances_file", "reviewed_file"):
         path = metadata.get(key, None)
         if path is not None:
             report.hashes[path] = file_sha256(path)
