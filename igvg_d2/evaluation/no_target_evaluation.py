@@ -9,7 +9,14 @@ from .build import GROUNDING_EVALUATOR_REGISTRY
 from .columns import hallucination_rates, no_target_flags, pixel_columns, target_counts
 from .frames import GroundTruth
 from .grounding_evaluation import GroundingEvaluator, Results
-from .metrics import iou_ratio, mask_results, mean_percent, overall_iou, percent
+from .metrics import (
+    iou_ratio,
+    mask_results,
+    mean_percent,
+    overall_iou,
+    percent,
+    target_accuracy,
+)
 from .protocols import Protocol
 from .reporting import Record
 
@@ -48,8 +55,9 @@ class RefZOMEvaluator(_NoTargetEvaluator):
 
     Results: "refzom" {mIoU, oIoU, Pr@0.5 ... Pr@0.9} over sentences with a target, Acc over those
     without: a mask without any pixel is right, under released rules no box score above 0.7;
-    "hallucination" is the rest, also by what is absent (`hallucination_ratios`). "Acc_flag" asks
-    the no-target flag instead. In percent, NaN where there is no such sentence.
+    "hallucination" is the rest, also by what is absent (`hallucination_ratios`), and T_acc the
+    share of those with a target that are answered. "Acc_flag" asks the no-target flag instead. In
+    percent, NaN where there is no such sentence.
     """
 
     def summarize_protocol(self, records: Sequence[Record], protocol: Protocol) -> Results:
@@ -59,8 +67,7 @@ class RefZOMEvaluator(_NoTargetEvaluator):
         flags = np.array([r["pred_no_target"] for r in records], bool)
         results["Acc"] = mean_percent(rejected[~targeted])
         results["Acc_flag"] = mean_percent(flags[~targeted])
-        results.update(hallucination_rates(records, ~rejected))
-        return {"refzom": results}
+        return {"refzom": {**results, **_answer_rates(records, ~rejected)}}
 
     def ratios(self, records: Sequence[Record], protocol: Protocol) -> Dict[str, Any]:
         """mIoU, oIoU and Acc by mask or boxes."""
@@ -90,7 +97,9 @@ class RRefCOCOEvaluator(_NoTargetEvaluator):
     Results: "rref" {mIoU, oIoU, mRR, rIoU} from the masks alone, a false sentence being recognised
     by a mask without any pixel; "rref_flag" the same after masks whose no-target flag is set have
     been emptied, those of true sentences too (the authors' ``--use_exist``). In percent. NaN if an
-    object has no true sentence (mIoU) or no false one (mRR), as in the official code.
+    object has no true sentence (mIoU) or no false one (mRR), as in the official code. Beside them,
+    over sentences and not by object, "hallucination", the share of false ones that are accepted,
+    also by what is absent (`hallucination_ratios`), and T_acc, that of true ones.
 
     Official rules: the targets lack pixels covered by two polygon parts, as in the official loader;
     "rref_union_gt" and "rref_flag_union_gt" have unions of parts, as all other protocols. Released
@@ -102,14 +111,13 @@ class RRefCOCOEvaluator(_NoTargetEvaluator):
 
     def summarize_protocol(self, records: Sequence[Record], protocol: Protocol) -> Results:
         """See the class for the keys."""
-        groups = _groups(records).values()
         if protocol.rules == "released":
-            return {"rref": _summarize(groups, protocol.name, "boxes")}
+            return {"rref": _summarize(records, protocol.name, "boxes")}
         results = {}
         for suffix in ("", "_union_gt") if protocol.rules == "official" else ("",):
             key = protocol.name + suffix
-            results["rref" + suffix] = _summarize(groups, key, "mask")
-            results["rref_flag" + suffix] = _summarize(groups, key, "flag")
+            results["rref" + suffix] = _summarize(records, key, "mask")
+            results["rref_flag" + suffix] = _summarize(records, key, "flag")
         return results
 
     def ratios(self, records: Sequence[Record], protocol: Protocol) -> Dict[str, Any]:
@@ -133,6 +141,12 @@ class RRefCOCOEvaluator(_NoTargetEvaluator):
         return {**ratios, "oIoU": (spread(numbers["intersection"]), spread(numbers["union"]))}
 
 
+def _answer_rates(records: Sequence[Record], answered: np.ndarray) -> Dict[str, float]:
+    """T_acc, and `hallucination_rates`, of answered bool (N,)."""
+    t_acc = target_accuracy(target_counts(records) == 0, ~answered)
+    return {"T_acc": t_acc, **hallucination_rates(records, answered)}
+
+
 def _groups(records: Sequence[Record]) -> Dict[Any, List[Record]]:
     """The records of each object."""
     groups: Dict[Any, List[Record]] = {}
@@ -141,16 +155,18 @@ def _groups(records: Sequence[Record]) -> Dict[Any, List[Record]]:
     return groups
 
 
-def _summarize(groups, key: str, decision: str) -> Dict[str, float]:
-    """The four numbers over objects; each group holds the records of one."""
-    numbers = _numbers(groups, key, decision)
+def _summarize(records: Sequence[Record], key: str, decision: str) -> Dict[str, float]:
+    """The four numbers over objects, and the rates of answers over sentences."""
+    numbers = _numbers(_groups(records).values(), key, decision)
+    accepted = np.array([_pixels(r, key, decision)[3] for r in records], bool)
 
     def mean(name: str) -> float:
         # Of no object, and where one of them is undefined, it is NaN.
         return float(np.mean(numbers[name] or [np.nan]))
 
     overall = overall_iou(numbers["intersection"], numbers["union"])
-    return {"mIoU": mean("mIoU"), "oIoU": overall, "mRR": mean("mRR"), "rIoU": mean("rIoU")}
+    results = {"mIoU": mean("mIoU"), "oIoU": overall, "mRR": mean("mRR"), "rIoU": mean("rIoU")}
+    return {**results, **_answer_rates(records, accepted)}
 
 
 def _numbers(groups, key: str, decision: str) -> Dict[str, List[float]]:

@@ -124,6 +124,30 @@ def test_masks_and_boxes_hallucinate_apart(register, make_sample, make_output, b
     assert rates == [[0.0, 0.0, 100.0], [0.0, 100.0, 0.0]]
 
 
+@pytest.mark.parametrize("kind, task", [("refzom", "refzom"), ("rrefcoco", "rref")])
+def test_benchmarks_of_masks_say_what_is_answered(
+    register, make_sample, make_output, box_mask, tmp_path, kind, task
+):
+    left, nothing = box_mask(LEFT), box_mask(None)
+    kinds = ("absent", "lookalike", "lookalike")
+    samples = [make_sample(f"1_{i}", [], [], absent_kind=name) for i, name in enumerate(kinds)]
+    samples += [make_sample(f"1_{i}", [left], [[0, 0, 10, 10]]) for i in (3, 4)]
+    masks = [nothing, left, nothing, left, nothing]
+    cfg = get_cfg()
+    add_igvg_config(cfg)
+    cfg.OUTPUT_DIR = str(tmp_path)
+    evaluator = build_grounding_evaluator(cfg, register(samples, kind))
+    outputs = [make_output(mask, True) for mask in masks]
+    results = evaluate(evaluator, [{"sample_id": s["sample_id"]} for s in samples], outputs)
+    rates = {name: results[task][name] for name in results[task] if "hallucination" in name}
+    assert rates.pop("hallucination") == pytest.approx(100 / 3)
+    assert math.isnan(rates.pop("hallucination_unnamed")) and results[task]["T_acc"] == 50.0
+    assert rates == {"hallucination_absent": 0.0, "hallucination_lookalike": 50.0}
+    if task == "rref":
+        # Masks whose flag is set are empty.
+        assert results["rref_flag"]["hallucination"] == results["rref_flag"]["T_acc"] == 0.0
+
+
 def test_order_sharding_and_duplicates_do_not_matter(case):
     name, inputs, outputs = case
     expected = evaluate(GRefCOCOEvaluator(dataset_name=name), inputs, outputs)
