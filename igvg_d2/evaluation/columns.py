@@ -1,6 +1,6 @@
 """Records of an evaluation as columns of numbers, and decisions about them."""
 
-from typing import Dict, Sequence, Tuple
+from typing import Dict, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -23,6 +23,12 @@ def has_masks(records: Sequence[Record]) -> np.ndarray:
     return np.array([r.get("has_masks", True) for r in records], dtype=bool)
 
 
+def mask_is_known(records: Sequence[Record]) -> np.ndarray:
+    """bool (N,): in mask metrics; none is if all that has targets has boxes only."""
+    known, has_target = has_masks(records), target_counts(records) > 0
+    return known & ((known & has_target).any() | ~has_target.any())
+
+
 def no_target_flags(records: Sequence[Record], protocol: Protocol) -> np.ndarray:
     """bool (N,): the model's flag; under released rules, whether no box scores above 0.7."""
     if protocol.rules == "released":
@@ -36,18 +42,19 @@ def pixel_columns(records: Sequence[Record], key: str) -> np.ndarray:
 
 
 def hallucination_ratios(
-    records: Sequence[Record], answered: Sequence[bool]
+    records: Sequence[Record], answered: Sequence[bool], counted: Union[bool, np.ndarray] = True
 ) -> Dict[str, Tuple[np.ndarray, np.ndarray]]:
     """Share of the samples without target that are answered, of all of them and by kind.
 
     Args:
         records: with `absent_kind` where it is known.
         answered: bool (N,), whether anything is shown.
+        counted: bool or bool (N,), which samples take part.
 
     Returns:
         "hallucination", "hallucination_absent", ... -> numerators and denominators bool (N,).
     """
-    is_no_target, answered = target_counts(records) == 0, np.asarray(answered, bool)
+    is_no_target, answered = (target_counts(records) == 0) & counted, np.asarray(answered, bool)
     groups = {"hallucination": is_no_target}
     for kind in ABSENT_KINDS:
         has_kind = np.array([r.get("absent_kind") == kind for r in records], bool)
@@ -55,9 +62,11 @@ def hallucination_ratios(
     return {name: (answered & group, group) for name, group in groups.items()}
 
 
-def hallucination_rates(records: Sequence[Record], answered: Sequence[bool]) -> Dict[str, float]:
+def hallucination_rates(
+    records: Sequence[Record], answered: Sequence[bool], counted: Union[bool, np.ndarray] = True
+) -> Dict[str, float]:
     """`hallucination_ratios` in percent, NaN without a case."""
-    ratios = hallucination_ratios(records, answered)
+    ratios = hallucination_ratios(records, answered, counted)
     return {name: percent(n.sum(), d.sum()) for name, (n, d) in ratios.items()}
 
 

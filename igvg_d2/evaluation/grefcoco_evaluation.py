@@ -11,7 +11,7 @@ from .columns import (
     calibrated_flags,
     hallucination_rates,
     hallucination_ratios,
-    has_masks,
+    mask_is_known,
     no_target_flags,
     pixel_columns,
     target_counts,
@@ -54,8 +54,8 @@ class GRefCOCOEvaluator(GroundingEvaluator):
     flag, those of GREC from the kept boxes. Of the samples without target, hallucinations of GRES
     are those not flagged whose mask has a pixel in the protocol's frame, those of GREC are those
     with a kept box, also by what is absent (`hallucination_ratios`). F1_k is the share of samples
-    with k targets whose F1 is 1. Mask metrics leave out samples with a target without mask, and are
-    NaN if no target has one; N_acc and T_acc need none.
+    with k targets whose F1 is 1. Mask metrics, the hallucinations of GRES too, leave out samples
+    with a target without mask, and are NaN if no target has one; N_acc and T_acc need none.
 
     Official rules (ReLA, MDETR for gRefCOCO): crowds are no targets of GRES; N_acc and T_acc of
     GRES are both 0 if no sample is without target; GREC with missing samples is NaN, because the
@@ -143,13 +143,14 @@ class GRefCOCOEvaluator(GroundingEvaluator):
 
     def breakdown(self, records: Sequence[Record]) -> Dict[str, Dict[str, Dict[str, float]]]:
         """Kinds of expressions (where the set tells them), intervals, no-target thresholds."""
-        tables = {}
+        tables, known = {}, mask_is_known(records)
         for title, key in (("kind", "kind"), ("kind of no-target expression", "absent_kind")):
             for kind in sorted({r[key] for r in records if key in r}):
                 chosen = [r for r in records if r.get(key) == kind]
+                ious = [r["iou"] for r, has in zip(records, known) if has and r.get(key) == kind]
                 tables.setdefault(title, {})[kind] = {
                     "samples": len(chosen),
-                    "gIoU": mean_percent([r["iou"] for r in chosen if r["iou"] is not None]),
+                    "gIoU": mean_percent(ious),
                     "F1score": mean_percent([r["f1"] >= 1.0 for r in chosen]),
                 }
         tables.update(super().breakdown(records))
@@ -168,9 +169,10 @@ class GRefCOCOEvaluator(GroundingEvaluator):
         """Main numbers of GRES and GREC."""
         correct = [r["grec"][protocol.name][0] >= 1.0 for r in records]
         flags = no_target_flags(records, protocol)
+        shown = _shows_mask(records, protocol, flags)
         return {
             **_gres_ratios(records, protocol, flags),
-            **hallucination_ratios(records, _shows_mask(records, protocol, flags)),
+            **hallucination_ratios(records, shown, mask_is_known(records)),
             "F1score": (correct, np.ones(len(records))),
         }
 
@@ -179,11 +181,12 @@ class GRefCOCOEvaluator(GroundingEvaluator):
         num_targets = target_counts(records)
         ratios = _gres_ratios(records, protocol, flags)
         results = {name: percent(np.sum(n), np.sum(d)) for name, (n, d) in ratios.items()}
-        results.update(hallucination_rates(records, _shows_mask(records, protocol, flags)))
+        known = mask_is_known(records)
+        shown = _shows_mask(records, protocol, flags)
+        results.update(hallucination_rates(records, shown, known))
         if protocol.rules != "native" and records and num_targets.all():
             # ReLA and the release print 0 for both when there is no no-target sample.
             results.update(N_acc=0.0, T_acc=0.0)
-        known = _mask_is_known(records)
         ious, num_known = ratios["gIoU"][0][known], num_targets[known]
         for threshold in self.precision_thresholds:
             results[f"Pr@{threshold}"] = precision_at(ious[num_known > 0], threshold)
@@ -222,7 +225,7 @@ def _gres_ratios(records: Sequence[Record], protocol: Protocol, flags) -> Dict[s
     is_no_target = target_counts(records) == 0
     intersections, unions, _, _ = pixel_columns(records, protocol.name)
     intersections, unions, ious = gres_counts(intersections, unions, is_no_target, flags)
-    known = _mask_is_known(records)
+    known = mask_is_known(records)
     intersections, unions = intersections * known, unions * known
     return {
         "gIoU": (np.where(known, ious, 0.0), known),
@@ -230,12 +233,6 @@ def _gres_ratios(records: Sequence[Record], protocol: Protocol, flags) -> Dict[s
         "N_acc": (flags & is_no_target, is_no_target),
         "T_acc": (~flags & ~is_no_target, ~is_no_target),
     }
-
-
-def _mask_is_known(records: Sequence[Record]) -> np.ndarray:
-    """bool (N,): in mask metrics; none is if all that has targets has boxes only."""
-    known, has_target = has_masks(records), target_counts(records) > 0
-    return known & ((known & has_target).any() | ~has_target.any())
 
 
 def _shows_mask(records: Sequence[Record], protocol: Protocol, flags) -> np.ndarray:

@@ -24,7 +24,7 @@ from pycocotools.cocoeval import COCOeval
 
 from igvg_d2.io.rle import RLEMasks
 
-from .columns import has_masks
+from .columns import has_masks, mask_is_known
 from .frames import GroundTruth, to_numpy
 from .metrics import (
     cardinality_groups,
@@ -164,13 +164,14 @@ def summarize_sets(records: Sequence[Record]) -> Dict[str, float]:
     Returns:
         F1, precision and recall of instances, recall by number of targets, count_acc (the number of
         kept boxes is the number of targets), and decision_agreement, the share of samples whose
-        flag, mask and kept boxes say the same: a target or none.
+        flag, mask (not of data without masks) and kept boxes say the same: a target or none.
     """
     kept, matched, targets = (
         np.array([r[key] for r in records], dtype=np.int64)
         for key in ("num_kept", "num_matched", "num_targets")
     )
-    agreed = [r["pred_no_target"] == (r["pred_area"] == 0) == (r["num_kept"] == 0) for r in records]
+    areas = "pred_area" if mask_is_known(records).any() else "num_kept"
+    agreed = [r["pred_no_target"] == (r[areas] == 0) == (r["num_kept"] == 0) for r in records]
     results = {
         "F1": percent(2 * matched.sum(), kept.sum() + targets.sum()),
         "precision": percent(matched.sum(), kept.sum()),

@@ -66,6 +66,22 @@ def test_boxes_only_have_no_mask_metric(case, register):
     assert results["gres"]["N_acc"] == 100.0 and results["gres"]["T_acc"] == 100.0
 
 
+def test_boxes_alone_show_what_they_hallucinate(case, register, tmp_path):
+    """Which the missing masks do not: they would say 0."""
+    path, samples = tmp_path / "predictions.jsonl", case[0][1:]
+    samples[-1].update(kind="negative", absent_kind="absent")
+    lines = [{"sample_id": s["sample_id"], "boxes": [LEFT], "scores": [0.9]} for s in samples]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    evaluator = GRefCOCOEvaluator(dataset_name=register(samples))
+    evaluator.reset()
+    score_file(evaluator, str(path))
+    report = evaluator.report(evaluator.records)
+    gres, grec = (report["results"][task] for task in ("gres", "grec"))
+    assert grec["hallucination"] == grec["hallucination_absent"] == 100.0
+    assert math.isnan(gres["hallucination"]) and math.isnan(gres["hallucination_absent"])
+    assert math.isnan(report["breakdown"]["kind"]["negative"]["gIoU"])
+
+
 def test_classic_rec_of_boxes(case, register):
     samples, outputs = case[0][:3], case[1][:3]
     evaluator = RefCOCOEvaluator(dataset_name=register(samples), protocols=PROTOCOLS)
@@ -97,6 +113,7 @@ def test_predictions_need_a_mask_only_where_the_data_have_one(case, register, tm
     results = evaluator.report(evaluator.records)["results"]
     assert results["grec"]["F1score"] == 100.0
     assert results["gres"]["N_acc"] == 100.0 and results["gres"]["T_acc"] == 100.0
+    assert results["instance"]["decision_agreement"] == 100.0
     evaluator = GRefCOCOEvaluator(dataset_name=register(case[0]))
     evaluator.reset()
     problems, _ = score_file(evaluator, str(path))
