@@ -47,6 +47,7 @@ Thresholds of scores and masks stay as they are: a prediction file has masks of 
 import argparse
 import math
 import os
+import reprlib
 import sys
 from collections import Counter
 from fractions import Fraction
@@ -61,7 +62,7 @@ from scipy.special import bdtr, rel_entr
 from tabulate import tabulate
 
 from igvg_d2.data.datasets import fingerprint
-from igvg_d2.engine.command_line import add_config_file, setup_data
+from igvg_d2.engine.command_line import add_config_file, check_registered, setup_data
 from igvg_d2.evaluation.calibration import RISKS, Calibration, auroc, risk_percent
 from igvg_d2.evaluation.metrics import no_target_accuracy, target_accuracy
 from igvg_d2.evaluation.predictions import PredictionError, read_predictions
@@ -94,12 +95,19 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if len(args.dataset) != len(args.predictions):
         parser.error("--predictions: expected one file for each --dataset")
+    if len(set(args.dataset)) != len(args.dataset):
+        parser.error("--dataset: expected every name once")
+    if args.check_splits < 0:
+        parser.error(f"--check-splits: expected 0 or more, found {args.check_splits}")
     return args
 
 
 def share(text):
     """A number between 0 and 1."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0.0 < value < 1.0:
         raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, found {text}")
     return value
@@ -119,7 +127,8 @@ def read_scores(samples, path, dataset):
             raise PredictionError(f"{path}: sample '{name}' is {what}")
         if isinstance(score, bool) or not isinstance(score, (int, float)) or not 0 <= score <= 1:
             raise PredictionError(
-                f"{path}: sample '{name}' needs a 'no_target_score' in [0, 1], found {score!r}"
+                f"{path}: sample '{name}' needs a 'no_target_score' in [0, 1], found "
+                f"{reprlib.repr(score)}"
             )
         scores[name] = float(score)
     missing = [name for name, score in scores.items() if score is None]
@@ -204,6 +213,9 @@ def check_splits(scores, is_no_target, images, risk, alpha, confidence, number, 
     Returns:
         float (number, 4): risk of the held-out half, risk of all images, N_acc and T_acc of the
         held-out half, in percent.
+
+    Raises:
+        ValueError: a half has no such threshold.
     """
     generator, names = np.random.default_rng(seed), sorted(set(images))
     scores, is_no_target = np.asarray(scores, np.float64), np.asarray(is_no_target, bool)
@@ -213,7 +225,11 @@ def check_splits(scores, is_no_target, images, risk, alpha, confidence, number, 
         chosen = np.zeros(len(names), bool)
         chosen[generator.permutation(len(names))[: len(names) // 2]] = True
         mine, rest = (np.flatnonzero(part) for part in (chosen[places], ~chosen[places]))
-        t = fit_threshold(scores[mine], is_no_target[mine], places[mine], risk, alpha, confidence)
+        drawn = (scores[mine], is_no_target[mine], places[mine])
+        try:
+            t = fit_threshold(*drawn, risk, alpha, confidence)
+        except ValueError as error:
+            raise ValueError(f"half of the images (the fit above stands): {error}") from error
         flags, truth = scores[rest] >= t, is_no_target[rest]
         rows.append(
             (
@@ -246,9 +262,11 @@ def describe_splits(rows, alpha, confidence):
 
 def load(args, add_config=()):
     """(scores, is_no_target, images, {calibration set: hash}, {training set: hash})."""
-    cfg = setup_data(args.config_file, args.dataset, add_config=add_config)
     named = args.trained_on is not None
+    names = [*args.dataset, *(args.trained_on or ())]
+    cfg = setup_data(args.config_file, names, add_config=add_config)
     training = args.trained_on if named else cfg.DATASETS.TRAIN if args.config_file else ()
+    check_registered(training)
     scores, is_no_target, images, own = [], [], [], {}
     for name, path in zip(args.dataset, args.predictions):
         samples = DatasetCatalog.get(name)

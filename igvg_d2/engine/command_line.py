@@ -39,12 +39,17 @@ def setup_data(
         FileNotFoundError, ValueError: by ``setup_config``, or there is no data set of a name.
     """
     cfg = setup_config(config_file, opts, add_config)
+    check_registered(names)
+    if config_file:
+        set_skip_invalid(names, cfg.DATASETS.SKIP_INVALID)
+    return cfg
+
+
+def check_registered(names: Sequence[str]) -> None:
+    """ValueError if there is no data set of a name."""
     for name in names:
         if name not in DatasetCatalog.list():
             raise ValueError(
                 f"no data set '{name}'; registered: {', '.join(DatasetCatalog.list())}; for data "
                 "of your own pass --config-file"
             )
-    if config_file:
-        set_skip_invalid(names, cfg.DATASETS.SKIP_INVALID)
-    return cfg

@@ -205,6 +205,12 @@ def test_its_own_data_are_refused(case, tmp_path):
             scorer.main([*own, "--calibration", fitted])
     with pytest.raises(SystemExit, match="60 images are in .* the model was trained on"):
         calibrate.main([*data, "--alpha", "0.1", "--trained-on", data[1]])
+    with pytest.raises(SystemExit, match="cannot calibrate: no data set 'nowhere'"):
+        calibrate.main([*data, "--alpha", "0.1", "--trained-on", "nowhere"])
+    config = tmp_path / "my.yaml"
+    config.write_text("DATASETS: {TRAIN: ['nowhere']}")
+    with pytest.raises(SystemExit, match="cannot calibrate: no data set 'nowhere'"):
+        calibrate.main([*data, "--alpha", "0.1", "--config-file", str(config)])
 
 
 def test_data_sets_are_taken_together_and_splits_are_shown(case, capsys):
@@ -219,6 +225,21 @@ def test_data_sets_are_taken_together_and_splits_are_shown(case, capsys):
         calibrate.main(["--dataset", "a", "b", "--predictions", "p", "--alpha", "0.2"])
 
 
+def test_options_that_mean_nothing_are_refused(case, capsys):
+    args = [*case(8), "--alpha", "0.2"]
+    for wrong, words in (
+        (["--check-splits", "-1"], "--check-splits: expected 0 or more, found -1"),
+        (["--dataset", "a", "a", "--predictions", "p", "p"], "--dataset: expected every name once"),
+        (["--confidence", "high"], "expected a number between 0 and 1, found high"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            calibrate.main([*args, *wrong])
+        assert words in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=r"half of the images \(the fit above stands\): \d images"):
+        calibrate.main([*args, "--check-splits", "3"])
+    assert "no_target_score >= " in capsys.readouterr().out
+
+
 def test_scores_of_all_samples_are_needed(case, tmp_path):
     args = case(4)
     lines = Path(args[3]).read_text().splitlines()
@@ -228,6 +249,7 @@ def test_scores_of_all_samples_are_needed(case, tmp_path):
         ("\n".join([*lines, lines[0]]), "'0_0' is twice"),
         ("\n".join([*lines, lines[0].replace("0_0", "9_9")]), "'9_9' is not in data set"),
         ("\n".join(lines).replace("no_target_score", "score"), "needs a 'no_target_score' in"),
+        (lines[0].replace("0.2", '"' + "9" * 999 + '"'), r"in \[0, 1\], found '9{9,19}\.\.\.9+'$"),
     ):
         other.write_text(text)
         with pytest.raises(SystemExit, match=f"cannot calibrate: .*{reason}"):
