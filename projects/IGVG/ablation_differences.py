@@ -19,11 +19,14 @@ METRICS = {
     "gIoU": ("gres", "gIoU"),
     "cIoU": ("gres", "cIoU"),
     "mask AP50": ("instance", "mask_AP50"),
+    "box AP50": ("instance", "box_AP50"),
     "CoverAcc": ("instance", "CoverAcc_all"),
     "recall 3+": ("instance", "recall_3plus"),
 }
 # Where the paper's own rows are closer than this, in percent, it claims no order.
 TIE = 0.25
+# Overlaps of the records that average precision at 0.5 is computed from.
+_OVERLAPS = {"mask AP50": "mask_ious", "box AP50": "box_ious"}
 _RESAMPLES, _BLOCK = 1000, 50
 _RECALLS = np.linspace(0.0, 1.0, 101)
 
@@ -39,6 +42,7 @@ class Evaluated:
         """
         self.results = results
         self.records = records
+        self.ap50_draws = functools.lru_cache(maxsize=None)(self._draw_ap50)
 
     @classmethod
     def read(cls, folder: Path, dataset: str) -> "Evaluated":
@@ -56,7 +60,7 @@ class Evaluated:
 
     @functools.cached_property
     def ratios(self) -> Dict[str, Tuple[np.ndarray, np.ndarray]]:
-        """Metrics as (numerators (N,), denominators (N,)), all but AP."""
+        """Metrics as (numerators (N,), denominators (N,)), all but AP50."""
         evaluator = GRefCOCOEvaluator(dataset_name="")
         found = evaluator.ratios(self.records, evaluator.primary)
         targets = np.array([r["num_targets"] for r in self.records])
@@ -70,12 +74,11 @@ class Evaluated:
             for name, (n, d) in found.items()
         }
 
-    @functools.cached_property
-    def ap50_draws(self) -> np.ndarray:
-        """Mask AP50 in percent of the resamples of images, which are the same for all rows."""
+    def _draw_ap50(self, metric: str) -> np.ndarray:
+        """AP50 in percent of the resamples of images, which are the same for all rows."""
         images = [r["image_id"] for r in self.records]
         order, groups = np.unique(images, return_inverse=True)
-        table = PrecisionTable(self.records)
+        table = PrecisionTable(self.records, _OVERLAPS[metric])
         generator = np.random.default_rng(0)
         shares = [1.0 / len(order)] * len(order)
         draws = [
@@ -86,14 +89,19 @@ class Evaluated:
 
 
 class PrecisionTable:
-    """Mask AP at an IoU of 0.5 of weighted samples; with weights 1 it is COCO's."""
+    """AP at an IoU of 0.5 of weighted samples; with weights 1 it is COCO's."""
 
-    def __init__(self, records: Sequence[Dict[str, Any]]):
-        """Match once: that an image is drawn twice changes nothing in it."""
+    def __init__(self, records: Sequence[Dict[str, Any]], overlaps: str):
+        """Match once: that an image is drawn twice changes nothing in it.
+
+        Args:
+            records: see :class:`Evaluated`.
+            overlaps: "mask_ious" or "box_ious".
+        """
         found = [
             (score, hit, index)
             for index, record in enumerate(records)
-            for score, hit in zip(record["scores"], _hits(record))
+            for score, hit in zip(record["scores"], _hits(record, overlaps))
         ]
         scores, hits, samples = (np.array(column) for column in zip(*found)) if found else [[]] * 3
         order = np.argsort(-np.asarray(scores, dtype=float), kind="mergesort")
@@ -114,11 +122,11 @@ class PrecisionTable:
         )
 
 
-def _hits(record: Dict[str, Any]) -> List[bool]:
+def _hits(record: Dict[str, Any], overlaps: str) -> List[bool]:
     """Whether each candidate, by falling score, takes a target: COCO's greedy matching."""
     free = [True] * record["num_targets"]
     hits = []
-    for ious in record["mask_ious"]:
+    for ious in record[overlaps]:
         # Of equal overlaps the last one is taken, as COCOeval does.
         best = max(
             (j for j, is_free in enumerate(free) if is_free), key=lambda j: (ious[j], j), default=-1
@@ -195,8 +203,8 @@ def difference(
     ids = [[r["sample_id"] for r in run.records] for run in (*before, *after)]
     if any(other != ids[0] for other in ids):
         raise ValueError("runs to compare were evaluated on different samples")
-    if metric == "mask AP50":
-        draws = np.mean([b.ap50_draws - a.ap50_draws for a, b in pairs], axis=0)
+    if metric in _OVERLAPS:
+        draws = np.mean([b.ap50_draws(metric) - a.ap50_draws(metric) for a, b in pairs], axis=0)
         low, high = np.nanquantile(draws, [0.025, 0.975])
     else:
         parts = _difference_ratio([(a.ratios[metric], b.ratios[metric]) for a, b in pairs])

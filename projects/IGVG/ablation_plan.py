@@ -150,7 +150,8 @@ SETTINGS = {
         model="configs/Shapes/igvg_tiny.yaml",
         test="shapes_val",
         # About 4 minutes on one core.
-        schedule="6,400 samples in batches of 32, starting from demo/beit3_tiny_shapes.safetensors",
+        schedule="6,400 samples (the config alone: 23,680) in batches of 32, starting from "
+        "demo/beit3_tiny_shapes.safetensors",
         options=("SOLVER.MAX_ITER", "200", "SOLVER.CHECKPOINT_PERIOD", "50")
         + ("SOLVER.CHECKPOINT_KEEP", "1", "TEST.VIS_SAMPLES", "0"),
         curve_options=("TEST.EVAL_PERIOD", "67"),

@@ -181,7 +181,7 @@ def test_failed_run_is_reported_and_tried_again(queue_of, tmp_path):
     assert make_queue().waiting == runs
 
 
-def make_record(i, num_targets, iou, num_matched, mask_ious=None, score=0.9):
+def make_record(i, num_targets, iou, num_matched):
     """A record as GRefCOCOEvaluator keeps it, one image each."""
     return {
         "sample_id": f"{i:04d}",
@@ -192,9 +192,9 @@ def make_record(i, num_targets, iou, num_matched, mask_ious=None, score=0.9):
         "iou": iou,
         "grec": {"native": [float(num_matched == num_targets), num_targets, num_matched]},
         "num_matched": num_matched,
-        "scores": [score] * len(mask_ious or []),
-        "mask_ious": mask_ious or [],
-        "box_ious": mask_ious or [],
+        "scores": [],
+        "mask_ious": [],
+        "box_ious": [],
         "num_covered": num_matched,
         "num_covered_all": num_matched,
         "box_mask_ious": [],
@@ -276,22 +276,22 @@ def test_linear_form_of_ciou_has_the_interval_of_the_ratio(modules):
     assert np.abs(limits[0] - limits[1]).max() < 0.05 * exact.std()
 
 
-def test_weighted_ap_is_that_of_coco_and_of_repeated_images(modules):
+@pytest.mark.parametrize("kind", ["mask", "box"])
+def test_weighted_ap_is_that_of_coco_and_of_repeated_images(modules, kind):
     generator = np.random.default_rng(3)
     records = []
     for i in range(60):
         targets, candidates = int(generator.integers(0, 4)), int(generator.integers(0, 6))
         # Equal scores and equal overlaps occur.
         ious = generator.choice([0.3, 0.5, 0.6, 0.8], (candidates, targets)).tolist()
-        record = make_record(i, targets, 0.5, 0, ious)
-        record["scores"] = np.sort(generator.choice([0.2, 0.5, 0.7, 0.9], candidates))[
-            ::-1
-        ].tolist()
-        records.append(record)
-    table = modules["ablation_differences"].PrecisionTable(records)
-    expected = summarize_instances(records)["mask_AP50"] / 100
+        scores = -np.sort(-generator.choice([0.2, 0.5, 0.7, 0.9], candidates))
+        others = {f"{other}_ious": [[0.0] * targets] * candidates for other in ("mask", "box")}
+        others.update({"scores": scores.tolist(), f"{kind}_ious": ious})
+        records.append({**make_record(i, targets, 0.5, 0), **others})
+    table = modules["ablation_differences"].PrecisionTable(records, f"{kind}_ious")
+    expected = summarize_instances(records)[f"{kind}_AP50"] / 100
     assert table.average_precision(np.ones((1, 60)))[0] == pytest.approx(expected, abs=1e-12)
-    chosen = summarize_instances(records[:30])["mask_AP50"] / 100
+    chosen = summarize_instances(records[:30])[f"{kind}_AP50"] / 100
     weights = np.concatenate([np.ones(30), np.zeros(30)])[None]
     assert table.average_precision(weights)[0] == pytest.approx(chosen, abs=1e-12)
 
@@ -337,7 +337,7 @@ def test_page_from_complete_runs_names_the_missing(modules, plan, tmp_path):
         "- Table 8, supervision, gIoU: above global, instance, both",
         "- Table 5, core modules, gIoU: not run yet",
         "| DETR | ablations/decoder/detr | - (67.87) | - (71.55) | - (70.72) | - (66.70) | - |",
-        "| pool max | findings/pool_max | - | - | - | - | - | - | - | 0 |",
+        "| pool max | findings/pool_max | - | - | - | - | - | - | - | - | 0 |",
         "ablations/decoder/detr seed 0",
         "full seed 2",
     ):
