@@ -157,9 +157,9 @@ def add_special_ids(
         bos_id, eos_id: ids of the two.
 
     Raises:
-        ValueError: the expression has no token.
+        ValueError: the expression has no token, or ``max_tokens`` no room for one.
     """
-    ids, room = ids_of(expression), max_tokens - 2
+    ids, room = ids_of(expression), _check_max_tokens(max_tokens) - 2
     if not ids:
         raise ValueError(
             f"the expression {expression!r} has no token; remove the sample or give it words"

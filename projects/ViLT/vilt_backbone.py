@@ -1,5 +1,6 @@
 """ViLT of ``transformers`` as an encoder of IGVG; importing registers it and its tokenizer."""
 
+import os
 from typing import Dict, List, Optional, Tuple
 
 import torch
@@ -103,13 +104,15 @@ class WordPieceTokenizer:
     @configurable
     def __init__(self, *, file: str, max_tokens: int):
         """Read ``file``, a path or address (``hf://``); no text has more than ``max_tokens``."""
-        with PathManager.open(file or "vocab.txt", "r", encoding="utf-8") as lines:
+        with PathManager.open(file or os.devnull, "r", encoding="utf-8") as lines:
             ids = {line.rstrip("\n"): index for index, line in enumerate(lines)}
         if not ids.keys() >= {"[CLS]", "[SEP]", "[UNK]"}:
             raise ValueError(f"INPUT.TOKENIZER.FILE: '{file}' lacks a line [CLS], [SEP] or [UNK]")
         self._pieces = BertWordPieceTokenizer(ids)
         self._special = ids["[CLS]"], ids["[SEP]"]
-        self.max_tokens, self.vocab_size, self.unk_id = max_tokens, len(ids), ids["[UNK]"]
+        self.max_tokens, self.unk_id = max_tokens, ids["[UNK]"]
+        # Of a word that occurs twice, the last line counts.
+        self.vocab_size = max(ids.values()) + 1
 
     @classmethod
     def from_config(cls, cfg):

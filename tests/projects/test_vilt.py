@@ -200,12 +200,20 @@ def test_word_pieces(vilt, tmp_path):
     assert is_mostly_unknown(tokenizer, "giraffe zebra star")
     with pytest.raises(ValueError, match="has no token"):
         tokenizer(" ")
+    path.write_text("[CLS]\n[SEP]\n[UNK]\nred\nred\n")
+    tokenizer = vilt.WordPieceTokenizer(file=str(path), max_tokens=6)
+    assert tokenizer("red") == [0, 4, 1] and tokenizer.vocab_size == 5
+    tokenizer = vilt.WordPieceTokenizer(file=str(path), max_tokens=2)
+    with pytest.raises(ValueError, match="MAX_TOKENS: expected 3 or more, got 2"):
+        tokenizer("red")
 
 
 def test_another_file_than_a_vocabulary_is_refused(vilt, tmp_path):
     (tmp_path / "words.txt").write_text("[CLS]\n[UNK]\nred\n")
     with pytest.raises(ValueError, match=r"TOKENIZER.FILE: '.*words.txt' lacks a line .*\[SEP\]"):
         vilt.WordPieceTokenizer(file=str(tmp_path / "words.txt"), max_tokens=6)
+    with pytest.raises(ValueError, match=r"TOKENIZER.FILE: '' lacks a line .*\[SEP\]"):
+        vilt.WordPieceTokenizer(file="", max_tokens=6)
     with pytest.raises(FileNotFoundError, match="nowhere.txt"):
         vilt.WordPieceTokenizer(file=str(tmp_path / "nowhere.txt"), max_tokens=6)
 
