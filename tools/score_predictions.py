@@ -52,13 +52,14 @@ from igvg_d2.evaluation import (
 )
 from igvg_d2.evaluation.predictions import PredictionError
 from igvg_d2.evaluation.reporting import format_report, write_json
-from igvg_d2.evaluation.scoring import score_file
+from igvg_d2.evaluation.scoring import has_masks, score_file
 from igvg_d2.io.terminal import printable
 
 # Problems of one kind that are listed by name.
 _LISTED = 10
 # What cannot be said without boxes; tasks of other protocols end in "_<protocol>".
 _BOX_TASKS = ("grec", "grec_calibrated", "instance", "rec", "ref_l4", "openref")
+_BOX_NUMBERS = {"F1score", "Acc@0.5"}
 
 
 def parse_args(argv=None):
@@ -127,7 +128,8 @@ def score(
         tqdm.write(printable(f"warning: {summary}"), file=sys.stderr)
     if not with_boxes and not needs_no_boxes(evaluator):
         raise PredictionError(
-            f"{path}: released rules decide 'no target' by box scores; no prediction has 'boxes'"
+            f"{path}: data without masks and rules called 'released' are about boxes; no "
+            "prediction has 'boxes' (none found is an empty list)"
         )
     report = evaluator.report(merge_records([records]))
     if not with_boxes:
@@ -150,9 +152,10 @@ def build_evaluator(dataset, protocols, calibration=None, add_config=()):
 
 
 def needs_no_boxes(evaluator):
-    """Whether masks alone are enough: classic data sets, or no released rules."""
+    """Whether masks alone are enough: classic data sets, or no released rules; and masks."""
     released = any(protocol.rules == "released" for protocol in evaluator.protocols)
-    return not released or type(evaluator).__name__ == "RefCOCOEvaluator"
+    is_classic = type(evaluator).__name__ == "RefCOCOEvaluator"
+    return has_masks(evaluator) and (is_classic or not released)
 
 
 def drop_box_tasks(report, protocols):
@@ -161,6 +164,10 @@ def drop_box_tasks(report, protocols):
     for block in (report, *report["protocols"].values()):
         names = absent if block is report else _BOX_TASKS
         block["results"] = {k: v for k, v in block["results"].items() if k not in names}
+    for table in report["breakdown"].values():
+        for numbers in (table, *table.values()):
+            for name in _BOX_NUMBERS & numbers.keys():
+                del numbers[name]
 
 
 def main(argv=None, add_config=()):

@@ -42,9 +42,7 @@ def score_file(
     gc.freeze()
     if num_workers > 1:
         torch.set_num_threads(1)
-    targets = [a for sample in evaluator.samples.values() for a in sample["annotations"]]
-    needs_mask = not targets or any("segmentation" in a for a in targets)
-    judge = partial(_judge, evaluator, needs_mask)
+    judge = partial(_judge, evaluator, has_masks(evaluator))
     judged = map_in_processes(judge, read_predictions(path), num_workers)
     for name, has_boxes, record, error in progress(judged):
         if name in seen:
@@ -60,6 +58,12 @@ def score_file(
             evaluator.records.append(record)
         with_boxes = with_boxes or has_boxes
     return problems, with_boxes
+
+
+def has_masks(evaluator: GroundingEvaluator) -> bool:
+    """Whether a target of the data set has a mask; True without any target."""
+    targets = [a for sample in evaluator.samples.values() for a in sample["annotations"]]
+    return not targets or any("segmentation" in a for a in targets)
 
 
 def warn_of_empty_targets(evaluator: GroundingEvaluator) -> None:

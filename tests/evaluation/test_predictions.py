@@ -54,6 +54,16 @@ def write(path, predictions, lines=False):
     return str(path)
 
 
+@pytest.mark.parametrize("kind", ["grefcoco", "refcoco", "ref_l4", "openref"])
+def test_data_without_masks_need_boxes(make_sample, register, tmp_path, kind):
+    name = register([make_sample("1_0", [None], [[2, 3, 10, 10]])], kind)
+    path = write(tmp_path / "p.json", [{"sample_id": "1_0", "pred_bbox": [2, 3, 12, 13]}])
+    with pytest.raises(PredictionError, match="data without masks .*; no prediction has 'boxes'"):
+        scorer.score(name, path)
+    path = write(tmp_path / "p.json", [{"sample_id": "1_0", "boxes": [], "scores": []}])
+    assert scorer.score(name, path)["results"]
+
+
 def test_masks_are_decoded_as_pycocotools_does(make_sample):
     generator = np.random.default_rng(0)
     for density in (0.0, 0.02, 0.5, 0.97, 1.0):
@@ -100,8 +110,15 @@ def test_without_boxes_only_masks_are_scored(two_samples, outputs, tmp_path):
         {key: output_to_prediction(o, s)[key] for key in ("sample_id", "mask")}
         for o, s in zip(outputs, samples)
     ]
-    report = scorer.score(name, write(tmp_path / "p.json", predictions))
+    path = write(tmp_path / "p.json", predictions)
+    report = scorer.score(name, path)
     assert report["results"].keys() == {"gres"} and report["results"]["gres"]["N_acc"] == 100.0
+    intervals = report["breakdown"]["95% interval"]
+    assert "gIoU" in intervals and "F1score" not in intervals
+    with pytest.raises(
+        PredictionError, match="rules .* are about boxes; no prediction has 'boxes'"
+    ):
+        scorer.score(name, path, protocols=("released",))
 
 
 @pytest.mark.parametrize(
