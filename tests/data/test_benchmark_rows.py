@@ -1,6 +1,7 @@
 """RefCOCO-M, Ref-L4, OpenRef and reviewed labels, in made-up records of their cards' formats."""
 
 import json
+import os
 import sys
 
 import numpy as np
@@ -8,8 +9,18 @@ import pycocotools.mask as mask_util
 import pytest
 from PIL import Image
 
-from igvg_d2.data.datasets import fingerprint, load_reviewed, load_rows
+from igvg_d2.data.datasets import (
+    fingerprint,
+    load_expressions,
+    load_referring,
+    load_reviewed,
+    load_rows,
+    register_grounding,
+)
 from igvg_d2.io.rle import to_json
+from tests.scripts import load_script
+
+export = load_script("tools/export_dataset.py")
 
 SIDES = {"original_width": 200, "original_height": 100}
 
@@ -156,6 +167,31 @@ def test_openref_refuses_what_is_not_documented(load, change, words):
     with pytest.raises(ValueError, match="record 0, field") as error:
         load([record(**change)], "openref")
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "rule, records",
+    [
+        # An id of a target occurs again in another image, ids of images are text.
+        ("refcoco_m", [row(), {**row(), "image_id": 2, "file_name": "2.jpg"}]),
+        ("ref_l4", [caption(3), caption(4)]),
+        ("openref", [record(), record("none", 0, image="b.jpg", **SIDES), record(image="c.jpg")]),
+    ],
+)
+@pytest.mark.parametrize("form", ["expressions", "grefcoco"])
+def test_exported_and_read_again_it_is_the_same(load, tmp_path, rule, records, form):
+    samples = load(records, rule)
+    register_grounding("test_rows_val", {"split": "val"}, lambda: samples)
+    output = str(tmp_path / "out.json")
+    export.main(["test_rows_val", output, "--format", form])
+    if form == "expressions":
+        again = load_expressions(output, str(tmp_path))
+    else:
+        files = [os.path.join(output, name) for name in ("grefs(unc).json", "instances.json")]
+        again = load_referring(*files, str(tmp_path), "val")
+    assert fingerprint(again) == fingerprint(samples)
+    ids = {id(target): target["id"] for sample in samples for target in sample["annotations"]}
+    assert len(set(ids.values())) == len(ids)
 
 
 def test_parquet_is_the_same_data(load, tmp_path):

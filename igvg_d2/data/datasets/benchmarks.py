@@ -6,7 +6,7 @@ Formats are those of the data sets' cards; what the cards leave open is refused,
 import logging
 import os
 import re
-from itertools import chain
+from itertools import chain, count
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 import pycocotools.mask as mask_util
@@ -49,7 +49,7 @@ def box_of_caption(position: int, row: Any, image_root: str) -> Iterator[Dict[st
     """Ref-L4: ``ref_id`` is ``id`` (``ann_id`` in older revisions), ``sent_id`` 0."""
     name, ref_id = read_text(row, "file_name"), read_id(row, "id" if "id" in row else "ann_id")
     ids = {"image_id": read_id(row, "image_id"), "ref_id": ref_id, "sent_id": 0}
-    target = {"id": position, "bbox": read_field(row, "bbox")}
+    target = {"bbox": read_field(row, "bbox")}
     text = read_text(row, "caption")
     sides = {side: row.get(side) for side in ("height", "width")}
     yield {"file_name": name, **sides, **ids, "expression": text, "annotations": [target]}
@@ -76,7 +76,7 @@ def boxes_or_none(position: int, record: Any, image_root: str) -> Iterator[Dict[
         sides = common.read_size(sides, "original_")
     else:
         sides = _size_of_file(os.path.join(image_root, name))
-    targets = [{"id": i, "bbox": _to_pixels(box, **sides)} for i, box in enumerate(boxes)]
+    targets = [{"bbox": _to_pixels(box, **sides)} for box in boxes]
     questions = {"positive": (0, targets, kind), "negative": (1, [], "negative")}
     if kind == "none":
         key = "negative" if record.get("negative") else "positive"
@@ -115,6 +115,8 @@ def load_rows(
         skipped: see :mod:`igvg_d2.data.datasets.common`, also for what is returned and raised.
     """
     rule = ROW_RULES[row_rule] if isinstance(row_rule, str) else row_rule
+    # Ids of targets: those of the files, if any, are of objects or expressions.
+    numbers = count()
 
     def expand(position: int, row: Any) -> List[Sample]:
         if not isinstance(row, dict) or split not in ("all", row.get("split", split)):
@@ -126,7 +128,7 @@ def load_rows(
             text = common.check_text(sample["expression"], "expression")
             for x in sample["annotations"]:
                 if id(x) not in shared:
-                    shared[id(x)] = x, to_annotation(x, read_id(x, "id"), **size)
+                    shared[id(x)] = x, to_annotation(x, next(numbers), **size)
             targets = [shared[id(x)][1] for x in sample["annotations"]]
             if not all(mask_util.area(x["segmentation"]) for x in targets if "segmentation" in x):
                 raise RecordError("segmentation", "expected a mask with pixels, found none")

@@ -11,7 +11,6 @@ from .common import (
     make_sample,
     read_field,
     read_id,
-    read_int,
     read_text,
 )
 from .instances import InstanceFile
@@ -60,7 +59,7 @@ def register_expressions(name: str, annotation_file: str, image_root: str) -> No
 
 def _to_sample(position: int, item: Any, instances: InstanceFile) -> Dict[str, Any]:
     """Dataset dict of an expression."""
-    image_id, text = read_int(item, "image_id"), read_text(item, "text")
+    image_id, text = read_id(item, "image_id"), read_text(item, "text")
     ann_ids = list_ids(read_field(item, "annotation_ids"), "annotation_ids")
     id_field = next((key for key in ("ref_id", "id") if key in item), None)
     ref_id = position if id_field is None else read_id(item, id_field)

@@ -1,17 +1,27 @@
 """Images and objects of a COCO-style instances.json, looked up by id."""
 
 import os
-from typing import Any, Container, Dict, Optional, Set
+from typing import Any, Container, Dict, Optional, Set, Union
 
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 
-from igvg_d2.io.json_stream import describe
 from igvg_d2.io.rle import to_rle_and_polygons
 
 from .absent_kinds import ClassNames, stated_kind
 from .annotation_files import iterate_json
-from .common import RecordError, is_int, read_box, read_size, read_text, short
+from .common import (
+    RecordError,
+    is_int,
+    read_box,
+    read_id,
+    read_int,
+    read_size,
+    read_text,
+    short,
+)
+
+ImageId = Union[int, str]
 
 
 class InstanceFile:
@@ -32,12 +42,12 @@ class InstanceFile:
     def __init__(self, path: str, image_root: str, ann_ids: Optional[Container[int]] = None):
         self.path = path
         self.image_root = image_root
-        self._tables: Dict[str, Dict[int, Any]] = {"images": {}, "annotations": {}}
+        self._tables: Dict[str, Dict[Any, Any]] = {"images": {}, "annotations": {}}
         self._sizes = {"images": 0, "annotations": 0}
-        self._images: Dict[int, Dict[str, Any]] = {}
+        self._images: Dict[ImageId, Dict[str, Any]] = {}
         self._converted: Dict[int, Dict[str, Any]] = {}
         # Of all objects, also those that are not kept.
-        self._classes: Dict[int, Set[int]] = {}
+        self._classes: Dict[ImageId, Set[int]] = {}
         names: Dict[int, str] = {}
         kind = "a COCO detection file, a JSON object"
         for key, item in iterate_json(path, ("images", "annotations"), kind, ("categories",)):
@@ -57,26 +67,24 @@ class InstanceFile:
     def _note_class(self, item: Dict[str, Any]) -> None:
         """Which classes an image has objects of, crowds too."""
         image_id, class_id = item.get("image_id"), item.get("category_id")
-        if is_int(image_id) and is_int(class_id):
+        if (is_int(image_id) or isinstance(image_id, str)) and is_int(class_id):
             self._classes.setdefault(image_id, set()).add(class_id)
 
-    def absent_kind(self, record: Any, image_id: int, expression: str) -> Dict[str, str]:
+    def absent_kind(self, record: Any, image_id: ImageId, expression: str) -> Dict[str, str]:
         """``absent_kind`` of a dataset dict without target, as the record states it or by rule."""
         classes = self._classes.get(image_id, set())
         kind = stated_kind(record) or self._class_names.kind(expression, classes)
         return {"absent_kind": kind} if kind else {}
 
-    def _read_id(self, key: str, position: int, item: Any) -> int:
-        """Id of an entry of one of the lists."""
-        if not isinstance(item, dict) or not is_int(item.get("id")):
-            raise ValueError(
-                f"{self.path}: {key}[{position}], field 'id': expected an object with an integer "
-                f"id, found {describe(item)} and id "
-                f"{short(item.get('id') if isinstance(item, dict) else None)}"
-            )
-        return item["id"]
+    def _read_id(self, key: str, position: int, item: Any) -> Any:
+        """Id of an entry of one of the lists; those of images may be text."""
+        try:
+            return (read_id if key == "images" else read_int)(item, "id")
+        except RecordError as error:
+            where = f"{self.path}: {key}[{position}], field 'id'"
+            raise ValueError(f"{where}: {error}") from error
 
-    def _add(self, key: str, number: int, item: Dict[str, Any]) -> None:
+    def _add(self, key: str, number: Any, item: Dict[str, Any]) -> None:
         """Keep an entry; the same twice is the same, anything else under its id is an error."""
         known = self._tables[key].setdefault(number, item)
         if known is not item and known != item:
@@ -85,7 +93,7 @@ class InstanceFile:
                 "be unique"
             )
 
-    def image(self, image_id: int) -> Dict[str, Any]:
+    def image(self, image_id: ImageId) -> Dict[str, Any]:
         """``image_id``, ``file_name`` with the folder, ``height`` and ``width`` of an image."""
         if image_id not in self._images:
             item = self._find("images", "image_id", image_id)
@@ -98,7 +106,7 @@ class InstanceFile:
             self._images[image_id] = {"image_id": image_id, "file_name": path, **size}
         return self._images[image_id]
 
-    def target(self, ann_id: int, image_id: int) -> Dict[str, Any]:
+    def target(self, ann_id: int, image_id: ImageId) -> Dict[str, Any]:
         """Returns the annotation dict of an object (shared: do not modify).
 
         Crowds are targets like any other: the mapper trains on them, and evaluators apply the rule
@@ -126,7 +134,7 @@ class InstanceFile:
                 raise RecordError("ann_id", f"{where}: {error}") from error
         return self._converted[ann_id]
 
-    def _find(self, table: str, field: str, number: int) -> Dict[str, Any]:
+    def _find(self, table: str, field: str, number: Any) -> Dict[str, Any]:
         """An entry as it stands in the file."""
         try:
             return self._tables[table][number]

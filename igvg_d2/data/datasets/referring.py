@@ -17,7 +17,6 @@ from .common import (
     note_or_raise,
     read_field,
     read_id,
-    read_int,
     read_list,
     short,
 )
@@ -199,7 +198,7 @@ class RefReader:
 
     def __call__(self, position: int, ref: Dict[str, Any]) -> List[Sample]:
         """Raises RecordError for a wrong field."""
-        ref_id, image_id = read_id(ref, "ref_id"), read_int(ref, "image_id")
+        ref_id, image_id = read_id(ref, "ref_id"), read_id(ref, "image_id")
         read_field(ref, "ann_id")
         texts = [(sentence, _text(sentence)) for sentence in read_list(ref, "sentences")]
         self.without_text += sum(text is None for _, text in texts) or not texts
