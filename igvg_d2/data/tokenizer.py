@@ -29,6 +29,8 @@ Registry of tokenizers. The registered class is called as ``cls(cfg)`` and gives
   the two. Called by :func:`tokenize`, never with half characters (lone surrogates).
 * ``vocab_size: int``: every id is below it.
 * ``unk_id: int``: id of the unknown token (here 3), -1 if there is none.
+* ``path: str``: local file of its vocabulary, if it has one; an exported graph carries its SHA-256,
+  and is not run with another one.
 
 The object must be picklable, since data loader workers receive a copy.
 """

@@ -132,21 +132,25 @@ def trace(graph: GroundingGraph, cfg: CfgNode) -> torch.export.ExportedProgram:
 
 
 def tokenizer_facts(tokenizer: Any) -> Dict[str, Any]:
-    """What another program needs to tokenize alike; of a tokenizer of an outside project, nothing.
+    """What another program needs to tokenize alike; of an outside project, to tell apart.
 
     Returns:
         dict with name, max_tokens, bos_id, pad_id, eos_id, unk_id and sha256; of BEiT-3's, that of
         its file, and clean_text; of Shapes', that of its words, one a line, and words, whose ids
-        begin after unk_id.
+        begin after unk_id. Of others name and, as far as they have them, vocab_size and sha256 of
+        the file at their ``path``.
     """
     facts: Dict[str, Any] = {"name": type(tokenizer).__name__}
+    if hasattr(tokenizer, "path"):
+        facts["sha256"] = file_sha256(tokenizer.path)
     if isinstance(tokenizer, BEiT3Tokenizer):
-        facts.update(sha256=file_sha256(tokenizer.path), clean_text=tokenizer.clean_text)
+        facts["clean_text"] = tokenizer.clean_text
     elif isinstance(tokenizer, ShapesTokenizer):
         words = list(tokenizer.word_ids)
         facts.update(sha256=hashlib.sha256("\n".join(words).encode()).hexdigest(), words=words)
     else:
-        return facts
+        size = getattr(tokenizer, "vocab_size", None)
+        return facts if size is None else {**facts, "vocab_size": size}
     ids = {"bos_id": BOS_ID, "pad_id": PAD_ID, "eos_id": EOS_ID, "unk_id": UNK_ID}
     return {**facts, "max_tokens": tokenizer.max_tokens, **ids}
 

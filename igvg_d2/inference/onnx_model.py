@@ -27,6 +27,7 @@ class OnnxModel(nn.Module):
     Attributes:
         facts: what the file says about itself, see :func:`igvg_d2.inference.graph.describe`.
         image_size: (H, W) of the network input.
+        tokenizer: that of the texts, see :func:`igvg_d2.inference.graph.tokenizer_facts`.
     """
 
     def __init__(self, path: str, postprocess: PostprocessOptions, device: str = "cpu"):
@@ -47,8 +48,17 @@ class OnnxModel(nn.Module):
                 f"'{path}': expected a file of tools/export.py with the format {FORMAT!r}, found "
                 f"{self.facts.get('format')!r}; export it again"
             )
+        try:
+            preprocessing, self.tokenizer = (
+                json.loads(self.facts[key]) for key in ("preprocessing", "tokenizer")
+            )
+            self.image_size = tuple(preprocessing["image_size"])
+            self.tokenizer["name"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"'{path}': its facts are damaged: {error!r}; export it again"
+            ) from error
         self._postprocess = postprocess
-        self.image_size = tuple(json.loads(self.facts["preprocessing"])["image_size"])
         self._session = _open(path, device)
         self._names = [output.name for output in self._session.get_outputs()]
 
@@ -67,13 +77,13 @@ class OnnxModel(nn.Module):
                 f"found {tuple(cfg.INPUT.IMAGE_SIZE)}; export it in the other size"
             )
         wanted, found = (
-            facts.get("sha256")
-            for facts in (json.loads(model.facts["tokenizer"]), tokenizer_facts(tokenizer))
+            {key: facts[key] for key in ("name", "vocab_size", "sha256") if key in facts}
+            for facts in (model.tokenizer, tokenizer_facts(tokenizer))
         )
         if wanted != found:
             raise ValueError(
-                f"INPUT.TOKENIZER: '{cfg.MODEL.WEIGHTS}' was exported with a tokenizer of SHA-256 "
-                f"{wanted}, this one has {found}: its words would have other numbers"
+                f"INPUT.TOKENIZER: '{cfg.MODEL.WEIGHTS}' was exported with {wanted}, found "
+                f"{found}: its words would have other numbers; set the tokenizer of the export"
             )
         return model
 

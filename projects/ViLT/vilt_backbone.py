@@ -104,7 +104,8 @@ class WordPieceTokenizer:
     @configurable
     def __init__(self, *, file: str, max_tokens: int):
         """Read ``file``, a path or address (``hf://``); no text has more than ``max_tokens``."""
-        with PathManager.open(file or os.devnull, "r", encoding="utf-8") as lines:
+        self.path = PathManager.get_local_path(file or os.devnull)
+        with open(self.path, "r", encoding="utf-8") as lines:
             ids = {line.rstrip("\n"): index for index, line in enumerate(lines)}
         if not ids.keys() >= {"[CLS]", "[SEP]", "[UNK]"}:
             raise ValueError(f"INPUT.TOKENIZER.FILE: '{file}' lacks a line [CLS], [SEP] or [UNK]")

@@ -12,6 +12,7 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 
+from igvg_d2.checkpoint import read_metadata
 from igvg_d2.data.resize import build_resize
 from igvg_d2.data.tokenizer import build_tokenizer
 from igvg_d2.data.transforms import GeometricTransform
@@ -224,6 +225,36 @@ def test_what_does_not_fit_the_file_is_refused(tmp_path, monkeypatch):
         other.write_bytes(file.read()[:-200_000])
     with pytest.raises(ValueError, match="other.onnx' is not a whole file of ONNX: it is cut off"):
         load(path=str(other))
+
+
+class OtherTokenizer:
+    """Of an outside project."""
+
+    def __init__(self, vocab_size, path):
+        self.vocab_size, self.path = vocab_size, str(path)
+
+
+def test_tokenizers_of_outside_projects_are_told_apart(tmp_path, monkeypatch):
+    cfg = setup_config(EXPORTED)
+    (tmp_path / "vocab.txt").write_text("a\nb")
+    (tmp_path / "other.txt").write_text("b\na")
+    exported = tokenizer_facts(OtherTokenizer(2, tmp_path / "vocab.txt"))
+    facts = {**read_metadata(EXPORTED), "tokenizer": json.dumps(exported)}
+    monkeypatch.setattr("igvg_d2.inference.onnx_model.read_metadata", lambda _: facts)
+    OnnxModel.from_config(cfg, OtherTokenizer(2, tmp_path / "vocab.txt"))
+    another = type("AnotherTokenizer", (OtherTokenizer,), {})
+    for tokenizer in (
+        OtherTokenizer(3, tmp_path / "vocab.txt"),
+        OtherTokenizer(2, tmp_path / "other.txt"),
+        another(2, tmp_path / "vocab.txt"),
+        build_tokenizer(cfg),
+    ):
+        with pytest.raises(ValueError, match="exported with {'name': 'OtherTokenizer'"):
+            OnnxModel.from_config(cfg, tokenizer)
+    for key, text in (("tokenizer", "{}"), ("tokenizer", "x"), ("preprocessing", "[]")):
+        monkeypatch.setitem(facts, key, text)
+        with pytest.raises(ValueError, match="igvg_tiny_shapes.onnx': its facts are damaged"):
+            OnnxModel.from_config(cfg, another(2, ""))
 
 
 def test_a_missing_runtime_is_named(monkeypatch):
