@@ -30,13 +30,14 @@ import igvg_d2  # noqa: F401  (first: it names a missing requirement in one line
 
 # isort: split
 import numpy as np
+import onnx
 import torch
 from detectron2.modeling import build_model
 from PIL import Image
 from safetensors.torch import save, save_file
 from tqdm import tqdm
 
-from igvg_d2.checkpoint import GroundingCheckpointer, read_checkpoint
+from igvg_d2.checkpoint import GroundingCheckpointer, read_checkpoint, read_metadata
 from igvg_d2.data.datasets.pickles import loads_plain
 from igvg_d2.engine import setup_config
 from igvg_d2.io.image import read_image
@@ -151,7 +152,7 @@ def plain_safetensors(data):
 
 
 class Configs:
-    """--config-file with its _BASE_, and the config in the header of weights."""
+    """--config-file with its _BASE_, and the config in the header of weights and of ONNX."""
 
     errors = (ValueError, FileNotFoundError, KeyError)
 
@@ -177,6 +178,10 @@ class Configs:
         if rng.random() < 0.4:  # in a header; with a _BASE_ all of them would be refused
             header = {"config": re.sub(b"_BASE_.*", b"", data).decode(errors="replace")}
             path, data = path.with_suffix(".safetensors"), save({"x": torch.zeros(9)}, header)
+            if rng.random() < 0.6:
+                facts = [onnx.StringStringEntryProto(key=k, value=v) for k, v in header.items()]
+                data = onnx.ModelProto(ir_version=9, metadata_props=facts).SerializeToString()
+                path, data = path.with_suffix(".onnx"), rng.choice((data, damage_bytes(data, rng)))
         path.write_bytes(data)
         return path, None
 
@@ -184,6 +189,9 @@ class Configs:
         return setup_config(str(path))
 
     def check(self, path, cfg, _):
+        if path.suffix == ".onnx":
+            facts = onnx.load_model_from_string(path.read_bytes()).metadata_props
+            assert read_metadata(str(path)) == {fact.key: fact.value for fact in facts}
         assert cfg.MODEL.DEVICE in ("cpu", "cuda") or "DEVICE" in path.read_text(errors="ignore")
 
 
@@ -237,14 +245,8 @@ class Pickles:
             call = f"cos\nmkdir\n(V{marker}\ntR".encode()
             pieces = [b"(", b"l", b"d", b"t", b"}", b"]", b")", b"a", b"e", b"u", b"s", b"0", b"2"]
             pieces += [b"K\x01", b"U\x01x", b"q\x01", b"h\x01", b"\x85", b"\x86", b"b", b"R", b"N"]
-            pieces += [
-                b"\x94",
-                b"\x93",
-                b"o",
-                b"I1\n",
-                b"r\xff\xff\xff\x7f",
-                b"\x8b\xff\xff\xff\x7f",
-            ]
+            pieces += [b"\x94", b"\x93", b"o", b"I1\n"]
+            pieces += [b"r\xff\xff\xff\x7f", b"\x8b\xff\xff\xff\x7f"]
             pieces += [call, b"\x8c\x02os\x8c\x05mkdir\x93", b"\x8a\xff" + b"\xff" * 255, b"."]
             data = b"\x80\x02" + b"".join(rng.choices(pieces, k=rng.randrange(1, 60))) + b"."
         else:
@@ -270,8 +272,8 @@ class Pickles:
         waiting, seen = [value], set()
         while waiting:
             value = waiting.pop()
-            plain = (dict, list, tuple, set, str, bytes, int, float, type(None), torch.Tensor)
-            assert type(value) in (*plain, bool), f"an object: {type(value)}"
+            plain = (dict, list, tuple, set, str, bytes, bool, int, float, type(None), torch.Tensor)
+            assert type(value) in plain, f"an object: {type(value)}"
             if isinstance(value, (dict, list, tuple)) and id(value) not in seen:
                 seen.add(id(value))
                 waiting += [*value, *(value.values() if isinstance(value, dict) else ())]
@@ -298,8 +300,7 @@ def fuzz(kind, count, seed, folder, progress=lambda items: items):
         rng, marker = random.Random(f"{kind} {seed} {number}"), folder / "marker"
         path, expected = target.make(rng, str(marker))
         try:
-            value = target.read(path)
-            target.check(path, value, expected)
+            target.check(path, target.read(path), expected)
             outcome = "loaded"
         except target.errors as error:
             named = path.name in str(error) or isinstance(error, FileNotFoundError)
@@ -325,9 +326,8 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     args = parser.parse_args(argv)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + _BYTES, used + _BYTES))
-    status = 0
+    pages, status = int(Path("/proc/self/statm").read_text().split()[0]), 0
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + _BYTES,) * 2)
 
     def watched(items):
         for item in tqdm(items):

@@ -1,5 +1,6 @@
 """Facts in an ONNX file, without a library and without reading its weights."""
 
+import io
 import os
 from typing import IO, Dict, Iterator, Tuple
 
@@ -23,9 +24,9 @@ def read_onnx_metadata(path: str) -> Dict[str, str]:
                 continue
             if length > _LONGEST_FACT:
                 raise ValueError(f"it has a fact of {length} bytes")
-            end, entry = file.tell() + length, {}
-            for part, size in _fields(file, end):
-                entry[part] = file.read(size).decode("utf-8")
+            content, entry = io.BytesIO(file.read(length)), {}
+            for part, size in _fields(content, length):
+                entry[part] = content.read(size).decode("utf-8")
             facts[entry.get(_KEY, "")] = entry.get(_VALUE, "")
     return facts
 
@@ -35,17 +36,17 @@ def _fields(file: IO[bytes], end: int) -> Iterator[Tuple[int, int]]:
     while file.tell() < end:
         tag = _varint(file)
         field, kind = tag >> 3, tag & 7
-        if kind == _VARINT:
-            _varint(file)
-        elif kind in (_FIXED64, _FIXED32):
-            file.seek(8 if kind == _FIXED64 else 4, os.SEEK_CUR)
-        elif kind == _BYTES:
-            length = _varint(file)
-            if length > end - file.tell():
-                raise ValueError("it is cut off, or no ONNX file")
-            yield field, length
-        else:
+        if kind not in (_VARINT, _FIXED64, _BYTES, _FIXED32) or not field:
             raise ValueError("it is no ONNX file")
+        number = {_FIXED64: 8, _FIXED32: 4}.get(kind) or _varint(file)
+        if kind == _VARINT:
+            continue
+        if number > end - file.tell():
+            raise ValueError("it is cut off, or no ONNX file")
+        if kind == _BYTES:
+            yield field, number
+        else:
+            file.seek(number, os.SEEK_CUR)
 
 
 def _varint(file: IO[bytes]) -> int:

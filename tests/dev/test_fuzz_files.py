@@ -30,6 +30,8 @@ def test_code_and_wrong_answers_are_seen(tmp_path, monkeypatch):
     monkeypatch.setattr(fuzzer, "loads_plain", lambda content, _: pickle.loads(content))
     failures = fuzzer.fuzz("pickles", 60, 1, tmp_path)[1]
     assert any("code was run" in text for text in failures)
+    monkeypatch.setattr(fuzzer, "read_metadata", lambda _: {})
+    assert "AssertionError()" in fuzzer.fuzz("configs", 60, 1, tmp_path)[1][0]
     monkeypatch.setattr(fuzzer, "read_image", lambda *_: np.zeros((3, 3)))
     assert len(fuzzer.fuzz("images", 5, 1, tmp_path)[1]) == 5
     weights = fuzzer.Weights(tmp_path)

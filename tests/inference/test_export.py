@@ -154,7 +154,9 @@ def test_facts_of_an_onnx_file_are_read_without_its_weights(tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(whole)
     assert read_onnx_metadata(str(path)) == {"k": "va"}
-    for damaged in (whole[:6], whole[:-1], b"\x0b", b"\xff" * 20):
+    # Also a field that ends within a number, one of number 0, and an entry longer than it says.
+    cut = (b"\x09\0\0", b"\x0d\0", b"\x00\x01", b"\x72\x01\x0a\x01k", b"\x72\x02\x09k" + b"\0" * 9)
+    for damaged in (whole[:6], whole[:-1], b"\x0b", b"\xff" * 20, *cut):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="no ONNX file"):
             read_onnx_metadata(str(path))
