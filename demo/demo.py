@@ -65,7 +65,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--model",
         metavar="NAME",
         help="a name that 'python -m igvg_d2.model_zoo --list' prints, an exported .safetensors or "
-        "a checkpoint in the folder of its training run (default: shapes-tiny)",
+        ".onnx, or a checkpoint in the folder of its training run (default: shapes-tiny)",
     )
     model.add_argument("--config-file", metavar="FILE", help="of a model of your own; see --opts")
     add(

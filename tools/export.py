@@ -4,8 +4,8 @@
     python tools/export.py --model output/shapes_tiny --output output/igvg_tiny.safetensors
     python tools/export.py --model shapes-tiny --output output/igvg_tiny.onnx
 
---model takes the folder of a finished run, a name of igvg_d2.model_zoo, an exported file or a
-checkpoint. The ending of --output says the format:
+--model takes the folder of a finished run, a name of igvg_d2.model_zoo, a .safetensors file
+that it wrote, or a checkpoint. The ending of --output says the format:
 
     .safetensors  weights; a model for every script of this project
     .onnx         ONNX, for onnxruntime and others; GroundingPredictor and demo/onnx_demo.py take it
@@ -141,7 +141,6 @@ def example_cases(cfg, vocab_size):
     """Inputs as numpy arrays: batches of 2, 1 and 3 with texts from the shortest to the longest."""
     longest = longest_text(cfg)
     for seed, lengths in enumerate(((7, 4), (3,), (5, longest, 3))):
-        lengths = [min(length, longest) for length in lengths]
         inputs = example_inputs(cfg, vocab_size, lengths, seed)
         yield tuple(value.numpy() for value in inputs)
 

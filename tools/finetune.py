@@ -318,7 +318,7 @@ def parse_args(argv=None):
     add(
         "--model",
         required=True,
-        help=f"name ({listed}), exported file, checkpoint of a run, config",
+        help=f"name ({listed}), exported .safetensors, checkpoint of a run, config",
     )
     add("--train", required=True, metavar="JSON", help="expressions to train on")
     add("--images", required=True, metavar="DIR", help="folder of the images")

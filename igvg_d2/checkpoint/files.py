@@ -78,6 +78,11 @@ def read_checkpoint(path: str, mmap: bool = True) -> Dict[str, Any]:
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"No file '{path}'.")
+    if path.endswith(".onnx"):
+        raise ValueError(
+            f"'{path}' is a graph, which the predictor, demo.py, app.py and benchmark.py --backend "
+            "run; here name the weights that it was made of"
+        )
     try:
         content = _read(path, mmap)
     except Exception as error:

@@ -67,8 +67,12 @@ class GroundingGraph(nn.Module):
             * "union_mask" (N, Hm, Wm): logits of all targets together;
             * "no_target_score" (N,): probability that nothing in the image matches;
             * "attention_map" (N, Hi, Wi): where the text looked.
+
+        Raises:
+            ValueError: H or W is no multiple of the patch size.
         """
         model = self.model
+        model.check_size(*image.shape[-2:])
         pixels = (image.float() - model.pixel_mean) / model.pixel_std
         features = model.backbone(pixels, text_ids, text_padding_mask)
         found, _ = model.predict(features)
@@ -99,8 +103,12 @@ def to_model_outputs(outputs: Dict[str, torch.Tensor]) -> Dict[str, Any]:
 def example_inputs(
     cfg: CfgNode, vocab_size: int, lengths: Sequence[int] = (7, 4), seed: int = 0
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Inputs of a graph: smooth random images, and random ids of texts of these lengths."""
+    """Inputs of a graph: smooth random images, and random ids of texts of these lengths.
+
+    Longer texts than :func:`longest_text` are cut to it.
+    """
     generator = torch.Generator().manual_seed(seed)
+    lengths = [min(length, longest_text(cfg)) for length in lengths]
     count, longest = len(lengths), max(lengths)
     coarse = torch.rand(count, 3, 5, 5, generator=generator) * 255
     images = nn.functional.interpolate(coarse, size=tuple(cfg.INPUT.IMAGE_SIZE), mode="bicubic")
@@ -121,7 +129,16 @@ def longest_text(cfg: CfgNode) -> int:
 
 
 def trace(graph: GroundingGraph, cfg: CfgNode) -> torch.export.ExportedProgram:
-    """A program with any batch, and texts of 3 to :func:`longest_text` tokens."""
+    """A program with any batch, and texts of 3 to :func:`longest_text` tokens.
+
+    Raises:
+        ValueError: all texts would have the same length.
+    """
+    if longest_text(cfg) < 4:
+        raise ValueError(
+            "INPUT.TOKENIZER.MAX_TOKENS and MODEL.BEIT3.MAX_TEXT_POSITIONS: expected 4 or more for "
+            f"a graph, which takes texts of several lengths, found {longest_text(cfg)}"
+        )
     batch = torch.export.Dim("batch", min=1, max=_LARGEST_BATCH)
     # BOS, a token and EOS at least.
     length = torch.export.Dim("length", min=3, max=longest_text(cfg))

@@ -120,6 +120,37 @@ def test_wrong_arguments_are_named(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "model, opts, message",
+    [
+        (
+            "shapes-tiny",
+            ["INPUT.IMAGE_SIZE", "(95,96)"],
+            "95 x 96 pixels; both must be multiples of 8",
+        ),
+        (
+            "shapes-tiny",
+            ["INPUT.TOKENIZER.MAX_TOKENS", "3"],
+            "expected 4 or more for a graph.* found 3",
+        ),
+        ("demo/igvg_tiny_shapes.onnx", [], "shapes.onnx' is a graph, .* name the weights"),
+    ],
+)
+def test_what_makes_no_graph_is_one_line_and_no_file(
+    model, opts, message, export, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit, match=f"^export.py: .*{message}.*$"):
+        export.main(["--model", model, "--output", str(tmp_path / "x.pt2"), "--opts", *opts])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_shortest_texts_make_a_graph(export, tmp_path):
+    opts = ["--opts", "INPUT.TOKENIZER.MAX_TOKENS", "4"]
+    export.main(["--model", "shapes-tiny", "--output", str(tmp_path / "x.pt2"), *opts])
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pt2"]
+
+
 @pytest.mark.parametrize("ending", [".onnx", ".pt2", ".safetensors"])
 def test_a_file_that_is_no_export_is_named_in_one_line(tmp_path, ending):
     (tmp_path / f"text{ending}").write_text("text")

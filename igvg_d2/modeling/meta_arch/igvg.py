@@ -223,17 +223,20 @@ class IGVG(nn.Module):
                 f"IGVG batches images of one size, found {sorted(sizes)}; the mapper resizes to "
                 "INPUT.IMAGE_SIZE."
             )
+        self.check_size(*sizes.pop())
+        batch = to_device(torch.stack(images), self.device)
+        batch = (batch.float() - self.pixel_mean) / self.pixel_std
+        # Convolutions keep this layout, and LayerNorm2d then needs no copies.
+        return batch.contiguous(memory_format=torch.channels_last)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse, by ValueError, a network input whose sides are no multiples of the patch size."""
         divisor = self.backbone.size_divisibility
-        height, width = sizes.pop()
         if height % divisor or width % divisor:
             raise ValueError(
                 f"The network input is {height} x {width} pixels; both must be multiples of "
                 f"{divisor}. Change INPUT.IMAGE_SIZE."
             )
-        batch = to_device(torch.stack(images), self.device)
-        batch = (batch.float() - self.pixel_mean) / self.pixel_std
-        # Convolutions keep this layout, and LayerNorm2d then needs no copies.
-        return batch.contiguous(memory_format=torch.channels_last)
 
     def preprocess_text(
         self, batched_inputs: List[Dict]
