@@ -21,6 +21,9 @@ try:
 except ImportError as missing:
     raise SystemExit(f"onnx_demo.py: {missing}; run: pip install onnxruntime numpy Pillow")
 
+# Of pixels only; of the others that Pillow knows, EPS starts a program.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
+
 
 def printable(error):
     """An error's text in one line, with characters that would act on a terminal escaped."""
@@ -37,6 +40,17 @@ def load(path):
     if "preprocessing" not in session.get_modelmeta().custom_metadata_map:
         raise SystemExit(f"'{path}' is not a file of tools/export.py: it has no 'preprocessing'")
     return session
+
+
+def read(path):
+    """An image of 8 bits per channel in RGB as a person sees it, transparent parts over white."""
+    image = ImageOps.exif_transpose(Image.open(path, formats=FORMATS))
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"'{path}': pixels of more than 8 bits; save it with 8")
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def tokenize(facts, text, file):
@@ -176,7 +190,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     session = load(args.model)
     try:
-        image = ImageOps.exif_transpose(Image.open(args.image)).convert("RGB")
+        image = read(args.image)
         result, mask = answer(session, image, args.expression, args.tokenizer)
         print(json.dumps({**result, "mask_pixels": int(mask.sum())}, indent=2))
         if args.output:
@@ -185,7 +199,7 @@ def main(argv=None):
             for box in result["boxes"]:
                 ImageDraw.Draw(image).rectangle(box, outline="white", width=2)
             image.save(args.output)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, Image.DecompressionBombError) as error:
         raise SystemExit(printable(f"onnx_demo.py: {error}"))
 
 
