@@ -88,7 +88,8 @@ class AnswerFiles:
             raise ValueError(f"--output '{output}' is an input; name another file")
         self._kinds, self._asked = kinds, asked
         # COCO's file names begin in the folder that all images have in common.
-        folders = {os.path.dirname(os.path.abspath(path)) for path in asked if "://" not in path}
+        paths = [os.path.abspath(x) for x in map(local_path, asked) if "://" not in x]
+        folders = {os.path.dirname(path) for path in paths}
         self._root = os.path.commonpath(folders) if folders else ""
         self._image_ids: Dict[str, int] = {}
         self._coco: Dict[str, List[Dict[str, Any]]] = {
@@ -136,7 +137,8 @@ class AnswerFiles:
         image_id = self._image_ids.setdefault(path, known + 1)
         if image_id > known:
             height, width = result.orig_shape
-            name = path if "://" in path else os.path.relpath(path, self._root)
+            name = local_path(path)
+            name = name if "://" in name else os.path.relpath(name, self._root)
             entry = {"id": image_id, "file_name": name, "height": height, "width": width}
             coco["images"].append(entry)
         ids = []
@@ -153,7 +155,9 @@ class AnswerFiles:
             if kind in self._kinds:
                 path = self._names.choose(kind.replace("-", "_"), [".json"]) + ".json"
                 _write_text(path, to_json_text(content))
-                where = f"; its images are in '{self._root}'" if kind == "coco" else ""
+                where = (
+                    f"; its images are in '{self._root}'" if kind == "coco" and self._root else ""
+                )
                 logger.info("Wrote %s%s", path, where)
 
 

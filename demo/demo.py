@@ -23,6 +23,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from igvg_d2 import model_zoo
 from igvg_d2.data.tokenizer import build_tokenizer, warn_of_unknown_words_in
 from igvg_d2.inference import GroundingPredictor, GroundingResult
+from igvg_d2.inference.images import to_rgb
 from igvg_d2.inference.result import check_thresholds
 from igvg_d2.io.terminal import printable
 
@@ -175,13 +176,17 @@ def answers(
                 no_target_threshold=args.no_target_threshold,
                 batch_size=args.batch_size,
             )
-        except (FileNotFoundError, ValueError) as error:
+        except (OSError, ValueError):
             if len(set(paths)) > 1:  # those of the others, and the error of the one
                 parts = groupby(pairs, key=lambda pair: pair[0])
                 return [result for _, part in parts for result in ask(list(part))]
-            unread.add(paths[0])
-            skip(paths[0], error)
-            return []
+            try:
+                to_rgb(paths[0])
+            except (OSError, ValueError) as error:
+                unread.add(paths[0])
+                skip(paths[0], error)
+                return []
+            raise  # of the model, not of the image
         if not isinstance(results[0], GroundingResult):
             name = predictor.cfg.MODEL.META_ARCHITECTURE
             raise ValueError(f"{name} returns no ranked masks (IGVG does), which this needs")

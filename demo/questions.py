@@ -121,7 +121,7 @@ def assign(rows: Sequence[Row], images: Sequence[str], folder: str) -> Dict[str,
     Args:
         rows: those without an image are asked about all of ``images``.
         images: paths. If there are any, rows name images among them, by the end of the path.
-        folder: to which images of rows are relative, if there are no ``images``.
+        folder: to which paths of rows are relative, if there are no ``images``.
 
     Returns:
         expressions by path, images in order; of an image that no row is about there are none.
@@ -145,7 +145,8 @@ def assign(rows: Sequence[Row], images: Sequence[str], folder: str) -> Dict[str,
                 raise ValueError(f"--expressions-file: '{image}' {few} the images of --input")
             asked[found[0]].append(expression)
         else:
-            asked.setdefault(os.path.join(folder, image), []).append(expression)
+            path = image if "://" in image else os.path.join(folder, image)
+            asked.setdefault(path, []).append(expression)
     if not asked or (not images and any(image is None for _, image in rows)):
         raise ValueError("--input is missing: there are expressions that name no image")
     return asked

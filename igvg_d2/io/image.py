@@ -7,6 +7,7 @@ import logging
 import os
 import stat
 import unicodedata
+import urllib.error
 from typing import BinaryIO, Dict, Optional, Tuple, Union
 
 import numpy as np
@@ -46,7 +47,7 @@ def read_image(path: str, image_format: str) -> np.ndarray:
         uint8 (height, width, 3).
 
     Raises:
-        FileNotFoundError: see :func:`missing_image`.
+        FileNotFoundError: see :func:`missing_image`; or an address does not answer.
         ValueError: it is no regular file, cannot be decoded, has values without a known range, or
             more pixels than Pillow's limit, 2 * ``PIL.Image.MAX_IMAGE_PIXELS``.
     """
@@ -70,7 +71,10 @@ def read_reduced_image(
         the image of mode "RGB", or, of files of other modes, uint8 (rows, columns, 3), and (height,
         width) of the whole image.
     """
-    local = PathManager.get_local_path(path)
+    try:
+        local = PathManager.get_local_path(path)
+    except urllib.error.URLError as error:
+        raise FileNotFoundError(f"image '{path}' was not downloaded: {error}") from error
     try:
         if not stat.S_ISREG(os.stat(local).st_mode):
             raise _Unfit("it is not a regular file")

@@ -98,6 +98,25 @@ def test_a_bad_image_is_reported_and_the_rest_goes_on(run, capsys):
     assert "a.png: 'the orange cross': 1 target; box (" in told and "no target (score " in told
 
 
+def test_an_address_that_does_not_answer_is_a_bad_image(run, capsys):
+    copy("a.png")
+    address = "http://127.0.0.1:9/x.png"
+    message = run("--input", address, "a.png", "-e", CROSS, "--output", "out")
+    assert message == f"demo.py: 1 of 2 images could not be read: {address}"
+    assert f"image '{address}' was not downloaded" in capsys.readouterr().err
+    assert names("out") == ["a.png"]
+
+
+def test_what_the_model_refuses_is_not_said_of_the_image(run, predictor, monkeypatch):
+    def refuse(*_):
+        raise ValueError("the size does not fit")
+
+    copy("a.png", "b.png")
+    monkeypatch.setattr(predictor.model, "preprocess_image", refuse)
+    message = run("--input", "a.png", "b.png", "-e", CROSS, "--output", "out")
+    assert message == "demo.py: the size does not fit"
+
+
 def test_lines_of_json_through_pipes():
     """The whole script in a process of its own: names in, lines out, nothing else among them."""
     command = [sys.executable, str(ROOT / "demo/demo.py"), "--input", "-", "--output", "-"]
@@ -154,6 +173,15 @@ def test_what_is_saved(run, predictor):
     assert not np.asarray(Image.open(f"{nothing}.png")).any()
     assert not os.path.exists(f"{nothing}_1.png")
     assert len(names("out")) == 4 * 4 + 2 + 2
+
+
+def test_coco_names_files_of_addresses_as_paths(run, tmp_path, capsys):
+    copy("in/a.png", "in/b/c.png")
+    inputs = [(tmp_path / "in/a.png").as_uri(), "in/b/c.png"]
+    assert run("--input", *inputs, "-e", CROSS, "--output", "out", "--save", "coco") == ""
+    assert f"; its images are in '{tmp_path / 'in'}'" in capsys.readouterr().err
+    images = json.loads(Path("out/coco.json").read_text())["images"]
+    assert [image["file_name"] for image in images] == ["a.png", "b/c.png"]
 
 
 def test_coco_is_a_data_set_of_ones_own(run, predictor, capsys):

@@ -128,6 +128,7 @@ def test_who_is_asked_what(questions):
     }
     single = [Row("p", "b.png"), Row("q", "/abs/c.png"), Row("r", "b.png")]
     assert assign(single, [], "my") == {"my/b.png": ["p", "r"], "/abs/c.png": ["q"]}
+    assert assign([Row("p", "file:///a.png")], [], "my") == {"file:///a.png": ["p"]}
     for rows, images, message in (
         ([Row("one", "b.png")], ["x/b.png", "y/b.png"], "'b.png' is the name of 2 of the images"),
         ([Row("one", "c.png")], ["x/b.png"], "'c.png' is none of the images"),
