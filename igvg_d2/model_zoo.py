@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 import urllib.error
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Union
 
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
@@ -138,7 +138,7 @@ def resolve_weights(name_or_file: str) -> str:
 
 
 def load(
-    name_or_file: str,
+    name_or_file: Union[str, os.PathLike],
     device: str = "auto",
     opts: Sequence[str] = (),
     add_config: Sequence[Callable[[CfgNode], None]] = (),
@@ -165,6 +165,7 @@ def load(
     # Late: engine joins all rooms, and the rooms may know this file.
     from .engine.setup import setup_config
 
+    name_or_file = os.fspath(name_or_file)
     chosen = [] if device == "auto" else ["MODEL.DEVICE", device]
     if name_or_file.endswith(".pth"):
         chosen += ["MODEL.WEIGHTS", resolve_weights(name_or_file)]

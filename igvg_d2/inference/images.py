@@ -26,15 +26,16 @@ def to_rgb(image: ImageLike, channel_order: str = "RGB") -> np.ndarray:
         FileNotFoundError: the path does not exist.
         ValueError: the file is no image, or the array has another shape or type.
     """
-    if channel_order not in ("RGB", "BGR"):
-        raise ValueError(f"channel_order must be 'RGB' or 'BGR', got {channel_order!r}.")
+    check_channel_order(channel_order)
     if isinstance(image, (str, os.PathLike)):
         return read_image(local_path(image), "RGB")
     if isinstance(image, Image.Image):
         return to_pixels(image)
     array, layout = image, "(height, width, 3) or (height, width)"
     if isinstance(image, torch.Tensor):
-        array, layout = image.detach().cpu().numpy(), "(3, height, width)"
+        layout = "(3, height, width)"
+        # Some of the other types numpy does not have.
+        array = image.detach().cpu().numpy() if image.dtype == torch.uint8 else np.zeros(0)
         array = array.transpose(1, 2, 0) if array.ndim == 3 else array[..., None]
     if not isinstance(array, np.ndarray):
         raise ValueError(
@@ -49,6 +50,12 @@ def to_rgb(image: ImageLike, channel_order: str = "RGB") -> np.ndarray:
             f"{tuple(image.shape)}."
         )
     return array if channel_order == "RGB" else array[..., ::-1]
+
+
+def check_channel_order(order: str) -> None:
+    """Refuse, by ValueError, what is none."""
+    if order not in ("RGB", "BGR"):
+        raise ValueError(f"channel_order must be 'RGB' or 'BGR', got {order!r}.")
 
 
 def local_path(path: Union[str, os.PathLike]) -> str:

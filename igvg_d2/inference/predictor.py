@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 from itertools import islice
+from numbers import Integral
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
@@ -24,7 +25,7 @@ from igvg_d2.engine.devices import with_usable_device
 from igvg_d2.evaluation import read_calibration
 from igvg_d2.modeling.meta_arch import optimize_for_inference
 
-from .images import ImageLike, local_path, to_rgb
+from .images import ImageLike, check_channel_order, local_path, to_rgb
 from .onnx_model import OnnxModel
 from .result import GroundingResult, check_thresholds
 
@@ -92,11 +93,11 @@ class GroundingPredictor:
     @classmethod
     def from_pretrained(
         cls,
-        name_or_file: str,
+        name_or_file: Union[str, os.PathLike],
         device: str = "auto",
         dtype: Union[str, torch.dtype, None] = None,
         opts: Sequence[Any] = (),
-        calibration: Optional[str] = None,
+        calibration: Union[str, os.PathLike, None] = None,
     ) -> "GroundingPredictor":
         """A predictor of weights that bring their config along.
 
@@ -110,7 +111,7 @@ class GroundingPredictor:
             opts: KEY VALUE pairs for the config, the strongest.
             calibration: file of ``tools/calibrate.py`` for this model, ``cfg.TEST.CALIBRATION``.
         """
-        opts = [*opts, *(("TEST.CALIBRATION", calibration) if calibration else ())]
+        opts = [*opts, *(("TEST.CALIBRATION", os.fspath(calibration)) if calibration else ())]
         return cls(model_zoo.load(name_or_file, device=device, opts=opts), dtype=dtype)
 
     def _build_model(self) -> Any:
@@ -204,8 +205,10 @@ class GroundingPredictor:
             threshold, mask_threshold, no_target_threshold, batch_size, channel_order: see
                 :meth:`__call__`.
         """
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        is_whole = isinstance(batch_size, Integral) and not isinstance(batch_size, bool)
+        if not is_whole or batch_size < 1:
             raise ValueError(f"batch_size must be a whole number of 1 or more, got {batch_size!r}.")
+        check_channel_order(channel_order or "RGB")
         check_thresholds(threshold, mask_threshold, no_target_threshold)
         if no_target_threshold is None and self.calibration is not None:
             no_target_threshold = self.calibration.no_target_threshold

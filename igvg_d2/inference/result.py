@@ -221,7 +221,8 @@ class GroundingResult:
         path = os.fspath(path)
         if self.path and os.path.exists(path) and os.path.samefile(path, self.path):
             raise ValueError(f"'{path}' is the image itself; save the answer under another name")
-        if os.path.splitext(path)[1].lower() not in Image.registered_extensions():
+        kind = Image.registered_extensions().get(os.path.splitext(path)[1].lower())
+        if kind not in Image.SAVE:  # some formats are only read
             raise ValueError(f"'{path}' has no ending of an image format, such as .png or .jpg")
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         # Thin colored lines need the full resolution of colors.

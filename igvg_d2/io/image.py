@@ -114,14 +114,14 @@ def to_pixels(image: Image.Image) -> np.ndarray:
     """An image in memory as :func:`read_image` gives it, RGB uint8 (height, width, 3).
 
     Raises:
-        ValueError: it has values without a known range.
+        ValueError: it cannot be decoded, has no pixels, or values without a known range.
     """
     try:
         # Turned into a copy, of which nothing is closed.
         is_turned = image.getexif().get(_ORIENTATION, 1) != 1
         return _to_pixels(ImageOps.exif_transpose(image) if is_turned else image)
-    except _Unfit as error:
-        raise ValueError(f"the image cannot be used: {error}") from None
+    except Exception as error:  # see read_reduced_image
+        raise ValueError(f"the image cannot be used: {error}") from error
 
 
 def _open(file: BinaryIO) -> Image.Image:
@@ -155,6 +155,8 @@ def _upright(image: Image.Image) -> Image.Image:
 def _to_pixels(image: Image.Image) -> np.ndarray:
     """RGB uint8 (height, width, 3), not turned."""
     width, height = image.size
+    if not width * height:
+        raise _Unfit("it has no pixels")
     pixels = np.empty((height, width, 3), dtype=np.uint8)
     rows = max(1, _STRIP // width)
     for top in range(0, height, rows):

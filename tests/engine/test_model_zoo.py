@@ -153,6 +153,10 @@ def test_the_list_names_sizes_hashes_and_what_is_cached(hub, capsys):
     assert rows["instancevg-grefcoco"][1:5] == ["2.5", "MB", "unknown", "yes"]
 
 
+def test_a_file_may_be_a_path_object():
+    assert model_zoo.load(SHIPPED, "cpu").MODEL.WEIGHTS == str(SHIPPED)
+
+
 def test_an_address_that_does_not_answer_is_one_message():
     with pytest.raises(FileNotFoundError, match="'http://127.0.0.1:9/a.pth' was not downloaded: "):
         model_zoo.resolve_weights("http://127.0.0.1:9/a.pth")

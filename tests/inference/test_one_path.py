@@ -77,6 +77,7 @@ def test_forms_of_a_call(predictor, samples):
         predictor([first, second], [text])
     with pytest.raises(ValueError, match="batch_size must be a whole number of 1 or more, got 0"):
         predictor(first, text, batch_size=0)
+    assert len(predictor([first, second], text, batch_size=np.int64(1))) == 2
 
 
 def test_forms_of_an_image(predictor, samples, tmp_path):
@@ -101,6 +102,8 @@ def test_forms_of_an_image(predictor, samples, tmp_path):
     assert predictor(turned, text).orig_shape == rgb.shape[1::-1]
     with pytest.raises(ValueError, match="channel_order must be 'RGB' or 'BGR', got 'GBR'"):
         predictor(rgb, text, channel_order="GBR")
+    with pytest.raises(ValueError, match="channel_order must be 'RGB' or 'BGR', got 'bgr'"):
+        predictor(path, text, channel_order="bgr")
     with pytest.raises(ValueError, match="image must be a path, a PIL.Image.*got int"):
         predictor(3, text)
 

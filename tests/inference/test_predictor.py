@@ -124,11 +124,27 @@ def test_corrupt_file(predictor, tmp_path, content):
         np.zeros((4, 4, 4), np.uint8),
         np.zeros((4, 4, 3), np.float32),
         np.zeros((0, 4, 3), np.uint8),
+        torch.zeros(3, 4, 4, dtype=torch.bfloat16),
     ],
 )
 def test_wrong_array(predictor, array):
     with pytest.raises(ValueError, match="image must be uint8 of shape"):
         predictor(array, "the circle")
+
+
+def test_an_image_in_memory_that_cannot_be_used(predictor, tmp_path):
+    for image, reason in (
+        (Image.new("RGB", (0, 5)), "it has no pixels"),
+        (Image.new("F", (4, 4)), "floating point numbers"),
+    ):
+        with pytest.raises(ValueError, match=f"the image cannot be used: .*{reason}"):
+            predictor(image, "the circle")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(
+        tmp_path / "whole.jpg"
+    )
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-900])
+    with pytest.raises(ValueError, match="the image cannot be used: .*truncated"):
+        predictor(Image.open(tmp_path / "cut.jpg"), "the circle")
 
 
 def test_weights_are_loaded(cfg, monkeypatch, tmp_path):
