@@ -107,6 +107,9 @@ def finetune(
     Returns:
         path of the config. A ValueError or OSError is one message; SystemExit is train_net.py's.
     """
+    if num_gpus < 1 or not memory >= 0:
+        raise ValueError(f"expected 1 process or more and no memory below 0: {num_gpus}, {memory}")
+    model, train, images, val, output = map(os.fspath, (model, train, images, val, output))
     stems = (os.path.splitext(os.path.basename(path))[0] for path in (model, train))
     output = output or os.path.join("output", "_".join(("finetune", *stems)))
     lists = (tuple(map(str, values)) for values in (resize, reset, opts))
@@ -168,14 +171,14 @@ def write_config(path, request, memory, num_gpus, add_config):
     asked = {key: options[key] for key in request.opts[::2] if key in options}
     reports = [check_data(cfg, name, file) for name, file in files.items()]
     advise(cfg, list(files))
-    model, start = fit_weights(cfg, recipe, request)
+    model, start, encoder_is_new = fit_weights(cfg, recipe, request)
     encoder = sum(p.numel() for p in model.backbone.parameters())
     facts = Facts(
         samples=reports[0].expressions,
         validation=sum(report.expressions for report in reports[1:]),
         has_masks=reports[-1].masks[0] > 0 or not reports[-1].masks[1],
         start=start,
-        encoder_is_new=any(n.startswith("backbone.") for n in (*request.resize, *request.reset)),
+        encoder_is_new=encoder_is_new,
         parameters=(encoder, sum(p.numel() for p in model.parameters()) - encoder),
         processes=num_gpus,
         cores=os.cpu_count() or 1,
@@ -249,7 +252,7 @@ def advise(cfg, names):
 
 
 def fit_weights(cfg, recipe, request):
-    """The model on the CPU with the weights that it starts from, and `Facts.start`."""
+    """The model on the CPU with its first weights, `Facts.start` and `Facts.encoder_is_new`."""
     cfg = cfg.clone()
     cfg.MODEL.DEVICE = "cpu"
     with torch.random.fork_rng(devices=[]):
@@ -259,7 +262,7 @@ def fit_weights(cfg, recipe, request):
         if request.resize or request.reset:
             raise ValueError("--resize and --reset are about weights, and MODEL.WEIGHTS is empty")
         say("note: the model begins from nothing, so it learns these images by heart at best")
-        return model, "nothing"
+        return model, "nothing", False
     old, new = (c.MODEL.QUERY_GENERATOR.NUM_OBJECT_QUERIES for c in (recipe, cfg))
     if new != old and NUM_QUERIES not in request.resize:
         raise ValueError(
@@ -270,7 +273,8 @@ def fit_weights(cfg, recipe, request):
     lines, author = checkpointer.load_changed(cfg.MODEL.WEIGHTS, request.resize, request.reset)
     for line in [*lines, *[f"resized: {NUM_QUERIES}, {old} in the file, {new} now"] * (new != old)]:
         say(line)
-    return model, "encoder" if author == ENCODER_ONLY else "model"
+    is_new = any(line.startswith(("resized: backbone.", "new: backbone.")) for line in lines)
+    return model, "encoder" if author == ENCODER_ONLY else "model", is_new
 
 
 def device_facts(device, memory, num_processes):

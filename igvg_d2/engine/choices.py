@@ -69,8 +69,12 @@ def choose_options(facts: Facts, recipe: CfgNode, asked: Mapping[str, Any]) -> C
         key -> (value, reason in a line), those of ``asked`` too.
 
     Raises:
-        ValueError: not even one image fits into the memory; says what would help.
+        ValueError: not even one image fits into the memory, which says what would help; or a batch
+            of none is asked for.
     """
+    for key in ("SOLVER.IMS_PER_BATCH", "SOLVER.ACCUMULATION_STEPS"):
+        if asked.get(key, 1) < 1:
+            raise ValueError(f"{key}: expected 1 or more, found {asked[key]}")
     chosen = _Chooser({key: (value, "as you asked") for key, value in asked.items()})
     count, solver = facts.samples, recipe.SOLVER
     batch = min(_LARGEST_BATCH, 2 ** int(math.log2(max(2, count // 4))))

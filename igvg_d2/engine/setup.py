@@ -103,11 +103,13 @@ def _register_expression_files(cfg: CfgNode) -> None:
             )
         name, annotation_file, image_root = entry
         if name in DatasetCatalog.list():
-            known = MetadataCatalog.get(name).get("annotation_file", None)
-            if known != annotation_file:
+            known = MetadataCatalog.get(name)
+            known = [known.get(key, None) for key in ("annotation_file", "image_root")]
+            if known != [annotation_file, image_root]:
                 raise ValueError(
-                    f"DATASETS.EXPRESSION_FILES: the name '{name}' is taken by '{known}'; choose "
-                    "another one"
+                    f"DATASETS.EXPRESSION_FILES: the name '{name}' is taken by '{known[0]}' with "
+                    f"the images in '{known[1]}'; choose another one, or start "
+                    "Python anew"
                 )
             continue
         register_expressions(name, annotation_file, image_root)

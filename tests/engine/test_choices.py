@@ -126,3 +126,9 @@ def test_memory_is_what_the_developers_script_counts(released, freeze, half):
     counted = script.estimate(setup_config(str(BASE), opts))["total"]
     chosen = {"MODEL.FREEZE": (freeze, ""), "SOLVER.AMP.ENABLED": (half, "")}
     assert estimate_memory(Facts(5), released, chosen, 4, False) == pytest.approx(counted, rel=0.15)
+
+
+@pytest.mark.parametrize("key", ["SOLVER.IMS_PER_BATCH", "SOLVER.ACCUMULATION_STEPS"])
+def test_a_batch_of_none_is_refused(released, key):
+    with pytest.raises(ValueError, match=f"{key}: expected 1 or more, found 0"):
+        choose(released, 64, {key: 0})

@@ -152,6 +152,28 @@ def test_three_lines_of_python(own, monkeypatch):
         tool.finetune("shapes-tiny", "no.json", "images", output="x")
 
 
+def test_a_second_try_in_one_process_has_its_own_images(own):
+    (own / "wrong").mkdir()
+    with pytest.raises(ValueError, match="missing images"):
+        tool.finetune("shapes-tiny", own / "train.json", own / "wrong", dry_run=True)
+    with pytest.raises(ValueError, match="is taken by .*train.json' with the images in .*wrong'"):
+        tool.finetune("shapes-tiny", own / "train.json", own / "images", dry_run=True)
+    tool.finetune("shapes-tiny", own / "train.json", own / "images", output="b", dry_run=True)
+
+
+def test_an_encoder_that_begins_anew_is_not_frozen(own):
+    for name, frozen in (("backbone", []), ("", []), ("neck.", ["backbone."])):
+        output = f"out{len(name)}"
+        tool.main(command("--dry-run", "--reset", name, output=output, val=False))
+        assert setup_config(f"{output}/finetune.yaml").MODEL.FREEZE == frozen
+
+
+@pytest.mark.parametrize("more", [("--num-gpus", "0"), ("--memory", "nan"), ("--memory", "-1")])
+def test_numbers_that_make_no_sense_are_refused(own, more):
+    with pytest.raises(SystemExit, match="cannot fine-tune: expected 1 process or more and no mem"):
+        tool.main(command("--dry-run", *more))
+
+
 def test_own_weights_with_other_queries_and_words(own, capsys):
     tool.main(command("--opts", *SHORT, val=False))
     changed = [QUERIES, "12", "MODEL.BEIT3.VOCAB_SIZE", "300", *SHORT]
