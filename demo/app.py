@@ -48,8 +48,9 @@ def parse_args(argv=None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--model", metavar="NAME", help="name, hf:// address or file (default: shapes-tiny)")
-    add("--config-file", metavar="FILE", help="a config, with --opts MODEL.WEIGHTS FILE")
+    model = parser.add_mutually_exclusive_group().add_argument
+    model("--model", metavar="NAME", help="name, hf:// address or file (default: shapes-tiny)")
+    model("--config-file", metavar="FILE", help="a config, with --opts MODEL.WEIGHTS FILE")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: %(default)s)")
     add("--examples", metavar="DIR", help="images to offer (default: two of Shapes)")
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
@@ -58,18 +59,25 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--concurrency", type=int, default=2, help="questions at a time (default: %(default)s)")
     add("--queue", type=int, default=64, help="questions that may wait (default: %(default)s)")
     add("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for the config")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if min(args.upload_limit, args.concurrency, args.queue) < 1:
+        parser.error("--upload-limit, --concurrency and --queue must be 1 or more")
+    return args
 
 
 def serve(args: argparse.Namespace, add_config=()) -> None:
     """Serve the page until Ctrl-C or SIGTERM."""
+    from questions import find_images
+
+    if args.examples and not os.path.isdir(args.examples):
+        raise ValueError(f"--examples: there is no folder '{args.examples}'")
+    examples = (
+        [[path, ""] for path in find_images([args.examples], "")] if args.examples else SHAPES
+    )
     name = args.model or args.config_file or "shapes-tiny"
     cfg = model_zoo.load(name, args.device, args.opts, add_config)
     if not cfg.MODEL.WEIGHTS:
         raise ValueError(f"no weights for '{name}': add --opts MODEL.WEIGHTS FILE")
-    examples = SHAPES
-    if args.examples:
-        examples = [[str(path), ""] for path in sorted(Path(args.examples).iterdir())]
     from page import GroundingPage, gr
 
     predictor = GroundingPredictor(cfg)

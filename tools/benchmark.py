@@ -90,13 +90,18 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("--config-file", default="", metavar="FILE", help="config to measure, or a name")
     add("--what", type=_words(PARTS), default=["inference"], metavar="A,B", help=", ".join(PARTS))
-    add("--batch", type=_numbers, metavar="N,M", help="default: 1, else SOLVER.IMS_PER_BATCH")
+    add("--batch", type=_numbers(1), metavar="N,M", help="default: 1, else SOLVER.IMS_PER_BATCH")
     add("--size", type=_sizes, metavar="N,HxW", help="pixels (default: INPUT.IMAGE_SIZE)")
-    add("--threads", type=_numbers, metavar="N,M", help="of the CPU (default: PyTorch's)")
+    add("--threads", type=_numbers(1), metavar="N,M", help="of the CPU (default: PyTorch's)")
     add("--precision", type=_words(PRECISIONS), metavar="A,B", help=", ".join(PRECISIONS))
     add("--backend", type=_backends, metavar="A,B", help=f"{', '.join(BACKENDS)}, FILE.onnx")
-    add("--workers", type=_numbers, metavar="N,M", help="of the loader (default: the config's)")
-    add("--processes", type=_numbers, metavar="N,M", help="that share a training step (default: 1)")
+    add("--workers", type=_numbers(0), metavar="N,M", help="of the loader (default: the config's)")
+    add(
+        "--processes",
+        type=_numbers(1),
+        metavar="N,M",
+        help="that share a training step (default: 1)",
+    )
     add("--malloc", type=_words(MALLOCS), metavar="A,B", help=", ".join(MALLOCS))
     add(
         "--variant",
@@ -108,7 +113,9 @@ def parse_args(argv=None):
     add("--steps", type=int, default=5, help="timed passes or steps per process (default: 5)")
     add("--warmup", type=int, default=1, help="passes before them (default: 1)")
     add("--rounds", type=int, default=1, help="processes per case, in turns (default: 1)")
-    add("--tokens", type=_numbers, default=[8, 12, 5, 9], help="of the texts (default: 8,12,5,9)")
+    add(
+        "--tokens", type=_numbers(3), default=[8, 12, 5, 9], help="of the texts (default: 8,12,5,9)"
+    )
     add("--photo", type=_size, default=(480, 640), metavar="HxW", help="original (480x640)")
     add("--samples", type=int, default=128, help="of loader and evaluator (default: 128)")
     add("--real", action="store_true", help="data of the config instead of random ones")
@@ -153,19 +160,22 @@ def _backends(text):
     return _words([*BACKENDS, *files])(text)
 
 
-def _numbers(text):
-    values = [int(word) for word in text.split(",")]
-    if min(values) < 0:
-        raise argparse.ArgumentTypeError(f"{text}: numbers of 0 or more")
-    return values
+def _numbers(least):
+    def parse(text):
+        words = text.split(",")
+        if not all(word.isdecimal() and int(word) >= least for word in words):
+            raise argparse.ArgumentTypeError(f"'{text}': expected numbers of {least} or more")
+        return [int(word) for word in words]
+
+    return parse
 
 
 def _size(text):
     """ "320" or "480x640", height x width."""
-    sides = [int(side) for side in text.split("x")]
-    if len(sides) > 2 or min(sides) < 1:
+    sides = text.split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
         raise argparse.ArgumentTypeError(f"'{text}': expected 320 or 480x640")
-    return sides[0], sides[-1]
+    return int(sides[0]), int(sides[-1])
 
 
 def _sizes(text):

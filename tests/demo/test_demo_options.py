@@ -1,11 +1,14 @@
-"""demo.py: its help, and command lines that do not fit."""
+"""demo.py and app.py: help, and command lines that do not fit."""
 
 import re
 import shlex
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+from tests.scripts import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,6 +38,41 @@ def test_command_lines_that_do_not_fit(demo, capsys, arguments, message):
     with pytest.raises(SystemExit) as status:
         demo.parse_args(arguments)
     assert status.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--model", "x", "--config-file", "y"], "not allowed with"),
+        (["--concurrency", "0"], "--queue must be 1 or more"),
+        (["--queue", "0"], "--queue must be 1 or more"),
+        (["--upload-limit", "-1"], "--queue must be 1 or more"),
+    ],
+)
+def test_command_lines_that_do_not_fit_the_page(capsys, arguments, message):
+    with pytest.raises(SystemExit) as status:
+        load_script("demo/app.py").parse_args(arguments)
+    assert status.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_examples_of_the_page_are_images(demo, tmp_path, monkeypatch):
+    app, shown = load_script("demo/app.py"), []
+
+    def page(predictor, name, examples, concurrency):
+        shown.extend(examples)
+        raise ValueError("not drawn here")
+
+    monkeypatch.setitem(sys.modules, "page", SimpleNamespace(GroundingPage=page, gr=None))
+    arguments = ["--device", "cpu", "--examples"]
+    for folder, message in ((tmp_path, "there is no image in"), ("none", "there is no folder")):
+        with pytest.raises(ValueError, match=message):
+            app.serve(app.parse_args([*arguments, str(folder)]))
+    for name in ("b.png", "a.jpg", "notes.txt", ".c.png", "d/e.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match="not drawn here"):
+        app.serve(app.parse_args([*arguments, str(tmp_path)]))
+    assert shown == [[str(tmp_path / "a.jpg"), ""], [str(tmp_path / "b.png"), ""]]
 
 
 @pytest.mark.parametrize(
