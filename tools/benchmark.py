@@ -130,6 +130,10 @@ def parse_args(argv=None):
         parser.error("--steps, --rounds, --samples must be at least 1, --warmup at least 0")
     if any(len(shlex.split(text)) % 2 for text in [*args.variant, shlex.join(args.opts)]):
         parser.error("options are pairs of KEY VALUE; quote values with spaces")
+    if {*(args.precision or ())} - {"fp32"} and any(
+        x.endswith(".onnx") for x in args.backend or ()
+    ):
+        parser.error("--precision: the numbers of an ONNX file were chosen at its export")
     if args.compare and " " in args.compare and not os.path.isfile(args.compare):
         parser.error(
             "--compare takes the JSON file of an earlier run; a variant of the config is "

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from tests.scripts import load_script
+from tests.scripts import ROOT, load_script
 
+ONNX = ROOT / "demo" / "igvg_tiny_shapes.onnx"
 ROW = {
     "samples": 8,
     "seconds": [4.0, 1.0, 2.0],
@@ -116,6 +117,7 @@ def test_what_cannot_be_compared_is_refused(run, tmp_path):
         (["--workers", "-1"], "'-1': expected numbers of 0 or more"),
         (["--tokens", "2"], "'2': expected numbers of 3 or more"),
         (["--backend", "eager,nobody.onnx"], "there is no file 'nobody.onnx'"),
+        (["--backend", f"eager,{ONNX}", "--precision", "bf16"], "were chosen at its export"),
         (["--json", "none/x.json"], "there is no folder"),
         (["--compare", "SOLVER.AMP.ENABLED True"], '--variant "SOLVER.AMP.ENABLED True"'),
     ],

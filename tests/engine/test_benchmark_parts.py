@@ -9,7 +9,7 @@ from torch import nn
 
 from igvg_d2.modeling.neck.simple_fpn import SimFPN
 from igvg_d2.testing import random_batch, tiny_cfg
-from tests.scripts import load_script
+from tests.scripts import ROOT, load_script
 
 # Lists of tokens, and a table of tokens for ids of the tokenizer that needs no file.
 OPTS = ["MODEL.BEIT3.VOCAB_SIZE", 256, "INPUT.TOKENIZER.NAME", "ShapesTokenizer"]
@@ -96,6 +96,13 @@ def test_backends_answer_alike(benchmark):
         classes.append({type(module).__name__ for module in model.modules()})
     torch.testing.assert_close(*scores)
     assert "_Linear" in classes[1] - classes[0]
+
+
+def test_an_exported_file_has_its_own_size(benchmark):
+    pytest.importorskip("onnxruntime", reason="needs pip install 'igvg_d2[export]'")
+    parts, file = sys.modules["benchmarking.model_parts"], str(ROOT / "demo/igvg_tiny_shapes.onnx")
+    with pytest.raises(ValueError, match=r"takes images of \(96, 96\) only, found \(64, 64\)"):
+        parts.build_backend(tiny_cfg(OPTS), file)
 
 
 def test_what_is_no_module_is_measured_as_a_whole(measure, monkeypatch):

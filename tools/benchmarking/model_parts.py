@@ -133,7 +133,8 @@ def inference(cfg, case, args):
 def build_backend(cfg, backend):
     """What answers: the model with random weights, or the network of a file of tools/export.py."""
     if backend.endswith(".onnx"):
-        return GroundingPredictor.from_pretrained(backend, device=cfg.MODEL.DEVICE).model
+        size = ["INPUT.IMAGE_SIZE", str(tuple(cfg.INPUT.IMAGE_SIZE))]  # refused if it is another
+        return GroundingPredictor.from_pretrained(backend, cfg.MODEL.DEVICE, opts=size).model
     model = build_model(cfg).eval()
     if backend == "optimized":
         return optimize_for_inference(model)
