@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -216,6 +217,12 @@ def test_another_file_than_a_vocabulary_is_refused(vilt, tmp_path):
         vilt.WordPieceTokenizer(file="", max_tokens=6)
     with pytest.raises(FileNotFoundError, match="nowhere.txt"):
         vilt.WordPieceTokenizer(file=str(tmp_path / "nowhere.txt"), max_tokens=6)
+
+
+def test_run_script_says_what_it_wants(vilt, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["run_script.py"])
+    with pytest.raises(SystemExit, match="run_script.py SCRIPT ARGS"):
+        runpy.run_path(str(PROJECT / "run_script.py"), run_name="__main__")
 
 
 def test_trains_evaluates_and_answers_in_a_fresh_process(tmp_path):

@@ -7,5 +7,7 @@ import sys
 from center_queries import add_center_queries_config
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     main = runpy.run_path(sys.argv[1])["main"]
     main(sys.argv[2:], add_config=[add_center_queries_config])
