@@ -38,7 +38,7 @@ def load(path):
     except Exception as error:  # onnxruntime's errors have no other class in common
         raise SystemExit(printable(f"cannot load '{path}': {error}"))
     if "preprocessing" not in session.get_modelmeta().custom_metadata_map:
-        raise SystemExit(f"'{path}' is not a file of tools/export.py: it has no 'preprocessing'")
+        raise SystemExit(printable(f"'{path}' is no file of tools/export.py: no 'preprocessing'"))
     return session
 
 
@@ -63,7 +63,7 @@ def tokenize(facts, text, file):
         if not file:
             raise SystemExit("the model needs --tokenizer beit3.spm")
         if hashlib.sha256(Path(file).read_bytes()).hexdigest() != facts["sha256"]:
-            raise SystemExit(f"--tokenizer: '{file}' is not the file that the model was made with")
+            raise SystemExit(printable(f"--tokenizer: '{file}' is not the file of the model"))
         from sentencepiece import SentencePieceProcessor
 
         if facts["clean_text"]:

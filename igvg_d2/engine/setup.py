@@ -108,8 +108,7 @@ def _register_expression_files(cfg: CfgNode) -> None:
             if known != [annotation_file, image_root]:
                 raise ValueError(
                     f"DATASETS.EXPRESSION_FILES: the name '{name}' is taken by '{known[0]}' with "
-                    f"the images in '{known[1]}'; choose another one, or start "
-                    "Python anew"
+                    f"the images in '{known[1]}'; choose another one, or start Python anew"
                 )
             continue
         register_expressions(name, annotation_file, image_root)

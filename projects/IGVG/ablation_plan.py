@@ -149,7 +149,7 @@ SETTINGS = {
     "shapes": Setting(
         model="configs/Shapes/igvg_tiny.yaml",
         test="shapes_val",
-        # About 4 minutes on one core.
+        # About 5 minutes of one core.
         schedule="6,400 samples (the config alone: 23,680) in batches of 32, starting from "
         "demo/beit3_tiny_shapes.safetensors",
         options=("SOLVER.MAX_ITER", "200", "SOLVER.CHECKPOINT_PERIOD", "50")

@@ -33,6 +33,7 @@ from ablation_plan import PAPER_TABLES, ROOT, SETTINGS, TABLES, Run, code_hash, 
 from igvg_d2.engine.output_lock import output_lock
 from igvg_d2.engine.stop_signals import STOPPED_EXIT_CODE
 from igvg_d2.io.json_stream import read_metrics, to_json_text
+from igvg_d2.io.terminal import printable
 
 # One line per start of train_net.py, in the folder of the run.
 ATTEMPTS = "attempts.jsonl"
@@ -313,4 +314,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except (ValueError, OSError) as error:
-        sys.exit(f"reproduce.py: {error}")
+        sys.exit(printable(f"reproduce.py: {error}"))

@@ -60,7 +60,8 @@ def test_a_file_that_is_no_export_is_named(monkeypatch, tmp_path):
         assert reason([name, SCENE, "x"]).startswith(f"cannot load '{name}': ")
     other = SimpleNamespace(get_modelmeta=lambda: SimpleNamespace(custom_metadata_map={}))
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: other)
-    assert "'other.onnx' is not a file of tools/export.py" in reason(["other.onnx", SCENE, "x"])
+    text = reason(["\x1bother.onnx", SCENE, "x"])
+    assert r"'\x1bother.onnx' is no file of tools/export.py" in text
 
 
 def test_an_output_that_cannot_be_written_is_named(tmp_path):

@@ -60,7 +60,9 @@ def shown(path):
 
 def test_scripts_escape_the_errors_they_show():
     scripts = [
-        p for f in ("tools", "demo", "datasets", "igvg_d2") for p in (ROOT / f).rglob("*.py")
+        p
+        for f in ("tools", "demo", "datasets", "igvg_d2", "projects", "dev")
+        for p in (ROOT / f).rglob("*.py")
     ]
     bare = [
         f"{path.relative_to(ROOT)}:{line}"

@@ -1,0 +1,44 @@
+"""projects/IGVG/RESULTS.md: all rows, three seeds each, and a summary that fits its tables."""
+
+import re
+from collections import Counter
+
+import pytest
+
+from tests.scripts import ROOT
+
+PAGE = (ROOT / "projects" / "IGVG" / "RESULTS.md").read_text(encoding="utf-8")
+SECTIONS = dict(re.findall(r"^## ([^,\n]+)[^\n]*\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
+
+
+def rows(text):
+    """Tables of a section, each a list of rows of cells without its head."""
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.M)
+    lines = [table.strip().splitlines()[2:] for table in tables]
+    return [[[c.strip() for c in line.strip("|").split("|")] for line in table] for table in lines]
+
+
+@pytest.mark.parametrize("name", ["Table 5", "Table 6", "Table 7", "Table 8", "Fig. 4"])
+def test_every_row_has_three_seeds_and_the_files_it_names(name):
+    values, differences = rows(SECTIONS[name])
+    assert len(values) == (3 if name == "Fig. 4" else 4) and len(differences) >= len(values) - 1
+    for row in values:
+        assert row[-1] == "3", row
+        for config in row[1].split(", "):
+            path = f"projects/IGVG/configs/{config}.yaml"
+            assert config == "full" or (ROOT / path).is_file()
+
+
+@pytest.mark.parametrize("number", ["5", "6", "7", "8"])
+def test_the_summary_counts_what_the_tables_say(number):
+    # First the steps from row to row; the paper's columns are the first four.
+    steps = rows(SECTIONS[f"Table {number}"])[1][:3]
+    found = Counter(re.search("holds|reversed|noise|tie", c)[0] for r in steps for c in r[1:5])
+    summary = {row[0]: [int(cell) for cell in row[1:]] for row in rows(SECTIONS["What holds"])[0]}
+    assert summary[number] == [12, *(found[k] for k in ("holds", "reversed", "noise", "tie")), 0]
+
+
+def test_figures_are_there():
+    figures = re.findall(r"\]\((images/[^)]+)\)", PAGE)
+    assert len(figures) == 2
+    assert all((ROOT / "projects" / "IGVG" / figure).is_file() for figure in figures)
