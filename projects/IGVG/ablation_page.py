@@ -306,8 +306,9 @@ def _draw_curves(results: Results, dataset: str) -> Optional[plt.Figure]:
             for name, points in _curves(results, key, seed, metric).items():
                 axes.plot(*zip(*points), "o-", color=colors[name], markersize=3, label=name)
             axes.set(title=TABLES[key][0], xlabel="iteration", ylabel=f"{metric}, %")
-            axes.legend(fontsize=7)
             axes.grid(alpha=0.3)
+    for axes in grid[-1]:  # below the panels: inside, it would hide curves
+        axes.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.22))
     return figure
 
 
