@@ -3,7 +3,8 @@
 import re
 from typing import Callable, Iterable
 
-_LAYER = re.compile(r"^backbone\.encoder\.layers\.(\d+)\.")
+# The first numbered part of a name: "backbone.encoder.layers.3.", "backbone.vilt.encoder.layer.3.".
+_LAYER = re.compile(r"^(backbone\.(?:(?!\d+\.)[^.]+\.)*?(?:layers?|blocks?)\.)(\d+)\.")
 
 
 def layer_decay_factors(names: Iterable[str], decay: float) -> Callable[[str], float]:
@@ -13,31 +14,30 @@ def layer_decay_factors(names: Iterable[str], decay: float) -> Callable[[str], f
     (embeddings) decay ** (D + 1), and everything after the last one 1.
 
     Args:
-        names: of all parameters.
+        names: of all parameters, in the order of the model; of the backbone's, what stands before
+            its first layer comes before it.
         decay: factor per layer; 1.0 treats all alike.
 
     Returns:
         Callable: parameter name -> factor; 1 outside of the backbone.
 
     Raises:
-        ValueError: the decay is not in (0, 1], or is below 1 and the backbone has no layers.
+        ValueError: the decay is not in (0, 1], or is below 1 and the backbone has not one list of
+            layers or blocks.
     """
     if not 0.0 < decay <= 1.0:
         raise ValueError(f"SOLVER.LAYER_DECAY: expected a number in (0, 1], found {decay}")
-    found = [int(match[1]) for match in map(_LAYER.match, names) if match]
-    if not found and decay < 1.0:
+    names = [name for name in names if name.startswith("backbone.")]
+    layers = {name: match for name in names if (match := _LAYER.match(name))}
+    lists = sorted({match[1] for match in layers.values()})
+    if len(lists) != 1 and decay < 1.0:
         raise ValueError(
-            "SOLVER.LAYER_DECAY needs a backbone with parameters 'backbone.encoder.layers.<number>'"
-            "; set it to 1.0"
+            "SOLVER.LAYER_DECAY needs a backbone with one list of layers, whose parameters are "
+            "named 'backbone.<...>.layers.<number>' (or layer, block, blocks), found "
+            f"{lists}; set it to 1.0"
         )
-    depth = max(found, default=-1) + 1
-
-    def factor(name: str) -> float:
-        match = _LAYER.match(name)
-        if match:
-            return decay ** (depth - int(match[1]))
-        if name.startswith("backbone.") and not name.startswith("backbone.encoder."):
-            return decay ** (depth + 1)
-        return 1.0
-
-    return factor
+    depth = max((int(match[2]) for match in layers.values()), default=-1) + 1
+    first = next((i for i, name in enumerate(names) if name in layers), 0)
+    factors = dict.fromkeys(names[:first], decay ** (depth + 1))
+    factors.update((name, decay ** (depth - int(match[2]))) for name, match in layers.items())
+    return lambda name: factors.get(name, 1.0)

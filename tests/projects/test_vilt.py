@@ -20,6 +20,7 @@ from igvg_d2.data import TOKENIZER_REGISTRY
 from igvg_d2.data.synthetic import vocabulary_words, write_shapes
 from igvg_d2.data.tokenizer import is_mostly_unknown, unknown_words
 from igvg_d2.inference.graph import GroundingGraph, example_inputs, longest_text, trace
+from igvg_d2.solver import build_optimizer
 from igvg_d2.testing import (
     assert_all_parameters_used,
     assert_backbone_contract,
@@ -122,6 +123,16 @@ def test_features_are_those_of_transformers(vilt, size):
     distances = torch.cdist(cells, expected[:, 10:])
     assert distances.min(dim=2).values.max() < 1e-4
     assert all(sorted(row.argmin(dim=1).tolist()) == list(range(len(row))) for row in distances)
+
+
+def test_learning_rates_fall_towards_its_input(vilt):
+    cfg = make_cfg(vilt, ["SOLVER.LAYER_DECAY", 0.5, "SOLVER.BASE_LR", 1.0])
+    model = build_model(cfg)
+    rates = {p: g["lr"] for g in build_optimizer(cfg, model).param_groups for p in g["params"]}
+    last = cfg.SOLVER.BACKBONE_MULTIPLIER
+    parts = {"embeddings": 8, "encoder.layer.0": 4, "encoder.layer.1": 2, "layernorm": 1}
+    for name, part in ((n, model.backbone.vilt.get_submodule(n)) for n in parts):
+        assert {rates[p] for p in part.parameters()} == {last / parts[name]}, name
 
 
 @pytest.mark.parametrize("parts", ["all", "global"])

@@ -48,9 +48,24 @@ def test_wrong_decays_are_named():
     for decay in (0.0, 1.5):
         with pytest.raises(ValueError, match="SOLVER.LAYER_DECAY: expected"):
             layer_decay_factors([], decay)
-    with pytest.raises(ValueError, match="backbone.encoder.layers"):
-        layer_decay_factors(["backbone.other.weight"], 0.9)
+    two = ["backbone.image.blocks.0.weight", "backbone.text.layers.0.weight"]
+    for names, found in (
+        (["backbone.other.weight"], r"found \[\]"),
+        (two, "image.blocks.*text.layers"),
+    ):
+        with pytest.raises(ValueError, match=found):
+            layer_decay_factors(names, 0.9)
     assert layer_decay_factors(["other"], 1.0)("other") == 1.0
+
+
+def test_layers_of_other_encoders_are_found():
+    """By the order of the parameters, whatever stands around the list is called."""
+    names = [
+        *("backbone.vit2.embeddings.cls_token", "backbone.vit2.encoder.layer.0.mlp.layers.7.bias"),
+        *("backbone.vit2.encoder.layer.1.attention.weight", "backbone.vit2.layernorm.weight"),
+        "neck.layers.0.weight",
+    ]
+    assert list(map(layer_decay_factors(names, 0.5), names)) == [0.125, 0.25, 0.5, 1.0, 1.0]
 
 
 def test_frozen_word_table():
