@@ -124,7 +124,7 @@ def test_config_io_and_visualizer_stand_below_the_rooms():
 
 
 def test_visualizer_is_imported_where_it_is_used():
-    """matplotlib is slow to import and needed only when a picture is drawn."""
+    """matplotlib is slow to import and needed only when an image is drawn."""
     wrong = [
         name_of(path)
         for room in ROOMS

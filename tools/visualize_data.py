@@ -2,7 +2,7 @@
 """Draw a data set, as annotated or as the data loader hands it to the model.
 
     python tools/visualize_data.py --source annotation --config-file configs/Shapes/igvg_tiny.yaml \
-        --output-dir output/data_pictures --num 20
+        --output-dir output/data_images --num 20
 """
 
 import argparse
@@ -37,7 +37,7 @@ def parse_args(argv=None):
         help="draw the annotations, or the output of the training loader after its augmentation",
     )
     add_config_file(parser, required=True)
-    parser.add_argument("--output-dir", default="output/data_pictures", help="folder to write to")
+    parser.add_argument("--output-dir", default="output/data_images", help="folder to write to")
     parser.add_argument("--num", type=int, default=20, help="number of images")
     parser.add_argument(
         "--dataset", help="registered data set instead of DATASETS.TRAIN, e.g. shapes_val"

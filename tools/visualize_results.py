@@ -22,7 +22,7 @@ from detectron2.utils.logger import setup_logger
 from igvg_d2.engine.command_line import add_config_file, setup_data
 from igvg_d2.inference import GroundingPredictor
 from igvg_d2.io.terminal import printable
-from igvg_d2.visualization.result_images import load_records, render_result_pictures
+from igvg_d2.visualization.result_images import load_records, render_result_images
 
 
 def parse_args(argv=None):
@@ -33,7 +33,7 @@ def parse_args(argv=None):
     parser.add_argument("--num", type=int, default=40, help="number of images")
     parser.add_argument("--records", metavar="FILE", help="<dataset>_records.json of an evaluation")
     parser.add_argument(
-        "--output-dir", help="folder to write to; default: OUTPUT_DIR/pictures/<dataset>"
+        "--output-dir", help="folder to write to; default: OUTPUT_DIR/images/<dataset>"
     )
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, e.g. MODEL.WEIGHTS model.pth"
@@ -57,13 +57,13 @@ def draw(args, cfg) -> None:
     """Write the images."""
     cfg.freeze()
     dataset = args.dataset or cfg.DATASETS.TEST[0]
-    output_dir = args.output_dir or os.path.join(cfg.OUTPUT_DIR, "pictures", dataset)
+    output_dir = args.output_dir or os.path.join(cfg.OUTPUT_DIR, "images", dataset)
     model = GroundingPredictor(cfg).model
     if args.records:
         records = json.loads(Path(args.records).read_text(encoding="utf-8"))
     else:
         records = load_records(cfg.OUTPUT_DIR, dataset)
-    render_result_pictures(cfg, model, dataset, output_dir, args.num, records)
+    render_result_images(cfg, model, dataset, output_dir, args.num, records)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def build_report(output_dir: str, *, embed: bool = True, title: Optional[str] = 
 
     Read are ``config.yaml`` and ``metrics.json`` (Detectron2 writes them), ``run_summary.json``
     (facts of the run, a flat dict), ``inference/**/*_metrics.json`` (evaluators) and
-    ``pictures/**/index.json`` (``render_result_pictures``). Anything absent is left out.
+    ``images/**/index.json`` (``render_result_images``). Anything absent is left out.
 
     Args:
         output_dir: ``cfg.OUTPUT_DIR`` of the run.
@@ -73,7 +73,7 @@ def build_report(output_dir: str, *, embed: bool = True, title: Optional[str] = 
         promises=_promises(evaluations),
         **_charts(load_curves(str(root / "metrics.json"))),
         galleries=[
-            _gallery(index, root, embed) for index in sorted(root.glob("pictures/**/index.json"))
+            _gallery(index, root, embed) for index in sorted(root.glob("images/**/index.json"))
         ],
     )
     # Half of a surrogate pair, which JSON can hold, has no UTF-8.
@@ -190,7 +190,7 @@ def _gallery(index_path: Path, root: Path, embed: bool) -> Dict[str, Any]:
     """Data set and images of one index, by number of targets, worst cases before the best."""
     index = _read_json(index_path)
     groups: Dict[Tuple[str, str], List[Dict[str, str]]] = {}
-    for entry in sorted(index["pictures"], key=lambda e: (e["cardinality"], e["case"] != "worst")):
+    for entry in sorted(index["images"], key=lambda e: (e["cardinality"], e["case"] != "worst")):
         file = index_path.with_name(entry["file"])
         link = file.relative_to(root).as_posix()
         image = {**entry, "source": _embedded(file) if embed else link, "link": link}

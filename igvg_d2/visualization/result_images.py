@@ -86,7 +86,7 @@ def load_records(output_dir: str, dataset_name: str) -> Optional[List[Dict[str, 
     return json.loads(paths[0].read_text(encoding="utf-8"))
 
 
-def render_result_pictures(
+def render_result_images(
     cfg: CfgNode,
     model: nn.Module,
     dataset_name: str,
@@ -101,13 +101,13 @@ def render_result_pictures(
         model: any device and mode; the mode is restored afterwards.
         dataset_name: in ``DatasetCatalog``.
         output_dir: folder for the images and ``index.json``; images of an earlier call are
-            overwritten or deleted. The report finds it below ``OUTPUT_DIR/pictures``.
+            overwritten or deleted. The report finds it below ``OUTPUT_DIR/images``.
         num: at most this many images.
         records: of the evaluator, to show the best and worst cases by number of targets; without
             them ``num`` samples spread evenly over the data set are shown.
 
     Returns:
-        path of the index: {"dataset": name, "pictures": [{"file", "sample_id", "expression",
+        path of the index: {"dataset": name, "images": [{"file", "sample_id", "expression",
         "case", "cardinality"}]}.
 
     Raises:
@@ -135,7 +135,7 @@ def render_result_pictures(
     index_path = folder / "index.json"
     folder.mkdir(parents=True, exist_ok=True)
     if index_path.is_file():
-        for entry in json.loads(index_path.read_text(encoding="utf-8"))["pictures"]:
+        for entry in json.loads(index_path.read_text(encoding="utf-8"))["images"]:
             (folder / Path(entry["file"]).name).unlink(missing_ok=True)
     mapper, visualizer = GroundingDatasetMapper(cfg, is_train=False), GroundingVisualizer()
     entries: List[Dict[str, Any]] = []
@@ -157,7 +157,7 @@ def render_result_pictures(
             # chroma resolution (subsampling 0) keeps thin coloured lines and small text sharp.
             Image.fromarray(drawn).save(folder / file, quality=90, subsampling=0)
             entries.append({"file": file, "expression": expression, **case._asdict()})
-    index = {"dataset": dataset_name, "pictures": entries}
+    index = {"dataset": dataset_name, "images": entries}
     write_atomically(str(index_path), to_json_text(index, indent=1))
     logger.info("Wrote %d images of %s to %s", len(entries), dataset_name, output_dir)
     return str(index_path)
@@ -170,7 +170,7 @@ def write_report(cfg: CfgNode, model: nn.Module) -> str:
         path of the page in ``cfg.OUTPUT_DIR``.
     """
     name = cfg.DATASETS.TEST[0]
-    folder = str(Path(cfg.OUTPUT_DIR, "pictures", name))
+    folder = str(Path(cfg.OUTPUT_DIR, "images", name))
     records = load_records(cfg.OUTPUT_DIR, name)
-    render_result_pictures(cfg, model, name, folder, cfg.TEST.VIS_SAMPLES, records)
+    render_result_images(cfg, model, name, folder, cfg.TEST.VIS_SAMPLES, records)
     return build_report(cfg.OUTPUT_DIR)

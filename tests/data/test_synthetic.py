@@ -104,8 +104,8 @@ def test_official_schema(shapes):
         sample_ids.add((ref["ref_id"], sentence["sent_id"]))
     assert len(sample_ids) == len(sentences_of(shapes))
     for image in list(shapes.images.values())[::40]:
-        with Image.open(shapes.root / "images" / "train2014" / image["file_name"]) as picture:
-            assert picture.size == (image["width"], image["height"]) and picture.mode == "RGB"
+        with Image.open(shapes.root / "images" / "train2014" / image["file_name"]) as opened:
+            assert opened.size == (image["width"], image["height"]) and opened.mode == "RGB"
 
 
 def test_annotated_polygons_give_box_and_area(shapes):
@@ -239,8 +239,8 @@ def test_vocabulary(shapes):
 
 def test_output_of_this_version_is_pinned():
     """Trained weights and published numbers belong to this output; see GENERATOR_VERSION."""
-    scene, picture, expressions = generate_image(0, SPLITS[0], 0)
-    assert GENERATOR_VERSION == 1 and picture.shape == (128, 112, 3)
+    scene, image, expressions = generate_image(0, SPLITS[0], 0)
+    assert GENERATOR_VERSION == 1 and image.shape == (128, 112, 3)
     assert [item.box for item in scene.objects][:2] == [(63, 67, 21, 21), (51, 51, 24, 24)]
     assert [(item.sentences[0], item.targets) for item in expressions] == [
         ("smallest purple square", (5,)),

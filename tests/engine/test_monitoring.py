@@ -104,7 +104,7 @@ def test_images_do_not_pile_up_in_other_processes(tmp_path, monkeypatch):
     with EventStorage() as trainer.storage:
         hook.before_train()
         hook.before_step()
-        trainer.storage.put_image("picture", np.zeros((3, 2, 2), np.uint8))
+        trainer.storage.put_image("image", np.zeros((3, 2, 2), np.uint8))
         hook.after_step()
         assert trainer.storage._vis_data == []
 

@@ -64,7 +64,7 @@ def test_intervals_cover_the_mean_and_shrink_with_the_data():
     assert widths[0] > 3 * widths[1]
 
 
-def test_samples_of_a_picture_are_drawn_together():
+def test_samples_of_an_image_are_drawn_together():
     values = np.repeat(np.random.default_rng(0).random(100) < 0.5, 10)
     ones = np.ones(1000)
     alone = bootstrap_intervals({"x": (values, ones)}, list(range(1000)))["x"]

@@ -116,7 +116,7 @@ def run_commands(commands, project, folder):
 
 def test_train_net_demo_and_every_tool_take_the_config(tmp_path):
     write_shapes(str(tmp_path / "shapes"), seed=1, scale=0.003, num_workers=1)
-    out, picture = tmp_path / "out", tmp_path / "shapes" / "images" / "train2014"
+    out, images = tmp_path / "out", tmp_path / "shapes" / "images" / "train2014"
     options = [
         "OUTPUT_DIR", str(out), "DATASETS.TEST", "('shapes_val',)", "TEST.VIS_SAMPLES", "0",
         "SOLVER.MAX_ITER", "2", "SOLVER.WARMUP_ITERS", "1", "SOLVER.IMS_PER_BATCH", "2",
@@ -126,7 +126,7 @@ def test_train_net_demo_and_every_tool_take_the_config(tmp_path):
     config = ["--config-file", str(CONFIG)]
     run = [str(EXAMPLE / "run_script.py")]
     tools = str(ROOT / "tools") + "/"
-    demo = [str(ROOT / "demo" / "demo.py"), "--input", str(min(picture.iterdir())), "--expression"]
+    demo = [str(ROOT / "demo" / "demo.py"), "--input", str(min(images.iterdir())), "--expression"]
     commands = [
         [str(EXAMPLE / "train_net.py"), *config, "--eval-only", *options],
         [str(EXAMPLE / "train_net.py"), *config, *options],

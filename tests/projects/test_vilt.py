@@ -251,8 +251,8 @@ def test_trains_evaluates_and_answers_in_a_fresh_process(tmp_path):
         "INPUT.TOKENIZER.FILE", str(vocabulary), "MODEL.WEIGHTS",
     ]  # fmt: skip
     final, config = str(out / "model_final.pth"), ["--config-file", str(CONFIG)]
-    picture, answer = str(min(images.iterdir())), tmp_path / "answer.png"
-    demo = [str(ROOT / "demo" / "demo.py"), "--input", picture, "--expression", "the red circle"]
+    image, answer = str(min(images.iterdir())), tmp_path / "answer.png"
+    demo = [str(ROOT / "demo" / "demo.py"), "--input", image, "--expression", "the red circle"]
     commands = [
         [str(PROJECT / "train_net.py"), *config, *options, weights],
         [str(PROJECT / "train_net.py"), *config, "--eval-only", *options, final],

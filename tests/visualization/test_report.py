@@ -48,8 +48,8 @@ def run_dir(tmp_path):
     """An output directory as a training leaves it."""
     root = tmp_path / "my <run>"
     evaluation = root / "inference" / "toy_val"
-    pictures = root / "pictures" / "toy_val"
-    for folder in (evaluation, pictures):
+    images = root / "images" / "toy_val"
+    for folder in (evaluation, images):
         folder.mkdir(parents=True)
     lines = [{"iteration": i, "total_loss": 5.0 - i, "loss_ce": 1.0, "lr": 0.1} for i in range(4)]
     lines += [{"iteration": i, "toy_val/gres/gIoU": 61.25, "a_test/gres/gIoU": 5} for i in (1, 3)]
@@ -79,7 +79,7 @@ def run_dir(tmp_path):
     summary = {"samples_seen": 128000, "train_wall_seconds": 812.0, "command": "x --y <z>"}
     (root / "run_summary.json").write_text(json.dumps(summary))
     (root / "config.yaml").write_text("A: '<script>alert(1)</script>'")
-    Image.fromarray(np.zeros((30, 2000, 3), np.uint8)).save(pictures / "a.jpg")
+    Image.fromarray(np.zeros((30, 2000, 3), np.uint8)).save(images / "a.jpg")
     entry = {
         "file": "a.jpg",
         "sample_id": "1_0",
@@ -87,8 +87,8 @@ def run_dir(tmp_path):
         "case": "worst",
         "cardinality": "3plus",
     }
-    index = {"dataset": "toy_val", "pictures": [entry]}
-    (pictures / "index.json").write_text(json.dumps(index))
+    index = {"dataset": "toy_val", "images": [entry]}
+    (images / "index.json").write_text(json.dumps(index))
     return root
 
 
@@ -138,10 +138,10 @@ def test_nothing_that_stands_in_a_file_is_markup(run_dir):
     lines = [{"iteration": i, HOSTILE: 1.0, f"loss_{HOSTILE}": 2.0, "lr": HOSTILE} for i in (1, 2)]
     (run_dir / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
     (run_dir / "run_summary.json").write_text(json.dumps({HOSTILE: HOSTILE, "command": HOSTILE}))
-    index_path = run_dir / "pictures" / "toy_val" / "index.json"
+    index_path = run_dir / "images" / "toy_val" / "index.json"
     index = json.loads(index_path.read_text())
     # Keys of the page's own do not come from the file.
-    index["pictures"][0].update(expression=HOSTILE, link="javascript:1", source="javascript:2")
+    index["images"][0].update(expression=HOSTILE, link="javascript:1", source="javascript:2")
     index_path.write_text(json.dumps({**index, "dataset": HOSTILE}))
     build_report(str(run_dir))
     text = (run_dir / "report.html").read_text(encoding="utf-8")
@@ -158,7 +158,7 @@ def test_report_needs_no_network(run_dir):
     assert not any(re.match(r"(https?:)?//", link) for link in links)
     build_report(str(run_dir), embed=False)
     links = check_html((run_dir / "report.html").read_text()).links
-    assert "pictures/toy_val/a.jpg" in links
+    assert "images/toy_val/a.jpg" in links
     assert not any(link.startswith("data:") for link in links)
 
 

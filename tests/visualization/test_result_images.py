@@ -11,7 +11,7 @@ from detectron2.structures import Boxes, Instances
 
 from igvg_d2.engine import setup_config
 from igvg_d2.visualization import GroundingVisualizer
-from igvg_d2.visualization.result_images import render_result_pictures, select_cases
+from igvg_d2.visualization.result_images import render_result_images, select_cases
 
 
 def _record(sample_id, num_targets, iou, image_id=None, **more):
@@ -92,18 +92,18 @@ def cfg():
 
 def test_images_and_index(cfg, dataset, tmp_path):
     model = _NothingModel().train()
-    output_dir = tmp_path / "pictures"
-    index_path = render_result_pictures(cfg, model, dataset, str(output_dir), 10)
+    output_dir = tmp_path / "images"
+    index_path = render_result_images(cfg, model, dataset, str(output_dir), 10)
     index = json.loads(Path(index_path).read_text())
-    assert model.training and index["dataset"] == dataset and len(index["pictures"]) == 10
-    for entry in index["pictures"]:
+    assert model.training and index["dataset"] == dataset and len(index["images"]) == 10
+    for entry in index["images"]:
         assert (output_dir / entry["file"]).is_file()
         assert (entry["case"], entry["cardinality"]) == ("sample", "0")
     # A second call leaves no stale image.
     records = [_record("3/x", 0, 1.0, image_id=3), _record("4/x", 0, 0.0, image_id=4)]
-    index_path = render_result_pictures(cfg, model, dataset, str(output_dir), 10, records)
-    pictures = json.loads(Path(index_path).read_text())["pictures"]
-    assert [(p["sample_id"], p["case"]) for p in pictures] == [("4/x", "worst"), ("3/x", "best")]
+    index_path = render_result_images(cfg, model, dataset, str(output_dir), 10, records)
+    images = json.loads(Path(index_path).read_text())["images"]
+    assert [(p["sample_id"], p["case"]) for p in images] == [("4/x", "worst"), ("3/x", "best")]
     assert len(list(output_dir.glob("*.jpg"))) == 2
 
 
@@ -114,10 +114,10 @@ def test_any_id_and_expression_can_be_drawn(cfg, image_samples, tmp_path):
         sample.update(sample_id=sample_id)
     name = "test_visualization_hostile"
     DatasetCatalog.register(name, lambda: samples)
-    path = Path(render_result_pictures(cfg, _NothingModel(), name, str(tmp_path), len(ids)))
-    pictures = json.loads(path.read_text())["pictures"]
-    assert [p["sample_id"] for p in pictures] == ids
-    assert all((tmp_path / p["file"]).is_file() for p in pictures)
+    path = Path(render_result_images(cfg, _NothingModel(), name, str(tmp_path), len(ids)))
+    images = json.loads(path.read_text())["images"]
+    assert [p["sample_id"] for p in images] == ids
+    assert all((tmp_path / p["file"]).is_file() for p in images)
     text = "red \ud800\x1b[2J\x00 \u2028 square"
     drawn = GroundingVisualizer().draw_prediction(
         np.zeros((40, 60, 3), np.uint8),
@@ -129,6 +129,6 @@ def test_any_id_and_expression_can_be_drawn(cfg, image_samples, tmp_path):
 
 def test_records_of_another_data_set(cfg, dataset, tmp_path):
     with pytest.raises(KeyError, match="the same data set"):
-        render_result_pictures(
+        render_result_images(
             cfg, _NothingModel(), dataset, str(tmp_path), 1, [_record("77", 0, 1.0)]
         )
