@@ -55,7 +55,7 @@ def preserved_training_state(model: nn.Module) -> Iterator[None]:
 
 
 class EvaluationHook(HookBase):
-    """Evaluates now and then and at the end; preserves the training and survives an interruption.
+    """Evaluates now and then and at the end; preserves the run and survives an interruption.
 
     An evaluation that was due after the iteration of a checkpoint, and whose results are not in
     ``metrics.json``, comes first when the run is resumed.
@@ -66,7 +66,7 @@ class EvaluationHook(HookBase):
     ):
         """
         Args:
-            period: iterations between two evaluations; 0 = only after the training.
+            period: iterations between two evaluations; 0 = only after the last.
             output_dir: folder of the run.
             stop: ends the run when the evaluation was stopped.
             best: is told the results.

@@ -203,7 +203,7 @@ class LossGuard:
         if self.in_a_row > self.max_in_a_row:
             raise FloatingPointError(
                 f"{message}This is batch {self.in_a_row} of this kind in a row, of which "
-                f"{self.max_in_a_row} are skipped: the training has diverged."
+                f"{self.max_in_a_row} are skipped: training has diverged."
             )
         logger.warning("%sThe batch is passed over (DATALOADER.SKIP_BAD_SAMPLES).", message)
         if not torch.isfinite(values).all():

@@ -44,7 +44,7 @@ class RunSummaryHook(HookBase):
 
     def after_train(self):
         """Add this run's share and write the file."""
-        # Detectron2 has already advanced the counter; nothing ran if the training was complete.
+        # Detectron2 has already advanced the counter; nothing ran if the run was complete.
         if self.start_iter >= self.trainer.max_iter:
             return
         # Linux counts in KiB.

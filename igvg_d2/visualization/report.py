@@ -50,7 +50,7 @@ def build_report(output_dir: str, *, embed: bool = True, title: Optional[str] = 
     root = Path(output_dir)
     if not root.is_dir():
         raise FileNotFoundError(
-            f"output_dir '{output_dir}' is not a directory; pass the OUTPUT_DIR of a training or "
+            f"output_dir '{output_dir}' is not a folder; pass the OUTPUT_DIR of a training run or "
             "evaluation run."
         )
     summary, config = root / "run_summary.json", root / "config.yaml"

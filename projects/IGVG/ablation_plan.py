@@ -18,7 +18,7 @@ from igvg_d2.engine.config_checks import check_config, flatten
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "projects" / "IGVG" / "configs"
 FULL = "full"
-# Options that change no weight of a run; evaluation on the way preserves the training.
+# Options that change no weight of a run; evaluation on the way changes no run.
 _UNRELATED = ("OUTPUT_DIR", "MODEL.DEVICE", "SOLVER.NUM_THREADS", "TEST.EVAL_PERIOD")
 # The paper's four columns.
 PAPER_METRICS = ("F1score", "N_acc", "gIoU", "cIoU")

@@ -45,7 +45,7 @@ def check_html(text):
 
 @pytest.fixture
 def run_dir(tmp_path):
-    """An output directory as a training leaves it."""
+    """An output directory as a training run leaves it."""
     root = tmp_path / "my <run>"
     evaluation = root / "inference" / "toy_val"
     images = root / "images" / "toy_val"
