@@ -230,7 +230,22 @@ def _summary(verdicts: Sequence[Tuple[str, str, Row, Row, Dict]]) -> List[str]:
             }
             found = {row.name: to_full[row.name] for row in rows if row.name in to_full}
             lines.append(f"- {TABLES[table][0]}, {metric}: {_best(found, len(rows) - 1)}")
-    return lines
+    changes = {step[3].name: step[-1] for step in verdicts if step[1] == "change"}
+    return lines + _changes(changes)
+
+
+def _changes(changes: Mapping[str, Mapping[str, Optional[Difference]]]) -> List[str]:
+    """What each choice of the findings does to the full model, and which ones help."""
+    lines = ["", "One choice changed in the full model; what is not named is noise:", ""]
+    helpful = []
+    for name, found in changes.items():
+        parts, signs = [], {item.sign for item in found.values() if item}
+        for word, sign in (("higher", 1), ("lower", -1)):
+            names = [f"{m} {d.mean:+.1f}" for m, d in found.items() if d and d.sign == sign]
+            parts += [f"{word}: {', '.join(names)}"] * bool(names)
+        lines.append(f"- {name}: {'; '.join(parts) or 'noise'}")
+        helpful += [name] * (signs <= {0, 1} and 1 in signs)
+    return [*lines, "", f"Higher somewhere and lower nowhere: {', '.join(helpful) or 'none'}."]
 
 
 def _best(found: Mapping[str, Difference], num_rows: int) -> str:

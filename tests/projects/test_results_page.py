@@ -8,7 +8,7 @@ import pytest
 from tests.scripts import ROOT
 
 PAGE = (ROOT / "projects" / "IGVG" / "RESULTS.md").read_text(encoding="utf-8")
-SECTIONS = dict(re.findall(r"^## ([^,\n]+)[^\n]*\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
+SECTIONS = dict(re.findall(r"^## ([^,:\n]+)[^\n]*\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
 
 
 def rows(text):
@@ -18,10 +18,12 @@ def rows(text):
     return [[[c.strip() for c in line.strip("|").split("|")] for line in table] for table in lines]
 
 
-@pytest.mark.parametrize("name", ["Table 5", "Table 6", "Table 7", "Table 8", "Fig. 4"])
+@pytest.mark.parametrize("name", ["Table 5", "Table 6", "Table 7", "Table 8", "Fig. 4", "Findings"])
 def test_every_row_has_three_seeds_and_the_files_it_names(name):
     values, differences = rows(SECTIONS[name])
-    assert len(values) == (3 if name == "Fig. 4" else 4) and len(differences) >= len(values) - 1
+    findings = list((ROOT / "projects" / "IGVG" / "configs" / "findings").glob("*.yaml"))
+    expected = {"Fig. 4": 3, "Findings": 1 + len(findings)}.get(name, 4)
+    assert len(values) == expected and len(differences) >= len(values) - 1
     for row in values:
         assert row[-1] == "3", row
         for config in row[1].split(", "):
@@ -36,6 +38,20 @@ def test_the_summary_counts_what_the_tables_say(number):
     found = Counter(re.search("holds|reversed|noise|tie", c)[0] for r in steps for c in r[1:5])
     summary = {row[0]: [int(cell) for cell in row[1:]] for row in rows(SECTIONS["What holds"])[0]}
     assert summary[number] == [12, *(found[k] for k in ("holds", "reversed", "noise", "tie")), 0]
+
+
+def test_what_helps_is_higher_somewhere_and_lower_nowhere():
+    found = {row[0].split(", ")[1]: " ".join(row[1:]) for row in rows(SECTIONS["Findings"])[1]}
+    said = dict(
+        re.findall(r"^- ([^:\n]+): (.*(?:higher|lower|noise).*)$", SECTIONS["What holds"], re.M)
+    )
+    assert said.keys() == found.keys()
+    for name, cells in found.items():
+        for word in ("higher", "lower"):
+            part = re.search(f"{word}: ([^;]*)", said[name])
+            assert cells.count(f"**{word}**") == (part[1].count(",") + 1 if part else 0), name
+    helpful = [name for name, cells in found.items() if "higher" in cells and "lower" not in cells]
+    assert f"lower nowhere: {', '.join(helpful) or 'none'}." in SECTIONS["What holds"]
 
 
 def test_figures_are_there():
