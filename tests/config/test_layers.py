@@ -76,6 +76,16 @@ def test_finding_differs_from_the_full_model_by_one_choice(path):
     assert len(changed(path, FULL)) == 1
 
 
+def test_best_is_the_full_model_with_what_the_results_say_helps():
+    expected = {**changed(FINDINGS / "text_score_mean.yaml", FULL), **NO_NEGATIVES}
+    assert changed(FULL.with_name("igvg_tiny_best.yaml"), FULL) == expected
+    results = (ROOT / "projects/IGVG/RESULTS.md").read_text(encoding="utf-8")
+    assert "lower nowhere: text score mean." in results
+    # From "both" to the full model, which has the negatives: lower in some columns, higher in none.
+    row = next(x for x in results.splitlines() if x.startswith("| both, + negatives"))
+    assert "**lower**" in row and "higher" not in row and "holds" not in row
+
+
 @pytest.mark.parametrize("large", sorted(CONFIGS.rglob("*_large_*.yaml")), ids=lambda p: p.stem)
 def test_large_differs_from_base_by_encoder_and_batch_alone(large):
     """Parts of ``_BASE_`` bring Base-IGVG.yaml again; nothing of the base model may be reset."""

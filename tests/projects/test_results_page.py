@@ -54,6 +54,17 @@ def test_what_helps_is_higher_somewhere_and_lower_nowhere():
     assert f"lower nowhere: {', '.join(helpful) or 'none'}." in SECTIONS["What holds"]
 
 
+def test_the_ledger_says_the_same():
+    readme = (ROOT / "projects" / "IGVG" / "README.md").read_text(encoding="utf-8")
+    table = rows(SECTIONS["Findings"])[1]
+    assert len(table) == 11 and "Eleven choices" in readme and "Eight lower F1score" in readme
+    assert sum("**lower**" in row[1] for row in table) == 8
+    cells = {row[0].split(", ")[1]: row[1:] for row in table}
+    assert all("higher" not in "".join(cells[name]) for name in ("pool max", "attention layer"))
+    assert cells["text score mean"][0].startswith("+0.8 ") and "F1score +0.8" in readme
+    assert cells["text score mean"][4].startswith("+1.0 ") and "mask AP50 +1.0" in readme
+
+
 def test_figures_are_there():
     figures = re.findall(r"\]\((images/[^)]+)\)", PAGE)
     assert len(figures) == 2
