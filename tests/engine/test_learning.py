@@ -207,12 +207,14 @@ def test_saving_options_resume_bit_by_bit_and_evaluate_the_average(shapes, tmp_p
             assert torch.equal(value, found.state_dict()[name]), name
     model = GroundingTrainer.build_model(cfg)
     GroundingCheckpointer(model).load(os.path.join(cfg.OUTPUT_DIR, "model_final.pth"))
+    average, raw = rest.ema.model.state_dict(), rest.model.state_dict()
+    assert all(torch.equal(value, average[name]) for name, value in model.state_dict().items())
+    # Metrics of so few samples may be those of the raw weights, too.
+    assert not all(torch.equal(value, raw[name]) for name, value in average.items())
     results = GroundingTrainer.test(cfg, model)
-    raw = GroundingTrainer.test(cfg, whole.model)
     for task in metrics:
         assert again[task] == pytest.approx(metrics[task], abs=0, nan_ok=True), task
         assert results[task] == pytest.approx(metrics[task], abs=0, nan_ok=True), task
-    assert raw["no_target"]["AUROC"] != metrics["no_target"]["AUROC"]
 
 
 def test_micro_batches_change_neither_the_data_nor_the_steps(shapes, tmp_path):
