@@ -113,11 +113,12 @@ def test_a_graph_has_what_the_answers_are_made_of(name):
         )
     assert ("scores" in found) == ("points" in found) == bool(name)
     answers = answer_batch(batch, to_model_outputs(found), (64, 64), model.postprocess)
+    # Not to the bit: with the kernels of some CPUs (AVX2) the scores of the two differ by rounding.
     for one, other in zip(expected, answers):
-        assert torch.equal(one["mask"], other["mask"])
         assert one["no_target"] == other["no_target"]
-        assert torch.equal(one["candidates"].scores, other["candidates"].scores)
-        assert torch.equal(one["candidates"].pred_masks, other["candidates"].pred_masks)
+        torch.testing.assert_close(one["candidates"].scores, other["candidates"].scores)
+        masks = [torch.cat([x["mask"][None], x["candidates"].pred_masks]) for x in (one, other)]
+        assert (masks[0] != masks[1]).float().mean() < 0.01
     with pytest.raises(TypeError, match="only graphs of IGVG are made, got Linear"):
         GroundingGraph(torch.nn.Linear(1, 1))
 
