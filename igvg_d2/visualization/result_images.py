@@ -135,7 +135,8 @@ def render_result_images(
     index_path = folder / "index.json"
     folder.mkdir(parents=True, exist_ok=True)
     if index_path.is_file():
-        for entry in json.loads(index_path.read_text(encoding="utf-8"))["images"]:
+        earlier = json.loads(index_path.read_text(encoding="utf-8"))
+        for entry in earlier.get("images", earlier.get("pictures", ())):  # until December 2026
             (folder / Path(entry["file"]).name).unlink(missing_ok=True)
     mapper, visualizer = GroundingDatasetMapper(cfg, is_train=False), GroundingVisualizer()
     entries: List[Dict[str, Any]] = []

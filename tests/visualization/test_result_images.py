@@ -99,7 +99,8 @@ def test_images_and_index(cfg, dataset, tmp_path):
     for entry in index["images"]:
         assert (output_dir / entry["file"]).is_file()
         assert (entry["case"], entry["cardinality"]) == ("sample", "0")
-    # A second call leaves no stale image.
+    # A second call leaves no stale image, also of a call that named them otherwise.
+    Path(index_path).write_text(json.dumps({"pictures": index["images"]}))
     records = [_record("3/x", 0, 1.0, image_id=3), _record("4/x", 0, 0.0, image_id=4)]
     index_path = render_result_images(cfg, model, dataset, str(output_dir), 10, records)
     images = json.loads(Path(index_path).read_text())["images"]
