@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from igvg_d2.checkpoint import convert_beit3, convert_instancevg, is_beit3, read_checkpoint
 from igvg_d2.checkpoint.beit3_conversion import MASK_TOKEN, POSITIONS
-from igvg_d2.modeling.backbone.embedding import interpolate_positions
+from igvg_d2.modeling.backbone.beit3 import interpolate_positions
 
 ENCODER = "vis_enc."
 HEADS = {"mlm_head.weight": torch.zeros(2), "mim_head.bias": torch.zeros(2)}

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from igvg_d2.modeling import GroundingTargets, VLFeatures
-from igvg_d2.modeling.backbone.embedding import interpolate_positions
+from igvg_d2.modeling.backbone.beit3 import interpolate_positions
 from igvg_d2.modeling.postprocessing import grounding_postprocess
 
 SIZE = (320, 320)

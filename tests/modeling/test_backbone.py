@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from igvg_d2.modeling import build_vl_backbone
-from igvg_d2.modeling.backbone.embedding import TextEmbedding, interpolate_positions
+from igvg_d2.modeling.backbone.beit3 import TextEmbedding, interpolate_positions
 from igvg_d2.modeling.backbone.multiway import MultiwayBlock, MultiwayEncoder
 from igvg_d2.testing import tiny_cfg
 

@@ -12,7 +12,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from igvg_d2.modeling.meta_arch import inference, optimize_for_inference
-from igvg_d2.modeling.transformer.ms_deform_attn import MSDeformAttn
+from igvg_d2.modeling.transformer.deformable_decoder import MSDeformAttn
 from igvg_d2.testing import random_batch, tiny_cfg
 from tests.modeling.test_igvg import VARIANTS
 

@@ -7,7 +7,7 @@ import torch
 from fvcore.nn import giou_loss
 
 from igvg_d2.modeling import GroundingTargets
-from igvg_d2.modeling.backbone.embedding import interpolate_positions
+from igvg_d2.modeling.backbone.beit3 import interpolate_positions
 from igvg_d2.modeling.grounding_head import GroundingCriterion, PointGuidedMatcher
 from igvg_d2.modeling.losses import (
     dice_loss,

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from .embedding import INIT_STD
-
+# Standard deviation of the truncated normal that initialises tables and linear layers.
+INIT_STD = 0.02
 # BEiT-3 uses PyTorch's default epsilon everywhere.
 LAYER_NORM_EPS = 1e-5
 

@@ -3,8 +3,12 @@
 from .build import GROUNDING_HEAD_REGISTRY, build_grounding_head
 from .criterion import GroundingCriterion
 from .matcher import PointGuidedMatcher
-from .point_guided_head import PointGuidedGroundingHead
-from .predictors import ClassBoxPredictor, MaskPredictor, ReferencePredictor
+from .point_guided_head import (
+    ClassBoxPredictor,
+    MaskPredictor,
+    PointGuidedGroundingHead,
+    ReferencePredictor,
+)
 
 __all__ = [
     "ClassBoxPredictor",

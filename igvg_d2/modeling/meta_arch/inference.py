@@ -15,9 +15,9 @@ from detectron2.layers import Conv2d
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..backbone.embedding import VisionEmbedding
+from ..backbone.beit3 import VisionEmbedding
 from ..backbone.multiway import ModalityExpert
-from ..transformer.ms_deform_attn import MSDeformAttn
+from ..transformer.deformable_decoder import MSDeformAttn
 
 # Below so many cells, Winograd's transforms cost as much as they save.
 _SMALLEST_MAP = 400

@@ -3,7 +3,7 @@
 from .build import QUERY_GENERATOR_REGISTRY, GroundingQueries, build_query_generator
 from .learned import LearnedQueryGenerator
 from .point_guided import PointGuidedQueryGenerator
-from .point_selection import cell_centers, select_points, select_top_points
+from .selection import cell_centers, select_points, select_top_points
 from .text_guided import TextGuidedQueryGenerator
 
 __all__ = [

@@ -12,8 +12,13 @@ from ..losses import dice_loss, mask_bce_loss
 from ..targets import GroundingTargets
 from ..transformer import MLP, PositionEmbeddingSine
 from .build import QUERY_GENERATOR_REGISTRY, GroundingQueries
-from .point_selection import cell_centers, select_points, select_top_points
-from .text_selection import select_channels, select_text
+from .selection import (
+    cell_centers,
+    select_channels,
+    select_points,
+    select_text,
+    select_top_points,
+)
 from .text_to_image import TextToImageAttention
 
 
