@@ -5,7 +5,7 @@ from typing import Optional, Tuple
 import torch
 from torch import nn
 
-from ..transformer.deformable_decoder import FeedForward
+from ..transformer.layers import FeedForward
 
 
 class TextToImageAttention(nn.Module):

@@ -3,8 +3,7 @@
 from .build import TRANSFORMER_DECODER_REGISTRY, build_transformer_decoder
 from .deformable_decoder import DeformableDecoder, MSDeformAttn, ms_deform_attn_core
 from .detr_decoder import DETRDecoder
-from .mlp import MLP
-from .position_encoding import PositionEmbeddingSine
+from .layers import MLP, PositionEmbeddingSine
 
 __all__ = [
     "DETRDecoder",

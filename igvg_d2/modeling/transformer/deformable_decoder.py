@@ -13,6 +13,7 @@ from torch import nn
 
 from ..transfer import to_device
 from .build import TRANSFORMER_DECODER_REGISTRY
+from .layers import FeedForward, SelfAttention
 
 
 def ms_deform_attn_core(
@@ -133,55 +134,6 @@ class MSDeformAttn(nn.Module):
         offsets = self.sampling_offsets(query).to(dtype).view(*layout, 2)
         weights = self.attention_weights(query).to(dtype).view(*layout[:3], -1).softmax(-1)
         return offsets, weights.view(layout)
-
-
-class FeedForward(nn.Module):
-    """Post-norm feed-forward sub-layer with its residual."""
-
-    def __init__(self, dim: int, ffn_dim: int, dropout: float):
-        """
-        Args:
-            dim: D.
-            ffn_dim: inner width.
-            dropout: probability after both linear layers.
-        """
-        super().__init__()
-        self.linear1 = nn.Linear(dim, ffn_dim)
-        self.linear2 = nn.Linear(ffn_dim, dim)
-        self.dropout = nn.Dropout(dropout)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """float (N, Q, D) -> float (N, Q, D)."""
-        y = self.linear2(self.dropout(F.relu(self.linear1(x))))
-        return self.norm(x + self.dropout(y))
-
-
-class SelfAttention(nn.Module):
-    """Post-norm self-attention among queries with its residual; positions enter query and key."""
-
-    def __init__(self, dim: int, num_heads: int, dropout: float):
-        """
-        Args:
-            dim: D.
-            num_heads: M.
-            dropout: of the attention weights and of the residual branch.
-
-        Raises:
-            ValueError: dim is not divisible by num_heads.
-        """
-        super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"HIDDEN_DIM = {dim} is not divisible by NHEADS = {num_heads}.")
-        self.attn = nn.MultiheadAttention(dim, num_heads, dropout=dropout, batch_first=True)
-        self.dropout = nn.Dropout(dropout)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, x: torch.Tensor, pos: torch.Tensor) -> torch.Tensor:
-        """float (N, Q, D) and its positions, same shape -> float (N, Q, D)."""
-        q = x + pos
-        y = self.attn(q, q, x, need_weights=False)[0]
-        return self.norm(x + self.dropout(y))
 
 
 class DeformableDecoderLayer(nn.Module):

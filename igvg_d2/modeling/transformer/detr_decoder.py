@@ -7,8 +7,7 @@ from detectron2.config import configurable
 from torch import nn
 
 from .build import TRANSFORMER_DECODER_REGISTRY
-from .deformable_decoder import FeedForward, SelfAttention
-from .position_encoding import PositionEmbeddingSine
+from .layers import FeedForward, PositionEmbeddingSine, SelfAttention
 
 
 class DETRDecoderLayer(nn.Module):
