@@ -40,11 +40,13 @@ from igvg_d2.checkpoint import (
 from igvg_d2.data import build_tokenizer
 from igvg_d2.data.datasets.checks import check_dataset
 from igvg_d2.engine import train_net
-from igvg_d2.engine.choices import Facts, choose_options
 from igvg_d2.engine.config_checks import flatten
 from igvg_d2.engine.stop_signals import STOPPED_EXIT_CODE
 from igvg_d2.io.atomic import check_writable, write_atomically
 from igvg_d2.io.terminal import printable
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from finetuning.choices import Facts, choose_options, device_facts  # noqa: E402
 
 CONFIG = "finetune.yaml"
 _HEAD = """# Options with a comment follow from data, weights and machine, others from the model.
@@ -275,17 +277,6 @@ def fit_weights(cfg, recipe, request):
         say(line)
     is_new = any(line.startswith(("resized: backbone.", "new: backbone.")) for line in lines)
     return model, "encoder" if author == ENCODER_ONLY else "model", is_new
-
-
-def device_facts(device, memory, num_processes):
-    """Kind, bfloat16 and GiB of a process, as `Facts` has them."""
-    kind, bf16 = torch.device(device).type, False
-    if kind == "cuda":
-        bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
-        found = torch.cuda.mem_get_info(device)[0]
-    else:
-        found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / num_processes
-    return {"device": kind, "bf16": bf16, "memory": memory or found / 2**30}
 
 
 def config_text(cfg, defaults, reasons):

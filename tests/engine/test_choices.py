@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from igvg_d2.engine import setup_config
-from igvg_d2.engine.choices import Facts, choose_options, estimate_memory
+from tools.finetuning.choices import Facts, choose_options, estimate_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "configs/gRefCOCO/instancevg_beit3_base_320_released.yaml"

@@ -1,8 +1,10 @@
 """Options of a fine-tuning from facts about data, weights and machine, each with its reason."""
 
 import math
+import os
 from typing import Any, Dict, Mapping, NamedTuple, Tuple
 
+import torch
 from detectron2.config import CfgNode
 
 # Epochs of data with fewer expressions than the bound; the paper has 10 for 209,344.
@@ -55,6 +57,17 @@ class _Chooser(Choices):
     def add(self, key: str, value: Any, reason: str) -> Any:
         """The value that holds."""
         return self.setdefault(key, (value, reason))[0]
+
+
+def device_facts(device: str, memory: float, num_processes: int) -> Dict[str, Any]:
+    """The fields ``device``, ``bf16`` and ``memory`` of :class:`Facts`; a memory of 0 is all."""
+    kind, bf16 = torch.device(device).type, False
+    if kind == "cuda":
+        bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
+        found = torch.cuda.mem_get_info(device)[0]
+    else:
+        found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / num_processes
+    return {"device": kind, "bf16": bf16, "memory": memory or found / 2**30}
 
 
 def choose_options(facts: Facts, recipe: CfgNode, asked: Mapping[str, Any]) -> Choices:

@@ -1,0 +1,1 @@
+"""What tools/finetune.py chooses, and why."""
