@@ -89,7 +89,7 @@ test-web: env
 		command -v apt-get >/dev/null && [ "$$(id -u)" -eq 0 ] || exit 0; \
 		apt-get update -qq && apt-get install -qq --yes --no-install-recommends chromium || \
 		echo "test-web: no browser could be installed; the tests that need one are skipped"
-	OMP_NUM_THREADS=1 "$(PY)" -m pytest -rs --durations=5 tests/demo
+	OMP_NUM_THREADS=1 "$(PY)" -m pytest -rs --durations=5 tests/demo/test_app.py
 
 test-gpu: env
 	"$(PY)" -m pytest -v -rs tests/gpu
