@@ -83,7 +83,8 @@ def write_page(path: Path, dataset: str, runs: Sequence[Run], done: Attempts) ->
     results = Results(runs, done, dataset)
     text = [f"# The paper's ablations on {dataset}: results", "", *_facts(results, dataset), ""]
     sections, verdicts = [], []
-    for key, (title, rows) in TABLES.items():
+    for key in SETTINGS[dataset].tables:
+        title, rows = TABLES[key]
         sections += [f"## {title}", "", *_values(results, rows), ""]
         if any(results.seeds(name) for row in rows for name in row.configs if name != FULL):
             steps = _steps(results, key, rows)
