@@ -1,4 +1,4 @@
-"""What the library uses of Detectron2 without a promise is little, and listed."""
+"""What the library uses without a promise (Detectron2) or names (Shapes) is little, and listed."""
 
 import ast
 from pathlib import Path
@@ -40,3 +40,9 @@ def test_private_members_of_detectron2_are_few():
                 places.setdefault(node.attr, set()).add(name_of(path))
     assert places.keys() == PRIVATE_OF_DETECTRON2.keys(), places
     assert len(places) <= 4 and all(len(files) == 1 for files in places.values()), places
+
+
+def test_shapes_is_named_as_data_and_tokenizer_only():
+    found = {name_of(path) for path in package_files() if "Shapes" in path.read_text("utf-8")}
+    known = {"igvg_d2/data/tokenizer.py", "igvg_d2/data/__init__.py", "igvg_d2/config.py"}
+    assert {name for name in found if "/data/synthetic/" not in name} == known

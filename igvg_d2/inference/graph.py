@@ -18,7 +18,6 @@ from igvg_d2.data.tokenizer import (
     PAD_ID,
     UNK_ID,
     BEiT3Tokenizer,
-    ShapesTokenizer,
 )
 from igvg_d2.engine.config_files import config_for_header
 from igvg_d2.io.hub import file_sha256
@@ -153,16 +152,16 @@ def tokenizer_facts(tokenizer: Any) -> Dict[str, Any]:
 
     Returns:
         dict with name, max_tokens, bos_id, pad_id, eos_id, unk_id and sha256; of BEiT-3's, that of
-        its file, and clean_text; of Shapes', that of its words, one a line, and words, whose ids
-        begin after unk_id. Of others name and, as far as they have them, vocab_size and sha256 of
-        the file at their ``path``.
+        its file, and clean_text; of one with ``word_ids``, that of its words, one a line, and
+        words, whose ids begin after unk_id. Of others name and, as far as they have them,
+        vocab_size and sha256 of the file at their ``path``.
     """
     facts: Dict[str, Any] = {"name": type(tokenizer).__name__}
     if hasattr(tokenizer, "path"):
         facts["sha256"] = file_sha256(tokenizer.path)
     if isinstance(tokenizer, BEiT3Tokenizer):
         facts["clean_text"] = tokenizer.clean_text
-    elif isinstance(tokenizer, ShapesTokenizer):
+    elif hasattr(tokenizer, "word_ids"):
         words = list(tokenizer.word_ids)
         facts.update(sha256=hashlib.sha256("\n".join(words).encode()).hexdigest(), words=words)
     else:

@@ -5,11 +5,11 @@
   number must be what does not fit;
 * "unnamed": it names none of the classes ("the one on the left"), so nothing can be said.
 
-A file may state it as ``absent_kind`` beside the text. The Shapes generator knows it: "absent" is
-no object within one attribute of what is described, or of the anchor of a relation; "swap" (of one
-attribute) and "false" (number, rank or place) are look-alikes. Else a class is named if its name in
-``categories``, a word of `SYNONYMS`, or the plural of one stands in the text as whole words; of
-overlapping ones the longest counts ("hot dog" is no dog).
+A file may state it as ``absent_kind`` beside the text. The synthetic data have a finer
+``no_target_kind``: "absent" is no object within one attribute of what is described, or of the
+anchor of a relation; "swap" (of one attribute) and "false" (number, rank or place) are look-alikes.
+Else a class is named if its name in ``categories``, a word of `SYNONYMS`, or the plural of one
+stands in the text as whole words; of overlapping ones the longest counts ("hot dog" is no dog).
 
 Limits: every noun counts, also that of an anchor ("left of the dog"); adjectives are not told from
 nouns ("orange"); what is not annotated, and classes outside ``categories``, are not seen. Crowds
@@ -22,7 +22,7 @@ from typing import Any, Collection, Dict, Optional, Set
 from .common import RecordError, short
 
 KINDS = ("absent", "lookalike", "unnamed")
-_SHAPES_KINDS = {"absent": "absent", "swap": "lookalike", "false": "lookalike"}
+_SYNTHETIC_KINDS = {"absent": "absent", "swap": "lookalike", "false": "lookalike"}
 
 # Of the classes of COCO; regular plurals are made of them.
 _SYNONYMS = """
@@ -43,7 +43,7 @@ def stated_kind(record: Dict[str, Any]) -> Optional[str]:
     if kind is not None and kind not in KINDS:
         raise RecordError("absent_kind", f"expected one of {KINDS}, found {short(kind)}")
     made = record.get("no_target_kind")
-    return kind or (_SHAPES_KINDS.get(made) if isinstance(made, str) else None)
+    return kind or (_SYNTHETIC_KINDS.get(made) if isinstance(made, str) else None)
 
 
 class ClassNames:
