@@ -136,7 +136,7 @@ def render_result_images(
     folder.mkdir(parents=True, exist_ok=True)
     if index_path.is_file():
         earlier = json.loads(index_path.read_text(encoding="utf-8"))
-        for entry in earlier.get("images", earlier.get("pictures", ())):  # until December 2026
+        for entry in earlier.get("images", earlier.get("pictures", ())):  # of earlier versions
             (folder / Path(entry["file"]).name).unlink(missing_ok=True)
     mapper, visualizer = GroundingDatasetMapper(cfg, is_train=False), GroundingVisualizer()
     entries: List[Dict[str, Any]] = []

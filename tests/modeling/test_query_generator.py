@@ -9,8 +9,8 @@ from igvg_d2.modeling import build_query_generator
 from igvg_d2.modeling.backbone import VLFeatures
 from igvg_d2.modeling.losses import dice_loss, mask_bce_loss
 from igvg_d2.modeling.query_generator import select_points
+from igvg_d2.modeling.query_generator.point_guided import TextToImageAttention
 from igvg_d2.modeling.query_generator.selection import select_channels, select_text
-from igvg_d2.modeling.query_generator.text_to_image import TextToImageAttention
 from igvg_d2.modeling.transformer import PositionEmbeddingSine
 from igvg_d2.testing import random_targets, random_vl_features, tiny_cfg
 

@@ -60,7 +60,13 @@ class _Chooser(Choices):
 
 
 def device_facts(device: str, memory: float, num_processes: int) -> Dict[str, Any]:
-    """The fields ``device``, ``bf16`` and ``memory`` of :class:`Facts`; a memory of 0 is all."""
+    """The fields ``device``, ``bf16`` and ``memory`` of :class:`Facts`.
+
+    Args:
+        device: as ``MODEL.DEVICE``.
+        memory: GiB that a process may take; 0 for what the GPU has free, or a share of the host's.
+        num_processes: of the training run on this machine.
+    """
     kind, bf16 = torch.device(device).type, False
     if kind == "cuda":
         bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
