@@ -24,7 +24,7 @@ html_title = f"igvg_d2 {version}"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "docs/index"
 include_patterns = ["*.md", "datasets/README.md", "dev/README.md", "projects/**/README.md"]
-include_patterns += ["docs/**.md", "projects/IGVG/RESULTS.md"]
+include_patterns += ["docs/**.md", "projects/IGVG/RESULTS*.md"]
 # Runs, data and environments are not even listed.
 exclude_patterns = [".*", "build", "output", "datasets/*/**", "tests", "igvg_d2", "configs"]
 

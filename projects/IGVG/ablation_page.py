@@ -37,7 +37,7 @@ class Results:
             ValueError: they come from two states of the code, or of the data.
         """
         self.runs, self.done = runs, done
-        test = SETTINGS[dataset].test
+        self.tables, test = SETTINGS[dataset].tables, SETTINGS[dataset].test
         self.evaluated = {run: Evaluated.read(run.folder, test) for run in done}
         self.by_name = {(name, run.seed): run for run in done for name in run.configs}
         codes = {attempt["code"] for attempts in done.values() for attempt in attempts}
@@ -83,7 +83,7 @@ def write_page(path: Path, dataset: str, runs: Sequence[Run], done: Attempts) ->
     results = Results(runs, done, dataset)
     text = [f"# The paper's ablations on {dataset}: results", "", *_facts(results, dataset), ""]
     sections, verdicts = [], []
-    for key in SETTINGS[dataset].tables:
+    for key in results.tables:
         title, rows = TABLES[key]
         sections += [f"## {title}", "", *_values(results, rows), ""]
         if any(results.seeds(name) for row in rows for name in row.configs if name != FULL):
@@ -92,7 +92,12 @@ def write_page(path: Path, dataset: str, runs: Sequence[Run], done: Attempts) ->
             sections += [*_step_table(steps), ""]
         else:
             sections += ["Not run yet.", ""]
-    text += [*_summary(verdicts), "", *_figures(results, path, dataset), *sections]
+    text += [
+        *_summary(verdicts, results.tables),
+        "",
+        *_figures(results, path, dataset),
+        *sections,
+    ]
     missing = [str(run) for run in runs if run not in done]
     text += ["## Missing", "", ", ".join(missing) or "Nothing.", ""]
     write_atomically(str(path), "\n".join(text))
@@ -187,8 +192,8 @@ def _cell(found: Optional[Difference]) -> str:
     return text if found.paper is None else f"{text} ({found.paper:+.2f})"
 
 
-def _summary(verdicts: Sequence[Tuple[str, str, Row, Row, Dict]]) -> List[str]:
-    """Which of the paper's orders hold."""
+def _summary(verdicts: Sequence[Tuple], tables: Sequence[str]) -> List[str]:
+    """Which orders hold; verdicts are (table, kind, from row, to row, {metric: difference})."""
     lines = [
         "## What holds",
         "",
@@ -201,13 +206,9 @@ def _summary(verdicts: Sequence[Tuple[str, str, Row, Row, Dict]]) -> List[str]:
         "| table | steps x columns | hold | reversed | noise | tie in the paper | no number |",
         "|---|---|---|---|---|---|---|",
     ]
-    for table in ("5", "6", "7", "8"):
-        found = [
-            step[-1][metric]
-            for step in verdicts
-            if step[0] == table and step[1] == "step"
-            for metric in PAPER_METRICS
-        ]
+    for table in [name for name in ("5", "6", "7", "8") if name in tables]:
+        steps = [step[-1] for step in verdicts if step[:2] == (table, "step")]
+        found = [step[metric] for step in steps for metric in PAPER_METRICS]
         names = [item.verdict if item else "none" for item in found]
         counts = [names.count(kind) for kind in ("holds", "reversed", "noise", "tie", "none")]
         lines.append(f"| {table} | {len(found)} | {' | '.join(map(str, counts))} |")
@@ -221,9 +222,9 @@ def _summary(verdicts: Sequence[Tuple[str, str, Row, Row, Dict]]) -> List[str]:
         ]
         lines += ["", f"{word.capitalize()}: " + ("; ".join(found) or "none") + "."]
     lines += ["", "The full model against the other rows:", ""]
-    for table, metrics in _AIMS.items():
+    for table in [name for name in _AIMS if name in tables]:
         rows = TABLES[table][1]
-        for metric in metrics:
+        for metric in _AIMS[table]:
             to_full = {
                 step[2].name: step[-1][metric]
                 for step in verdicts
@@ -232,7 +233,7 @@ def _summary(verdicts: Sequence[Tuple[str, str, Row, Row, Dict]]) -> List[str]:
             found = {row.name: to_full[row.name] for row in rows if row.name in to_full}
             lines.append(f"- {TABLES[table][0]}, {metric}: {_best(found, len(rows) - 1)}")
     changes = {step[3].name: step[-1] for step in verdicts if step[1] == "change"}
-    return lines + _changes(changes)
+    return lines + (_changes(changes) if "findings" in tables else [])
 
 
 def _changes(changes: Mapping[str, Mapping[str, Optional[Difference]]]) -> List[str]:
@@ -309,7 +310,7 @@ def _draw_cover(results: Results, dataset: str) -> Optional[plt.Figure]:
 def _draw_curves(results: Results, dataset: str) -> Optional[plt.Figure]:
     """gIoU and F1score over iterations, a column per table."""
     seed = min(run.seed for run in results.runs)
-    tables = [k for k in TABLES if k != "findings" and _curves(results, k, seed, "gIoU")]
+    tables = [k for k in results.tables if k != "findings" and _curves(results, k, seed, "gIoU")]
     if not tables:
         return None
     figure, grid = plt.subplots(

@@ -1,4 +1,4 @@
-"""projects/IGVG/RESULTS.md: all rows, three seeds each, and a summary that fits its tables."""
+"""The pages of projects/IGVG: all rows, three seeds each, and a summary that fits its tables."""
 
 import re
 from collections import Counter
@@ -7,8 +7,15 @@ import pytest
 
 from tests.scripts import ROOT
 
-PAGE = (ROOT / "projects" / "IGVG" / "RESULTS.md").read_text(encoding="utf-8")
-SECTIONS = dict(re.findall(r"^## ([^,:\n]+)[^\n]*\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
+PAGES = {
+    name: (ROOT / "projects" / "IGVG" / f"{name}.md").read_text(encoding="utf-8")
+    for name in ("RESULTS", "RESULTS-shapes_twice")
+}
+SECTIONS, TWICE = (
+    dict(re.findall(r"^## ([^,:\n]+)[^\n]*\n(.*?)(?=^## |\Z)", page, re.M | re.S))
+    for page in PAGES.values()
+)
+NUMBERS = [(SECTIONS, number) for number in "5678"] + [(TWICE, "5")]
 
 
 def rows(text):
@@ -18,9 +25,13 @@ def rows(text):
     return [[[c.strip() for c in line.strip("|").split("|")] for line in table] for table in lines]
 
 
-@pytest.mark.parametrize("name", ["Table 5", "Table 6", "Table 7", "Table 8", "Fig. 4", "Findings"])
-def test_every_row_has_three_seeds_and_the_files_it_names(name):
-    values, differences = rows(SECTIONS[name])
+@pytest.mark.parametrize(
+    "sections, name",
+    [(SECTIONS, x) for x in ("Table 5", "Table 6", "Table 7", "Table 8", "Fig. 4", "Findings")]
+    + [(TWICE, "Table 5")],
+)
+def test_every_row_has_three_seeds_and_the_files_it_names(sections, name):
+    values, differences = rows(sections[name])
     findings = list((ROOT / "projects" / "IGVG" / "configs" / "findings").glob("*.yaml"))
     expected = {"Fig. 4": 3, "Findings": 1 + len(findings)}.get(name, 4)
     assert len(values) == expected and len(differences) >= len(values) - 1
@@ -31,12 +42,12 @@ def test_every_row_has_three_seeds_and_the_files_it_names(name):
             assert config == "full" or (ROOT / path).is_file()
 
 
-@pytest.mark.parametrize("number", ["5", "6", "7", "8"])
-def test_the_summary_counts_what_the_tables_say(number):
+@pytest.mark.parametrize("sections, number", NUMBERS)
+def test_the_summary_counts_what_the_tables_say(sections, number):
     # First the steps from row to row; the paper's columns are the first four.
-    steps = rows(SECTIONS[f"Table {number}"])[1][:3]
+    steps = rows(sections[f"Table {number}"])[1][:3]
     found = Counter(re.search("holds|reversed|noise|tie", c)[0] for r in steps for c in r[1:5])
-    summary = {row[0]: [int(cell) for cell in row[1:]] for row in rows(SECTIONS["What holds"])[0]}
+    summary = {row[0]: [int(cell) for cell in row[1:]] for row in rows(sections["What holds"])[0]}
     assert summary[number] == [12, *(found[k] for k in ("holds", "reversed", "noise", "tie")), 0]
 
 
@@ -65,7 +76,21 @@ def test_the_ledger_says_the_same():
     assert cells["text score mean"][4].startswith("+1.0 ") and "mask AP50 +1.0" in readme
 
 
-def test_figures_are_there():
-    figures = re.findall(r"\]\((images/[^)]+)\)", PAGE)
-    assert len(figures) == 2
+def test_the_readme_says_what_the_longer_runs_found():
+    readme = (ROOT / "projects" / "IGVG" / "README.md").read_text(encoding="utf-8")
+    said = re.search(r"At twice the length.*?\n\n", readme, re.S)[0].replace("\n", " ")
+    names = ("separate models", "+ multi-task", "+ instance-aware", "full model")
+    values = {row[0]: [cell.split(" ")[0] for cell in row[2:]] for row in rows(TWICE["Table 5"])[0]}
+    for metric, column in (("F1score", 0), ("box AP50", 5), ("gIoU", 2)):
+        *others, full = (values[name][column] for name in names)
+        assert f"{metric} {full} against {', '.join(others)}" in said
+    summary = TWICE["What holds"]
+    assert "F1score: above separate models, + multi-task, + instance-aware\n" in summary
+    assert "gIoU: not separable from separate models, + multi-task, + instance-aware\n" in summary
+
+
+@pytest.mark.parametrize("page, number", [("RESULTS", 2), ("RESULTS-shapes_twice", 1)])
+def test_figures_are_there(page, number):
+    figures = re.findall(r"\]\((images/[^)]+)\)", PAGES[page])
+    assert len(figures) == number
     assert all((ROOT / "projects" / "IGVG" / figure).is_file() for figure in figures)
