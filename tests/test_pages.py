@@ -21,7 +21,7 @@ def test_every_room_of_the_library_has_a_page():
 
 def test_every_document_has_a_place_in_the_index():
     index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
-    listed = {f"{name}.md" for name in re.findall(r"^\.\./([\w/]+)$", index, re.MULTILINE)}
+    listed = {f"{name}.md" for name in re.findall(r"^\.\./([\w/-]+)$", index, re.MULTILINE)}
     folders = (".", "datasets", "dev", "projects/*", "projects/*/*")
     ours = {path for folder in folders for path in ROOT.glob(f"{folder}/*.md")}
     assert listed == {path.relative_to(ROOT).as_posix() for path in ours}
