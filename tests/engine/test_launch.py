@@ -51,6 +51,7 @@ def work(folder, mode):
     ranks = comm.all_gather((comm.get_rank(), comm.get_local_rank(), os.getpid()))
     if comm.is_main_process():
         Path(folder, "ranks").write_text("\n".join(f"{r} {lr}" for r, lr, _ in ranks))
+        Path(folder, "workers").write_text(multiprocessing.get_start_method())
     if mode == "work":
         return
     if comm.get_rank() == 1:
@@ -77,6 +78,8 @@ def test_a_lost_process_ends_the_job(tmp_path, monkeypatch, mode, method, messag
         launch(work, 2, args=(str(tmp_path), mode), device="cpu", timeout=TIMEOUT)
     assert time.monotonic() - start < MAX_SECONDS
     assert (tmp_path / "ranks").read_text() == "0 0\n1 1"
+    # However a rank was started, its loaders start workers as those of a single process.
+    assert (tmp_path / "workers").read_text() == multiprocessing.get_all_start_methods()[0]
 
 
 def join_job(folder, arguments, environ):
