@@ -6,7 +6,7 @@ import numpy as np
 
 from .expressions import DIRECTIONS, VALUES, ExpressionPlan, resolve
 from .grammar import Description, Meaning
-from .scene import HELD_OUT_PAIRS, Scene
+from .scene import HELD_OUT_PAIRS, Scene, pick
 
 MAX_PROPOSALS = 60
 _LETTERS = {"s": "size", "c": "color", "h": "shape"}
@@ -21,7 +21,7 @@ def _describe(scene: Scene, index: int, pattern: str) -> Description:
 def _random_description(rng: np.random.Generator, pattern: str) -> Description:
     """Any combination of attribute values."""
     names = [_LETTERS[letter] for letter in pattern]
-    return Description(**{name: str(rng.choice(VALUES[name])) for name in names})
+    return Description(**{name: pick(rng, VALUES[name]) for name in names})
 
 
 def _swap_one(rng: np.random.Generator, description: Description) -> Description:
@@ -29,7 +29,7 @@ def _swap_one(rng: np.random.Generator, description: Description) -> Description
     values = {name: getattr(description, name) for name in VALUES}
     named = [name for name, value in values.items() if value]
     name = named[rng.integers(len(named))]
-    values[name] = str(rng.choice([value for value in VALUES[name] if value != values[name]]))
+    values[name] = pick(rng, [value for value in VALUES[name] if value != values[name]])
     return Description(**values)
 
 
@@ -125,7 +125,7 @@ def _propose(rng: np.random.Generator, scene: Scene, plan: ExpressionPlan) -> Op
     directions = {"size": ("largest", "smallest"), "distance": ("near", "far")}
     choices = directions.get(plan.form, DIRECTIONS)
     directed = plan.kind in ("order", "relation") or plan.form == "except_most"
-    direction = str(rng.choice(choices)) if directed else ""
+    direction = pick(rng, choices) if directed else ""
     return Meaning(plan.kind, plan.form, description, plan.plural, direction, plan.number, other)
 
 

@@ -1,6 +1,6 @@
 """Pixels of the shapes: masks from signed distances, and the painted image."""
 
-from typing import TYPE_CHECKING, Tuple
+from typing import TYPE_CHECKING, List, Tuple
 
 import numpy as np
 from PIL import Image
@@ -50,26 +50,26 @@ def _cross(length: float = 1.1, half: float = 0.37) -> np.ndarray:
 
 
 _POLYGONS = {
-    "square": _regular_polygon(4, EXTENTS["square"]),
-    "triangle": _regular_polygon(3, EXTENTS["triangle"]),
-    "star": _star(),
-    "cross": _cross(),
+    "square": _regular_polygon(4, EXTENTS["square"]).tolist(),
+    "triangle": _regular_polygon(3, EXTENTS["triangle"]).tolist(),
+    "star": _star().tolist(),
+    "cross": _cross().tolist(),
 }
 
 
-def _inside_polygon(x: np.ndarray, y: np.ndarray, vertices: np.ndarray) -> np.ndarray:
+def _inside_polygon(x: np.ndarray, y: np.ndarray, vertices: List[List[float]]) -> np.ndarray:
     """Even-odd rule: whether a ray from (x, y) to the right crosses an odd number of edges."""
     inside = np.zeros(x.shape, dtype=bool)
-    for (ax, ay), (bx, by) in zip(vertices, np.roll(vertices, -1, axis=0)):
+    for (ax, ay), (bx, by) in zip(vertices, vertices[1:] + vertices[:1]):
         if ay != by:
             inside ^= ((y >= ay) != (y >= by)) & (x - ax < (bx - ax) / (by - ay) * (y - ay))
     return inside
 
 
-def _polygon_distance(x: np.ndarray, y: np.ndarray, vertices: np.ndarray) -> np.ndarray:
+def _polygon_distance(x: np.ndarray, y: np.ndarray, vertices: List[List[float]]) -> np.ndarray:
     """Signed distance of the points (x, y) to a polygon: negative inside, same shape as ``x``."""
     squared = np.full(x.shape, np.inf)
-    for (ax, ay), (bx, by) in zip(vertices, np.roll(vertices, -1, axis=0)):
+    for (ax, ay), (bx, by) in zip(vertices, vertices[1:] + vertices[:1]):
         ex, ey = bx - ax, by - ay
         px, py = x - ax, y - ay
         along = np.clip((px * ex + py * ey) / (ex * ex + ey * ey), 0, 1)

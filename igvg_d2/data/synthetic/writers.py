@@ -19,7 +19,7 @@ from igvg_d2.io.processes import map_in_processes
 
 from .generator import GENERATOR_VERSION, SPLITS, SceneExpression, SplitConfig, generate_image
 from .render import SHAPES
-from .scene import Scene
+from .scene import Scene, visible_box
 
 IMAGE_FOLDER = os.path.join("images", "train2014")
 ANNOTATION_FOLDER = "grefcoco"
@@ -34,7 +34,10 @@ _STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
 
 def _boundary_edges(mask: np.ndarray) -> Dict[Tuple[int, int], List[int]]:
     """Directed pixel edges with the mask on their right: start corner (x, y) -> steps."""
-    padded = np.pad(mask, 1)
+    if not mask.any():
+        return {}
+    left, top, width, height = visible_box(mask)
+    padded = np.pad(mask[top : top + height, left : left + width], 1)
     inside = padded[1:-1, 1:-1]
     sides = (
         (inside & ~padded[:-2, 1:-1], 0, 0, 0),  # top edge, walked to the right
@@ -45,7 +48,7 @@ def _boundary_edges(mask: np.ndarray) -> Dict[Tuple[int, int], List[int]]:
     edges: Dict[Tuple[int, int], List[int]] = {}
     for edge, step, dx, dy in sides:
         for y, x in np.argwhere(edge).tolist():
-            edges.setdefault((x + dx, y + dy), []).append(step)
+            edges.setdefault((x + dx + left, y + dy + top), []).append(step)
     return edges
 
 
