@@ -74,8 +74,9 @@ train: data
 report: env
 	@"$(PY)" tools/make_report.py "$(OUTPUT)"
 
+# train writes the report itself, unless OPTS says that there are no images to show.
 demo: train
-	@$(MAKE) --no-print-directory report
+	@[ "$(OUTPUT)/report.html" -nt "$(OUTPUT)/metrics.json" ] || $(MAKE) --no-print-directory report
 
 test: env
 	OMP_NUM_THREADS=1 "$(PY)" -m pytest -n "$(JOBS)" --dist loadfile --no-loadscope-reorder $(TESTS)
